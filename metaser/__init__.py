@@ -1,0 +1,1 @@
+"""The model, its two fine-tuning stages, the engine, evaluation and export."""

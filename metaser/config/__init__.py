@@ -1,0 +1,1 @@
+"""The experiment as one typed tree."""

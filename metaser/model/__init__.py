@@ -1,0 +1,1 @@
+"""Encoder, Augmented Residual Integration, co-attention, heads."""

@@ -1,0 +1,1 @@
+"""Stages, engine, checkpoints."""

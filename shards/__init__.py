@@ -1,0 +1,1 @@
+"""Corpora stored as WebDataset shards, and shards turned into batches."""

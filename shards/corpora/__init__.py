@@ -1,0 +1,1 @@
+"""One module a corpus: how it lies on disk, turned into utterances."""

@@ -1,0 +1,131 @@
+"""What an utterance is, and how its parts are named inside a shard.
+
+An utterance is a key, audio, and whatever metadata its corpus knows. Absent metadata is `None`, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol
+from urllib.parse import quote
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from shards.errors import CorpusError
+
+SCHEMA_VERSION = 1
+RATE_HZ = 16_000
+"""Every shard stores audio at this rate, mono, 16 bit."""
+
+AUDIO_SUFFIX = "flac"
+META_SUFFIX = "json"
+MAX_KEY_PART_BYTES = 90
+
+SPLITS = ("train", "dev", "test")
+Split = Literal["train", "dev", "test"]
+
+
+class Utterance(BaseModel):
+    """One utterance's identity and metadata.
+
+    `speaker` is the corpus's own id here; the index qualifies it as `corpus:speaker`, so that two corpora's "03"
+    are two people.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    """Unique and stable, `corpus/...`, made by `make_key`."""
+    corpus: str
+    source: str | None = None
+    """The original name (relative path or id) before percent-encoding."""
+    text: str | None = None
+    language: str | None = None
+    """BCP 47, e.g. `de`."""
+    emotion: str | None = None
+    emotion_votes: dict[str, float] | None = None
+    """Share or number of annotators per label."""
+    valence: float | None = None
+    arousal: float | None = None
+    dominance: float | None = None
+    gender: str | None = None
+    """`female` or `male`, or the corpus's own further word."""
+    speaker: str | None = None
+    age: float | None = None
+    """Years."""
+    style: str | None = None
+    """`scripted` or `improvised`."""
+    intensity: str | None = None
+    session: str | None = None
+    dialogue: str | None = None
+    turn: str | None = None
+    split: Split | None = None
+    """The corpus's own split, where it has one."""
+    extra: dict[str, str | float | int | bool] = Field(default_factory=dict)
+
+
+METADATA_FIELDS = tuple(name for name in Utterance.model_fields if name not in ("key", "corpus", "source", "extra"))
+"""Fields that tasks, filters and splits may read."""
+
+
+class AudioSource(Protocol):
+    """Where an utterance's samples come from; must be picklable, because packing runs in several processes."""
+
+    def load(self) -> tuple[np.ndarray, int]:
+        """Return float32 samples, shape `(T,)` or `(T, channels)` in [-1, 1], and their rate in Hz.
+
+        Raises:
+            AudioError: if the audio is unreadable, truncated or empty.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SourceUtterance:
+    """An utterance and its audio as they lie in the original corpus."""
+
+    utterance: Utterance
+    audio: AudioSource
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something in a corpus that is not an utterance: a row without audio, audio without a row, an unknown label."""
+
+    source: str
+    """File or row as the user knows it."""
+    reason: str
+    """One sentence with the value in it."""
+    kind: str
+    """A short category to count by, e.g. `unknown label`."""
+
+
+def make_key(corpus: str, *parts: str) -> str:
+    """Return a key of `[A-Za-z0-9_/-]` and percent-encoded rest, so that no name can collide or escape.
+
+    Dots are encoded too: WebDataset cuts a member name at its first dot, which would merge `Ses01F.impro01` and
+    `Ses01F.impro02`.
+
+    Raises:
+        CorpusError: if a part is empty or longer than 90 bytes after encoding.
+    """
+    encoded = []
+    for part in (corpus, *parts):
+        safe = quote(part, safe="").replace(".", "%2E").replace("~", "%7E")
+        if not 0 < len(safe) <= MAX_KEY_PART_BYTES:
+            raise CorpusError(
+                f"each part of an utterance key must have 1 to {MAX_KEY_PART_BYTES} bytes, but {part!r} of corpus "
+                f"{corpus!r} encodes to {len(safe)}; rename it or give a shorter id"
+            )
+        encoded.append(safe)
+    return "/".join(encoded)
+
+
+_KEY_PATTERN = re.compile(r"(?:[A-Za-z0-9_%-]{1,90}/)+[A-Za-z0-9_%-]{1,90}")
+
+
+def is_key(text: str) -> bool:
+    """Return whether `text` is a well-formed utterance key."""
+    return _KEY_PATTERN.fullmatch(text) is not None
