@@ -1,0 +1,266 @@
+"""The experiment as one typed tree: what to train on what, in which stages, how fast.
+
+Where a job runs (nodes, GPUs, time) is not part of an experiment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from shards.config import DataConfig, Section
+from shards.labels import AGE_GROUPS, FOUR_EMOTIONS, GENDERS, STYLES
+
+# ---------------------------------------------------------------- model
+
+
+class LogMelEncoderConfig(Section):
+    """A small pre-norm transformer over log-mel frames, trained from scratch."""
+
+    kind: Literal["logmel"] = "logmel"
+    num_mels: PositiveInt = 80
+    width: PositiveInt = 144
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    feed_forward: PositiveInt = 576
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class HuggingFaceEncoderConfig(Section):
+    """A wav2vec 2.0, HuBERT, WavLM or data2vec-audio checkpoint: a local folder or a hub name, never code."""
+
+    kind: Literal["huggingface"]
+    name: str
+    revision: str | None = None
+    freeze_feature_encoder: bool = True
+    """Keep the CNN as it is and run it without autograd."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Replaces the checkpoint's hidden, attention and activation dropout; None keeps them."""
+
+
+EncoderConfig = Annotated[LogMelEncoderConfig | HuggingFaceEncoderConfig, Field(discriminator="kind")]
+
+AriForm = Literal["none", "weighted_sum", "task", "dense", "gated", "dense+task"]
+CoattentionForm = Literal["none", "concat", "cross", "frame_weights"]
+
+
+class AriConfig(Section):
+    """Augmented Residual Integration: how the layers' features reach the tasks."""
+
+    form: AriForm = "task"
+
+
+class CoattentionConfig(Section):
+    """How the emotion stream and the metadata streams meet."""
+
+    form: CoattentionForm = "cross"
+    width: PositiveInt = 256
+    num_heads: PositiveInt = 4
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class AdapterConfig(Section):
+    """Small trainable parts inside a frozen encoder; 0 leaves a part out."""
+
+    lora_rank: NonNegativeInt = 0
+    lora_alpha: PositiveFloat = 64.0
+    bottleneck: NonNegativeInt = 0
+    """Width of the bottleneck after each layer."""
+
+
+class SpecAugmentConfig(Section):
+    """Masks over the encoder's input frames during training; 0 masks draw none."""
+
+    num_time_masks: NonNegativeInt = 0
+    max_time_mask_frames: PositiveInt = 10
+    num_feature_masks: NonNegativeInt = 0
+    max_feature_mask: PositiveInt = 16
+
+
+class ModelConfig(Section):
+    """Encoder, ARI, co-attention and heads."""
+
+    encoder: EncoderConfig = LogMelEncoderConfig()
+    ari: AriConfig = AriConfig()
+    coattention: CoattentionConfig = CoattentionConfig()
+    adapters: AdapterConfig = AdapterConfig()
+    spec_augment: SpecAugmentConfig = SpecAugmentConfig()
+    pooling: Literal["mean", "attentive_statistics"] = "mean"
+    """How classification and regression heads see an utterance's frames."""
+    head_dropout: float = Field(default=0.1, ge=0, lt=1)
+    head_width: PositiveInt = 128
+    """Hidden width of the main task's classifier."""
+
+
+# ---------------------------------------------------------------- tasks
+
+_BUILT_IN_LABELS: dict[str, tuple[str, ...]] = {
+    "emotion": FOUR_EMOTIONS,
+    "gender": GENDERS,
+    "style": STYLES,
+    "age_group": AGE_GROUPS,
+    "intensity": ("normal", "strong"),
+}
+
+
+class CtcTask(Section):
+    """Recognise characters with CTC; the alphabet is that of the training text, case-folded."""
+
+    kind: Literal["ctc"]
+    name: str = "asr"
+    field: str = "text"
+
+
+class ClassificationTask(Section):
+    """Choose one of `labels`."""
+
+    kind: Literal["classification"]
+    name: str
+    field: str = ""
+    """Metadata field; empty means the task's name."""
+    labels: tuple[str, ...] = ()
+    """In the order of the logits. Empty: the built-in inventory of this field, or (`speaker`, `language`, `session`,
+    `extra.*`) the sorted values of the training set."""
+    class_weights: Literal["balanced"] | tuple[PositiveFloat, ...] | None = None
+    """`balanced` weighs by inverse frequency in the training set."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: dict[str, object]) -> dict[str, object]:
+        filled = dict(values)
+        filled["field"] = values.get("field") or values.get("name", "")
+        if not values.get("labels"):
+            filled["labels"] = _BUILT_IN_LABELS.get(str(filled["field"]), ())
+        return filled
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassificationTask:
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
+            raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
+        if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(self.labels):
+            raise ValueError(f"class_weights has {len(self.class_weights)} values for {len(self.labels)} labels")
+        return self
+
+
+class RegressionTask(Section):
+    """Predict numbers by squared error; CCC is the metric."""
+
+    kind: Literal["regression"]
+    name: str = "affect"
+    fields: tuple[str, ...] = ("valence", "arousal", "dominance")
+    offset: float = 0.0
+    scale: PositiveFloat = 1.0
+    """The model sees (value - offset) / scale."""
+
+
+TaskConfig = Annotated[CtcTask | ClassificationTask | RegressionTask, Field(discriminator="kind")]
+
+# ---------------------------------------------------------------- stages
+
+
+class LearningRates(Section):
+    """Peak learning rates by parameter group."""
+
+    encoder: NonNegativeFloat = 1e-5
+    heads: NonNegativeFloat = 1e-4
+    """Heads, co-attention and adapters."""
+    ari: NonNegativeFloat = 1e-2
+    """ARI's scalars: they start at zero, and Adam moves a scalar by about the rate per step."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each encoder layer's rate is the next upper layer's times this."""
+
+
+class ScheduleConfig(Section):
+    """Warm-up to the peak, then decay to `final_fraction` of it at the stage's last step."""
+
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    decay: Literal["linear", "cosine", "constant"] = "cosine"
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+
+
+class StageConfig(Section):
+    """What one fine-tuning stage trains, on which tasks, and for how long."""
+
+    name: str
+    train: tuple[str, ...]
+    """`encoder`, `encoder.layers.6-11`, `ari`, `heads`, `heads.NAME`, `coattention`, `adapters`."""
+    weights: dict[str, NonNegativeFloat]
+    """Loss weight per task; a task that is not named has weight 0."""
+    num_steps: PositiveInt
+    filter: str | None = None
+    """Expression over metadata, e.g. `emotion in ["anger", "neutral"] and duration_s < 20`."""
+    learning_rate: LearningRates = LearningRates()
+    schedule: ScheduleConfig = ScheduleConfig()
+    weight_decay: NonNegativeFloat = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    max_grad_norm: PositiveFloat = 1.0
+    eval_every_steps: PositiveInt = 100
+    save_every_steps: PositiveInt = 200
+    select: str = "loss"
+    """Dev metric that chooses the weights handed on: `loss` (weighted dev loss, lowest), or `TASK.METRIC`
+    (e.g. `emotion.ua`, highest)."""
+
+    @property
+    def weighted_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks with a positive weight."""
+        return tuple(name for name, weight in self.weights.items() if weight > 0)
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if not self.weighted_tasks:
+            raise ValueError(f"stage {self.name!r} must give some task a positive weight, got {self.weights}")
+        return self
+
+
+class ParallelConfig(Section):
+    """How the work is spread; may change between runs that continue one another."""
+
+    strategy: Literal["auto"] = "auto"
+    """`auto` is a single process, or DDP when a launcher started several."""
+    precision: Literal["float32", "bf16"] = "float32"
+    expected_num_processes: PositiveInt | None = None
+    """Refuse to start on any other number of processes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class CheckpointConfig(Section):
+    """What stays on disk."""
+
+    keep_last: PositiveInt = 2
+
+
+class ExperimentConfig(Section):
+    """Everything that decides what a run computes."""
+
+    output_dir: str
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    tasks: tuple[TaskConfig, ...]
+    main_task: str = "emotion"
+    """The task whose stream co-attends to the others."""
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    max_skipped_steps: PositiveInt = 20
+    """Non-finite steps in a row that stop the run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ExperimentConfig:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"task names must differ, got {names}")
+        if self.main_task not in names:
+            raise ValueError(f"main_task must be one of the tasks {names}, got {self.main_task!r}")
+        if self.model.coattention.form != "none" and len(names) < 2:
+            raise ValueError(
+                f"model.coattention.form {self.model.coattention.form!r} needs a second task beside "
+                f"{self.main_task!r}; add one or set the form to 'none'"
+            )
+        for stage in self.stages:
+            unknown = [name for name in stage.weights if name not in names]
+            if unknown:
+                raise ValueError(f"stage {stage.name!r} weighs unknown tasks {unknown}; the tasks are {names}")
+        return self

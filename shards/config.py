@@ -1,0 +1,83 @@
+"""What a user may set about data: which shards, which split, how batches are cut."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class Section(BaseModel):
+    """Base of every configuration section: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoredSplit(Section):
+    """The corpus's own split; where it has no dev part, whole training speakers are held out for it."""
+
+    policy: Literal["stored"] = "stored"
+    corpus: str | None = None
+    """Applies to this corpus only; None applies to all that no other rule names."""
+    num_dev_speakers: int = Field(default=0, ge=0)
+    """Training speakers moved to dev when the corpus has no dev part."""
+
+
+class LeaveOneOut(Section):
+    """One group (a speaker, a session) is the test set; the next `num_dev_groups` in order are dev."""
+
+    policy: Literal["leave_one_out"]
+    corpus: str | None = None
+    field: Literal["speaker", "session"] = "speaker"
+    fold: int = Field(default=0, ge=0)
+    """Index of the test group among the sorted groups."""
+    num_dev_groups: PositiveInt = 1
+
+
+class RandomSpeakers(Section):
+    """Speakers drawn by seed into test and dev, gender-balanced as far as possible."""
+
+    policy: Literal["random_speakers"]
+    corpus: str | None = None
+    num_test_speakers: PositiveInt = 2
+    num_dev_speakers: PositiveInt = 1
+    seed: int = 0
+
+
+SplitRule = Annotated[StoredSplit | LeaveOneOut | RandomSpeakers, Field(discriminator="policy")]
+
+
+class DataConfig(Section):
+    """Shards, split and schedule."""
+
+    shards: str | tuple[str, ...]
+    """A shard folder, or several that are read as one corpus."""
+    splits: tuple[SplitRule, ...] = (StoredSplit(),)
+    allow_speaker_overlap: bool = False
+    """Accept speakers that stand in more than one split; every result then carries the word."""
+    batch_utterances: PositiveInt = 16
+    """Utterances of one optimizer step, over all processes and accumulation slots."""
+    max_slot_s: PositiveFloat = 160.0
+    """Padded seconds one process forwards at once; more are cut into accumulation slots."""
+    pool_utterances: PositiveInt = 1600
+    """Utterances sorted by duration together before they are cut into steps."""
+    num_workers: int = Field(default=1, ge=0)
+    """Reader processes of each training process; 0 reads in the training process itself."""
+    worker_timeout_s: PositiveFloat = 300.0
+    """A reader that delivers nothing for so long is an error."""
+    max_bad_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of a stage's utterances that may turn out corrupt at reading before the run stops."""
+
+    @property
+    def shard_folders(self) -> tuple[str, ...]:
+        """The shard folders as a tuple."""
+        return (self.shards,) if isinstance(self.shards, str) else self.shards
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if not self.shard_folders:
+            raise ValueError("must name at least one shard folder, got an empty list")
+        named = [rule.corpus for rule in self.splits]
+        if len(set(named)) != len(named):
+            raise ValueError(f"splits must have one rule per corpus, got rules for {named}")
+        return self
