@@ -1,0 +1,40 @@
+"""Tasks with everything the data decides filled in: labels, alphabets, class weights.
+
+A configured task (`metaser.config.schema`) says what is wanted; a `TaskSpec` is what the model is built for and what is
+stored in its config.json.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shards.config import Section
+
+CTC_BLANK = 0
+CTC_UNKNOWN = 1
+CTC_SPECIAL = ("<blank>", "<unk>")
+
+
+class TaskSpec(Section):
+    """One task as the model knows it."""
+
+    name: str
+    kind: Literal["ctc", "classification", "regression"]
+    fields: tuple[str, ...]
+    """Metadata fields it reads: one for ctc and classification."""
+    labels: tuple[str, ...]
+    """classification: classes in logit order; ctc: `<blank>`, `<unk>`, then the alphabet; regression: the fields."""
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    offset: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head's output."""
+        return len(self.labels)
+
+
+def fold_text(text: str) -> str:
+    """Return `text` case-folded with single blanks: what CTC learns and what CER and WER compare."""
+    return " ".join(text.casefold().split())
