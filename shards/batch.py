@@ -1,0 +1,66 @@
+"""Decoded clips padded into the batch the model sees.
+
+Legend: B utterances, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One slot's audio. Labels are looked up by `items`; they never travel through reader processes."""
+
+    items_B: Int[Tensor, "B"]
+    """Positions in the schedule's list of utterances."""
+    wave_BT: Float[Tensor, "B T"]
+    """Zero-padded samples in [-1, 1]."""
+    num_samples_B: Int[Tensor, "B"]
+    valid_B: Bool[Tensor, "B"]
+    """False for a dummy and for a clip that could not be decoded: contributes nothing."""
+    problems: tuple[str, ...] = ()
+    """One sentence per clip that could not be decoded."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        return Batch(
+            self.items_B.to(device, non_blocking=True),
+            self.wave_BT.to(device, non_blocking=True),
+            self.num_samples_B.to(device, non_blocking=True),
+            self.valid_B.to(device, non_blocking=True),
+            self.problems,
+        )
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory."""
+        return Batch(
+            self.items_B.pin_memory(),
+            self.wave_BT.pin_memory(),
+            self.num_samples_B.pin_memory(),
+            self.valid_B.pin_memory(),
+            self.problems,
+        )
+
+
+def collate(
+    items: np.ndarray, clips: Sequence[np.ndarray], valid: Sequence[bool], problems: Sequence[str] = ()
+) -> Batch:
+    """Pad `clips` (float32, shape (T,) each) with zeros to the longest."""
+    lengths = [len(clip) for clip in clips]
+    wave_BT = np.zeros((len(clips), max(lengths)), dtype=np.float32)
+    for row, clip in zip(wave_BT, clips, strict=True):
+        row[: len(clip)] = clip
+    return Batch(
+        items_B=torch.from_numpy(np.asarray(items, dtype=np.int64)),
+        wave_BT=torch.from_numpy(wave_BT),
+        num_samples_B=torch.tensor(lengths, dtype=torch.int64),
+        valid_B=torch.tensor(list(valid), dtype=torch.bool),
+        problems=tuple(problems),
+    )
