@@ -40,18 +40,14 @@ class Schedule:
     and cut into steps, and the steps are shuffled. The last incomplete batch of an epoch is kept.
     """
 
-    def __init__(
-        self, num_samples: np.ndarray, *, batch_utterances: int, pool_utterances: int, seed: int
-    ) -> None:
+    def __init__(self, num_samples: np.ndarray, *, batch_utterances: int, pool_utterances: int, seed: int) -> None:
         """`num_samples` has shape (num_utterances,).
 
         Raises:
             PlanError: if there is no utterance.
         """
         if len(num_samples) == 0:
-            raise PlanError(
-                "a schedule needs at least one utterance, got none; check the split and the filter"
-            )
+            raise PlanError("a schedule needs at least one utterance, got none; check the split and the filter")
         self.num_samples = np.asarray(num_samples, dtype=np.int64)
         self.batch_utterances = batch_utterances
         self.pool_utterances = max(pool_utterances, batch_utterances)
@@ -145,15 +141,11 @@ def _split_largest(slots: list[np.ndarray], num_samples: np.ndarray, num_slots: 
     return slots
 
 
-def step_slots(
-    schedule: Schedule, step: int, *, rank: int, num_processes: int, max_slot_samples: int
-) -> list[Slot]:
+def step_slots(schedule: Schedule, step: int, *, rank: int, num_processes: int, max_slot_samples: int) -> list[Slot]:
     """Return the slots that `rank` forwards in the 0-based global `step`, one for each accumulation round."""
     items = schedule.items(step)
     rounds = cut_slots(schedule.num_samples[items], num_processes, max_slot_samples)
-    return [
-        Slot(items[slots[rank]]) if len(slots[rank]) else Slot(items[:1], is_dummy=True) for slots in rounds
-    ]
+    return [Slot(items[slots[rank]]) if len(slots[rank]) else Slot(items[:1], is_dummy=True) for slots in rounds]
 
 
 def evaluation_slots(

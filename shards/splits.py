@@ -36,9 +36,7 @@ class SplitAssignment:
         return np.flatnonzero(self.names == split)
 
 
-def assign_splits(
-    index: Index, rules: Sequence[SplitRule], *, allow_speaker_overlap: bool = False
-) -> SplitAssignment:
+def assign_splits(index: Index, rules: Sequence[SplitRule], *, allow_speaker_overlap: bool = False) -> SplitAssignment:
     """Return the split of every utterance of `index`, corpus by corpus.
 
     Raises:
@@ -51,17 +49,13 @@ def assign_splits(
     by_corpus = {rule.corpus: rule for rule in rules}
     absent = sorted(name for name in by_corpus if name is not None and name not in present)
     if absent:
-        raise SplitError(
-            f"data.splits names corpora {absent} that the shards do not hold; they hold {present}"
-        )
+        raise SplitError(f"data.splits names corpora {absent} that the shards do not hold; they hold {present}")
 
     names = np.full(len(index), "", dtype=object)
     for corpus in present:
         rule = by_corpus.get(corpus, by_corpus.get(None))
         if rule is None:
-            raise SplitError(
-                f"data.splits has no rule for corpus {corpus!r}; add one with `corpus: {corpus}`"
-            )
+            raise SplitError(f"data.splits has no rule for corpus {corpus!r}; add one with `corpus: {corpus}`")
         rows = np.flatnonzero(corpora == corpus)
         names[rows] = _apply(rule, corpus, index.take(rows))
     overlap = _shared_speakers(speakers, names)
@@ -106,9 +100,7 @@ def _stored(rule: StoredSplit, corpus: str, index: Index) -> list[str]:
     if "dev" in names or not rule.num_dev_speakers:
         return names
     speakers = index.values("speaker")
-    training = sorted(
-        {speaker for speaker, name in zip(speakers, names, strict=True) if name == "train" and speaker}
-    )
+    training = sorted({speaker for speaker, name in zip(speakers, names, strict=True) if name == "train" and speaker})
     if len(training) <= rule.num_dev_speakers:
         raise SplitError(
             f"num_dev_speakers must be below the number of training speakers of corpus {corpus!r} "

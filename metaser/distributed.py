@@ -1,0 +1,61 @@
+"""Who this process is among those that train together: the only reader of RANK and its relatives."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from metaser.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class DistInfo:
+    """This process's place in the job."""
+
+    rank: int
+    num_processes: int
+    local_rank: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks for all."""
+        return self.rank == 0
+
+
+def dist_info(environment: Mapping[str, str] = os.environ, *, expected_num_processes: int | None = None) -> DistInfo:
+    """Return this process's place, as a launcher (accelerate, torchrun, a SLURM job) has told it.
+
+    Raises:
+        TrainingError: if the variables are incomplete, or the number of processes is not the expected one.
+    """
+    given = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    if given["WORLD_SIZE"] is None and given["RANK"] is None:
+        info = DistInfo(rank=0, num_processes=1, local_rank=0)
+    else:
+        try:
+            info = DistInfo(
+                rank=int(given["RANK"] or ""),
+                num_processes=int(given["WORLD_SIZE"] or ""),
+                local_rank=int(given["LOCAL_RANK"] or ""),
+            )
+        except ValueError:
+            raise TrainingError(
+                f"RANK, WORLD_SIZE and LOCAL_RANK must be set together to integers, got {given}"
+            ) from None
+    if not 0 <= info.rank < info.num_processes:
+        raise TrainingError(f"RANK must be below WORLD_SIZE, got {info.rank} and {info.num_processes}")
+    if expected_num_processes is not None and info.num_processes != expected_num_processes:
+        raise TrainingError(
+            f"parallel.expected_num_processes is {expected_num_processes}, but {info.num_processes} were started; without "
+            "a GPU, `accelerate launch` needs --multi_gpu beside --num_processes to start more than one"
+        )
+    return info
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its launcher dies (Linux): `accelerate launch` would orphan it."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

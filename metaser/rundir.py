@@ -1,0 +1,108 @@
+"""Every path inside a run's folder, and the lock that keeps two writers out of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from metaser.errors import RunError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved experiment."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Git state, package versions and machine of every start."""
+        return self.root / "environment.json"
+
+    @property
+    def log(self) -> Path:
+        """What the training said."""
+        return self.root / "train.log"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per optimizer step and per evaluation."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The same numbers as TensorBoard events."""
+        return self.root / "tensorboard"
+
+    @property
+    def best(self) -> Path:
+        """The exported model with the best dev metric of the last stage."""
+        return self.root / "best"
+
+    @property
+    def report(self) -> Path:
+        """The evaluation on the test split."""
+        return self.root / "report"
+
+    def checkpoints(self, stage: int) -> Path:
+        """The checkpoints of the 1-based `stage`."""
+        return self.root / f"stage{stage}" / "checkpoints"
+
+    def is_run(self) -> bool:
+        """Return whether a training has started here."""
+        return self.config.is_file()
+
+
+def existing_run(path: str | Path) -> RunDir:
+    """Return the run at `path`.
+
+    Raises:
+        RunError: if it does not exist or is not a run's folder.
+    """
+    run = RunDir(Path(path))
+    if not run.root.is_dir():
+        raise RunError(f"RUN must be a run's folder, but {str(path)!r} does not exist")
+    if not run.is_run():
+        raise RunError(f"RUN must be a run's folder, but {str(path)!r} holds no config.yaml")
+    return run
+
+
+class RunLock:
+    """An exclusive hold on a run's folder for as long as the process lives."""
+
+    def __init__(self, run: RunDir) -> None:
+        """Take the lock.
+
+        Raises:
+            RunError: if another process holds it, naming host and process, or the folder cannot be written.
+        """
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            self._file = (run.root / ".lock").open("a+")
+        except OSError as error:
+            raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "an unknown process"
+            self._file.close()
+            raise RunError(
+                f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give the folder free."""
+        self._file.close()

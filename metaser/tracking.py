@@ -1,0 +1,90 @@
+"""The numbers of a training: `metrics.jsonl`, and TensorBoard events made from the same lines.
+
+`metrics.jsonl` is the truth. A resumed run cuts it back to its checkpoint and writes the TensorBoard events anew from
+what is left, so that every (stage, step) stands exactly once in both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from metaser.errors import RunError
+from metaser.rundir import RunDir
+
+Line = dict[str, Any]
+
+
+def read_metrics(path: Path) -> Iterator[Line]:
+    """Yield the lines of a `metrics.jsonl`; a torn last line (the writer was killed) is left out.
+
+    Raises:
+        RunError: if any other line is not JSON.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                return
+            raise RunError(f"line {number} of {path} must be JSON, got {line[:60]!r}") from None
+
+
+class Tracker:
+    """Writes the lines of one run; only the main process has one."""
+
+    def __init__(self, run: RunDir, *, stage: int, step: int) -> None:
+        """Continue after the 1-based `stage` and its `step` (0: before its first), dropping what lies beyond."""
+        kept = [line for line in read_metrics(run.metrics) if (line["stage"], line["step"]) <= (stage, step)]
+        _write_lines(run.metrics, kept)
+        shutil.rmtree(run.tensorboard, ignore_errors=True)
+        self._writer = SummaryWriter(str(run.tensorboard), flush_secs=10)
+        self._stage_offsets: dict[int, int] = {}
+        self._last_step = 0
+        for line in kept:
+            self._to_tensorboard(line)
+        self._file = run.metrics.open("a")
+
+    def log(self, line: Line) -> None:
+        """Write one line; `stage` and `step` must be in it."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._to_tensorboard(line)
+
+    def close(self) -> None:
+        """Flush and close both files."""
+        self._file.close()
+        self._writer.close()
+
+    def _to_tensorboard(self, line: Line) -> None:
+        stage, step = line["stage"], line["step"]
+        offset = self._stage_offsets.setdefault(stage, self._last_step)
+        self._last_step = offset + step
+        for name, value in _scalars({key: value for key, value in line.items() if key not in ("stage", "step")}):
+            self._writer.add_scalar(f"stage{stage}/{name}", value, self._last_step)
+
+
+def _scalars(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield prefix + name, float(value)
+
+
+def _write_lines(path: Path, lines: list[Line]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
