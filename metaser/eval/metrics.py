@@ -1,0 +1,255 @@
+"""From per-utterance results to the numbers a task is judged by; plain Python in and out, no model.
+
+All rates are fractions. Sums are exact (`math.fsum`), so no number depends on the order in which utterances arrive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metaser.errors import ConfigError, TrainingError
+from metaser.tasks import TaskSpec, fold_text
+
+HEADLINE_METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("wa", "ua", "macro_f1"),
+    "ctc": ("wer", "cer"),
+    "regression": ("ccc", "mse"),
+}
+"""The numbers a table shows for each kind of task."""
+
+MIN_SPEAKERS_FOR_INTERVAL = 5
+
+_HIGHER_IS_BETTER = {
+    "ua": True,
+    "wa": True,
+    "macro_f1": True,
+    "ccc": True,
+    "wer": False,
+    "cer": False,
+    "mse": False,
+    "loss": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What the model said about one utterance in one task, beside what is true."""
+
+    reference: str | tuple[float | None, ...] | None
+    """Label, transcript or numbers (a single number may be missing); None where the utterance has no label."""
+    prediction: str | tuple[float, ...]
+    probabilities: tuple[float, ...] | None
+    """classification: in the order of `TaskSpec.labels`; None for the other kinds."""
+    loss: float | None
+    """None where the utterance has no label."""
+
+
+@dataclass(frozen=True, slots=True)
+class UtteranceResult:
+    """All tasks' results of one utterance, and what it may be grouped by."""
+
+    key: str
+    corpus: str
+    speaker: str | None
+    groups: dict[str, str | None]
+    """E.g. gender, age_group, language, corpus; None where the metadata does not say."""
+    duration_s: float
+    tasks: dict[str, TaskResult]
+    """One entry per task, labelled or not."""
+
+
+def task_metrics(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str, Any] | None:
+    """Return one task's metrics over the utterances that have its label, or None when none has.
+
+    Every kind has `num_utterances` and `loss` (mean per utterance; None without losses). Beside them:
+
+    - classification: `wa` (accuracy), `ua` and `macro_f1` (means over `classes`, the labels that occur in the
+      reference), `recall` of each of these, and `confusion`, whose rows (reference) and columns (prediction) are
+      all `labels`.
+    - ctc: `wer` and `cer` of case-folded text, errors of the whole set over its length. An empty transcript is no label.
+    - regression: `ccc_by_field` (Lin's concordance correlation), `ccc` (their mean), `mse` over all present numbers.
+      The coefficient of a field whose reference never varies is None, and `ccc_reason` says so.
+
+    Raises:
+        TrainingError: if a loss is not finite.
+    """
+    labelled = [result for result in results if _has_label(spec, result.tasks[spec.name])]
+    if not labelled:
+        return None
+    pairs = [result.tasks[spec.name] for result in labelled]
+    measure = {"classification": _classification, "ctc": _ctc, "regression": _regression}[spec.kind]
+    return {"num_utterances": len(pairs), "loss": _mean_loss(spec, labelled), **measure(spec, pairs)}
+
+
+def ua_interval_95(
+    spec: TaskSpec, results: Sequence[UtteranceResult], seed: int = 0, num_resamples: int = 1000
+) -> tuple[list[float] | None, str | None]:
+    """Return the 95 % percentile bootstrap interval of UA, resampling speakers, or None and the reason.
+
+    Utterances of one speaker are not independent, so speakers are drawn with replacement and each brings all its
+    utterances. A resample's UA averages the classes present in it.
+
+    Args:
+        spec: a classification task.
+        results: utterances of any order; those without the task's label are left out.
+        seed: seed of the draws.
+        num_resamples: number of draws.
+    """
+    labelled = [result for result in results if _has_label(spec, result.tasks[spec.name])]
+    num_unknown = sum(result.speaker is None for result in labelled)
+    if num_unknown:
+        return None, f"{num_unknown} of {len(labelled)} utterances have no speaker"
+    speakers = sorted({(result.corpus, str(result.speaker)) for result in labelled})
+    if len(speakers) < MIN_SPEAKERS_FOR_INTERVAL:
+        return None, f"resampling needs at least {MIN_SPEAKERS_FOR_INTERVAL} speakers, there are {len(speakers)}"
+
+    row_of = {speaker: row for row, speaker in enumerate(speakers)}
+    column_of = {label: column for column, label in enumerate(spec.labels)}
+    total_SC = np.zeros((len(speakers), len(spec.labels)))
+    correct_SC = np.zeros_like(total_SC)
+    for result in labelled:
+        task = result.tasks[spec.name]
+        cell = row_of[result.corpus, str(result.speaker)], column_of[str(task.reference)]
+        total_SC[cell] += 1
+        correct_SC[cell] += task.prediction == task.reference
+
+    even = np.full(len(speakers), 1 / len(speakers))
+    draws_RS = np.random.default_rng(seed).multinomial(len(speakers), even, size=num_resamples)
+    total_RC = draws_RS @ total_SC
+    recall_RC = (draws_RS @ correct_SC) / np.maximum(total_RC, 1)
+    ua_R = recall_RC.sum(axis=1) / (total_RC > 0).sum(axis=1)
+    return [float(bound) for bound in np.quantile(ua_R, (0.025, 0.975))], None
+
+
+def evaluate_results(
+    specs: Sequence[TaskSpec], results: Sequence[UtteranceResult], *, weights: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Return `{"tasks": {name: metrics}, "loss": weighted sum of the tasks' mean losses}`.
+
+    Tasks without a label are left out of both. The loss is None without `weights` or when no weighted task has a label.
+    """
+    measured = {spec.name: task_metrics(spec, results) for spec in specs}
+    tasks = {name: metrics for name, metrics in measured.items() if metrics is not None}
+    terms = [
+        weight * tasks[name]["loss"]
+        for name, weight in (weights or {}).items()
+        if weight > 0 and name in tasks and tasks[name]["loss"] is not None
+    ]
+    return {"tasks": tasks, "loss": math.fsum(terms) if terms else None}
+
+
+def selected_value(metrics: Mapping[str, Any], select: str) -> tuple[float, bool]:
+    """Return the value in `evaluate_results`' metrics that `select` names, and whether higher is better.
+
+    Args:
+        metrics: what `evaluate_results` returned.
+        select: `loss`, or `TASK.METRIC` such as `emotion.ua`.
+
+    Raises:
+        ConfigError: if there is no such value.
+    """
+    values = {"loss": metrics["loss"]}
+    for task, numbers in metrics["tasks"].items():
+        values |= {f"{task}.{name}": numbers[name] for name in _HIGHER_IS_BETTER if name in numbers}
+    if values.get(select) is None:
+        known = ", ".join(name for name, value in values.items() if value is not None)
+        raise ConfigError(
+            f"select must name a metric that the dev set yields ({known or 'none: it has no labels'}), got {select!r}; "
+            "name one of these or give the dev set the labels it needs"
+        )
+    return float(values[select]), _HIGHER_IS_BETTER[select.rpartition(".")[2]]
+
+
+def _has_label(spec: TaskSpec, task: TaskResult) -> bool:
+    if task.reference is None:
+        return False
+    if isinstance(task.reference, tuple):
+        return any(number is not None for number in task.reference)
+    return spec.kind != "ctc" or bool(fold_text(task.reference))
+
+
+def _mean_loss(spec: TaskSpec, labelled: Sequence[UtteranceResult]) -> float | None:
+    losses = []
+    for result in labelled:
+        loss = result.tasks[spec.name].loss
+        if loss is None:
+            continue
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of task {spec.name!r} must be finite, got {loss} on {result.key}; the weights have "
+                "diverged: lower the learning rate or go back to an earlier checkpoint"
+            )
+        losses.append(loss)
+    return math.fsum(losses) / len(losses) if losses else None
+
+
+def _classification(spec: TaskSpec, pairs: Sequence[TaskResult]) -> dict[str, Any]:
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    references = [str(task.reference) for task in pairs]
+    predictions = [str(task.prediction) for task in pairs]
+    labels = list(spec.labels)
+    present = set(references)
+    classes = [label for label in labels if label in present]
+    _, recall, f1, _ = precision_recall_fscore_support(references, predictions, labels=classes, zero_division=0)
+    confusion = confusion_matrix(references, predictions, labels=labels)
+    return {
+        "wa": float(np.trace(confusion)) / len(pairs),
+        "ua": float(np.mean(recall)),
+        "macro_f1": float(np.mean(f1)),
+        "recall": {label: float(share) for label, share in zip(classes, recall, strict=True)},
+        "classes": classes,
+        "labels": labels,
+        "confusion": confusion.tolist(),
+    }
+
+
+def _ctc(spec: TaskSpec, pairs: Sequence[TaskResult]) -> dict[str, Any]:
+    import jiwer
+
+    references = [fold_text(str(task.reference)) for task in pairs]
+    predictions = [fold_text(str(task.prediction)) for task in pairs]
+    return {
+        "wer": float(jiwer.wer(references, predictions)),
+        "cer": float(jiwer.cer(references, predictions)),
+    }
+
+
+def _regression(spec: TaskSpec, pairs: Sequence[TaskResult]) -> dict[str, Any]:
+    ccc_by_field: dict[str, float | None] = {}
+    squared_errors: list[float] = []
+    for column, field in enumerate(spec.fields):
+        present = [
+            (float(task.reference[column]), float(task.prediction[column]))  # type: ignore[arg-type]
+            for task in pairs
+            if task.reference is not None and task.reference[column] is not None
+        ]
+        ccc_by_field[field] = _concordance(present)
+        squared_errors += [(predicted - true) ** 2 for true, predicted in present]
+    defined = [value for value in ccc_by_field.values() if value is not None]
+    undefined = [field for field, value in ccc_by_field.items() if value is None]
+    metrics: dict[str, Any] = {
+        "ccc": math.fsum(defined) / len(defined) if defined else None,
+        "ccc_by_field": ccc_by_field,
+        "mse": math.fsum(squared_errors) / len(squared_errors),
+    }
+    if undefined:
+        metrics["ccc_reason"] = f"fewer than two different reference values in {', '.join(undefined)}"
+    return metrics
+
+
+def _concordance(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Lin 1989, population moments; pairs are (reference, prediction)."""
+    if len({true for true, _ in pairs}) < 2:
+        return None
+    num = len(pairs)
+    mean_true = math.fsum(true for true, _ in pairs) / num
+    mean_predicted = math.fsum(predicted for _, predicted in pairs) / num
+    covariance = math.fsum((true - mean_true) * (predicted - mean_predicted) for true, predicted in pairs) / num
+    spread = math.fsum((true - mean_true) ** 2 + (predicted - mean_predicted) ** 2 for true, predicted in pairs) / num
+    return 2 * covariance / (spread + (mean_true - mean_predicted) ** 2)

@@ -1,0 +1,263 @@
+"""The report of an evaluation: one dict, written as JSON, Markdown and CSV, and shown as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from metaser.errors import TrainingError
+from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult, task_metrics, ua_interval_95
+from metaser.tasks import TaskSpec
+
+UNKNOWN_GROUP = "(unknown)"
+"""Where utterances stand whose metadata does not name their group."""
+
+_TITLES = {
+    "wa": "WA",
+    "ua": "UA",
+    "macro_f1": "macro-F1",
+    "wer": "WER",
+    "cer": "CER",
+    "ccc": "CCC",
+    "mse": "MSE",
+}
+_INTERVAL_TITLE = "UA, 95 % interval"
+
+
+def build_report(
+    specs: Sequence[TaskSpec],
+    main_task: str,
+    results: Sequence[UtteranceResult],
+    *,
+    split: str,
+    protocol: dict[str, Any],
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    """Return everything `report.json` holds.
+
+    Keys: `split`, `num_utterances`, `main_task`, `tasks` (per task its metrics, for classification with `ua_interval_95`
+    and, where that is None, `ua_interval_reason`; tasks that no utterance has a label for are left out), `groups` (per
+    group field and value, the number of utterances with the main task's label and its headline metrics), `protocol`
+    and `run`.
+
+    Args:
+        specs: the model's tasks.
+        main_task: name of the task that groups are compared by.
+        results: every utterance of the split once; several folds' results may be pooled.
+        split: `train`, `dev` or `test`.
+        protocol: how the split was made; `speaker_overlap` (bool) says whether its speakers were trained on.
+        run: what was evaluated.
+
+    Raises:
+        TrainingError: if an utterance occurs twice or there is none.
+    """
+    if not results:
+        raise TrainingError(f"split {split!r} must hold at least one utterance, got 0; choose another split or shards")
+    repeated = sorted(key for key, count in Counter(result.key for result in results).items() if count > 1)
+    if repeated:
+        raise TrainingError(
+            f"every utterance must be counted exactly once, but {len(repeated)} came more than once, the first being "
+            f"{repeated[0]}; evaluate each utterance in one process and one fold only"
+        )
+    tasks = {}
+    for spec in specs:
+        metrics = task_metrics(spec, results)
+        if metrics is None:
+            continue
+        if spec.kind == "classification":
+            metrics["ua_interval_95"], reason = ua_interval_95(spec, results)
+            if reason is not None:
+                metrics["ua_interval_reason"] = reason
+        tasks[spec.name] = metrics
+    main_spec = next(spec for spec in specs if spec.name == main_task)
+    return {
+        "split": split,
+        "num_utterances": len(results),
+        "main_task": main_task,
+        "tasks": tasks,
+        "groups": _group_tables(main_spec, results),
+        "protocol": protocol,
+        "run": run,
+    }
+
+
+def write_report(
+    folder: Path, report: Mapping[str, Any], results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]
+) -> None:
+    """Write `report.json`, `report.md` and `predictions.csv` into `folder`, each complete or not at all.
+
+    The same report and results, in any order, give the same bytes.
+
+    Args:
+        folder: made if missing.
+        report: what `build_report` returned.
+        results: the utterances it was built from, one CSV row each, sorted by key.
+        specs: the model's tasks, which decide the CSV's columns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    _write_whole(folder / "report.json", text + "\n")
+    _write_whole(folder / "report.md", _markdown(report))
+    _write_whole(folder / "predictions.csv", _predictions_csv(results, specs))
+
+
+def render_table(report: Mapping[str, Any], main_task: str, console: Console) -> None:
+    """Print the tasks' metrics, the main task first, and the main task's recall per class."""
+    header, rows = _task_rows(report, main_task)
+    table = Table(title=escape(_headline(report)), title_justify="left")
+    for column, title in enumerate(header):
+        table.add_column(title, justify="left" if column == 0 else "right")
+    for row in rows:
+        table.add_row(*map(escape, row), style="bold" if row[0] == main_task else None)
+    console.print(table)
+    for line in _interval_notes(report, main_task):
+        console.print(escape(line), highlight=False)
+
+    recall_rows = _recall_rows(report, main_task)
+    if recall_rows:
+        recalls = Table(title=escape(f"{main_task}: recall per class"), title_justify="left")
+        recalls.add_column("class")
+        recalls.add_column("utterances", justify="right")
+        recalls.add_column("recall", justify="right")
+        for row in recall_rows:
+            recalls.add_row(*map(escape, row))
+        console.print(recalls)
+
+
+def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str, dict[str, dict[str, Any]]]:
+    fields = sorted({field for result in results for field in result.groups})
+    tables = {}
+    for field in fields:
+        members: dict[str, list[UtteranceResult]] = {}
+        for result in results:
+            members.setdefault(result.groups.get(field) or UNKNOWN_GROUP, []).append(result)
+        if set(members) == {UNKNOWN_GROUP}:
+            continue
+        measured = {value: task_metrics(spec, members[value]) for value in sorted(members)}
+        tables[field] = {
+            value: {name: metrics[name] for name in ("num_utterances", *HEADLINE_METRICS[spec.kind])}
+            for value, metrics in measured.items()
+            if metrics is not None
+        }
+    return tables
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    speakers = "speaker overlap" if report["protocol"]["speaker_overlap"] else "unseen speakers"
+    return f"{report['split']}: {report['num_utterances']} utterances, {speakers}"
+
+
+def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], list[list[str]]]:
+    """Return column titles and one row of text per task; a metric that no task has gets no column."""
+    tasks = report["tasks"]
+    names = [name for name in (main_task, *tasks) if name in tasks]
+    names = list(dict.fromkeys(names))
+    shown = [metric for metric in _TITLES if any(metric in tasks[name] for name in names)]
+    has_interval = any(tasks[name].get("ua_interval_95") for name in names)
+    header = ["task", "utterances", *(_TITLES[metric] for metric in shown)]
+    rows = []
+    for name in names:
+        numbers = (_number(tasks[name].get(metric)) for metric in shown)
+        rows.append([name, str(tasks[name]["num_utterances"]), *numbers])
+    if has_interval:
+        header.append(_INTERVAL_TITLE)
+        for name, row in zip(names, rows, strict=True):
+            bounds = tasks[name].get("ua_interval_95")
+            row.append(f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "-")
+    return header, rows
+
+
+def _recall_rows(report: Mapping[str, Any], main_task: str) -> list[list[str]]:
+    metrics = report["tasks"].get(main_task, {})
+    num_of = dict(zip(metrics.get("labels", ()), map(sum, metrics.get("confusion", ())), strict=True))
+    return [[label, str(num_of[label]), _number(share)] for label, share in metrics.get("recall", {}).items()]
+
+
+def _interval_notes(report: Mapping[str, Any], main_task: str) -> list[str]:
+    reason = report["tasks"].get(main_task, {}).get("ua_interval_reason")
+    return [f"no interval for {main_task}: {reason}"] if reason else []
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _markdown(report: Mapping[str, Any]) -> str:
+    main_task = report["main_task"]
+    lines = ["# Evaluation", "", f"{_headline(report)}.", "", *_markdown_table(*_task_rows(report, main_task))]
+    for note in _interval_notes(report, main_task):
+        lines += ["", f"{note}."]
+    recall_rows = _recall_rows(report, main_task)
+    if recall_rows:
+        lines += ["", f"## Recall of {main_task}", "", *_markdown_table(["class", "utterances", "recall"], recall_rows)]
+        metrics = report["tasks"][main_task]
+        rows = [
+            [label, *map(str, counts)] for label, counts in zip(metrics["labels"], metrics["confusion"], strict=True)
+        ]
+        header = ["reference \\ predicted", *metrics["labels"]]
+        lines += ["", f"## Confusion of {main_task}", "", *_markdown_table(header, rows)]
+    for field, groups in report["groups"].items():
+        shown = [metric for metric in _TITLES if all(metric in group for group in groups.values())]
+        rows = [
+            [value, str(group["num_utterances"]), *(_number(group[metric]) for metric in shown)]
+            for value, group in groups.items()
+        ]
+        header = [field, "utterances", *(_TITLES[metric] for metric in shown)]
+        lines += ["", f"## {main_task} by {field}", "", *_markdown_table(header, rows)]
+    for title in ("protocol", "run"):
+        if report[title]:
+            lines += ["", f"## {title.capitalize()}", ""]
+            lines += [f"- {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in report[title].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|") if cells is not rule else cell for cell in cells) + " |"
+        for cells in (header, rule, *rows)
+    ]
+
+
+def _predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]) -> str:
+    header = ["key", "corpus", "speaker"]
+    for spec in specs:
+        parts = [f".{field}" for field in spec.fields] if spec.kind == "regression" else [""]
+        header += [f"{spec.name}.{side}{part}" for part in parts for side in ("reference", "prediction")]
+        if spec.kind == "classification":
+            header += [f"{spec.name}.probability.{label}" for label in spec.labels]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for result in sorted(results, key=lambda result: result.key):
+        row: list[str | None] = [result.key, result.corpus, result.speaker]
+        for spec in specs:
+            row += _csv_cells(spec, result)
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def _csv_cells(spec: TaskSpec, result: UtteranceResult) -> list[str | None]:
+    task = result.tasks[spec.name]
+    if spec.kind == "regression":
+        references = task.reference or (None,) * len(spec.fields)
+        pairs = zip(references, task.prediction, strict=True)
+        return [None if value is None else f"{value:.6g}" for pair in pairs for value in pair]
+    shares = [f"{share:.6g}" for share in task.probabilities or ()]
+    return [_text(task.reference), _text(task.prediction), *shares]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

@@ -1,0 +1,73 @@
+"""Small trainable parts inside a frozen encoder: LoRA on the attention's projections, bottlenecks after the layers.
+
+Both start as the identity: a model with fresh adapters computes what it computed without them.
+
+Legend: B utterances, L frames, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from metaser.model.encoder import LayerMix, SpeechEncoder
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj")
+
+
+def add_lora(encoder: SpeechEncoder, rank: int, alpha: float) -> None:
+    """Put a low-rank update beside every query, key and value projection (Hu et al. 2021), in place.
+
+    Every parameter keeps its `requires_grad`; what is frozen is the caller's decision.
+    """
+    trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS))
+    inject_adapter_in_model(config, encoder)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+
+
+def is_lora(parameter_name: str) -> bool:
+    """Return whether the parameter of that name belongs to LoRA."""
+    return ".lora_" in parameter_name
+
+
+class Bottleneck(nn.Module):
+    """`h + up(gelu(down(LN(h))))` with `up` zero at the start (Houlsby et al. 2019)."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        # The raw outputs of deep pre-norm layers grow with depth, hence a norm of its own.
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, bottleneck)
+        self.activation = nn.GELU()
+        self.up = nn.Linear(bottleneck, width)
+
+    def reset_parameters(self) -> None:
+        """Make the bottleneck the identity."""
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, frames_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Return the adapted frames."""
+        adapted_BLD: Tensor = frames_BLD + self.up(self.activation(self.down(self.norm(frames_BLD))))
+        return adapted_BLD
+
+
+class Bottlenecks(nn.ModuleList):
+    """One bottleneck per encoder layer."""
+
+    def __init__(self, num_layers: int, width: int, bottleneck: int) -> None:
+        super().__init__(Bottleneck(width, bottleneck) for _ in range(num_layers))
+
+    def before(self, mix: LayerMix | None) -> LayerMix:
+        """Return a mix that adapts every layer's output and hands it to `mix`."""
+
+        def adapted(layer: int, earlier: Sequence[Tensor], output_BLD: Tensor) -> Tensor:
+            output_BLD = self[layer - 1](output_BLD)
+            return output_BLD if mix is None else mix(layer, earlier, output_BLD)
+
+        return adapted

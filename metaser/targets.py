@@ -1,0 +1,154 @@
+"""Metadata turned into what losses compare with; an absent label stays absent and contributes nothing.
+
+Legend: B utterances, U target characters, F regression fields.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask, TaskConfig
+from metaser.errors import TrainingError
+from metaser.tasks import CTC_SPECIAL, CTC_UNKNOWN, TaskSpec, fold_text
+from shards.manifest import Index
+
+
+def resolve_tasks(tasks: Sequence[TaskConfig], training: Index) -> tuple[TaskSpec, ...]:
+    """Fill in what the training utterances decide: alphabets, open label sets, class weights.
+
+    Raises:
+        TrainingError: if a training label is not among a task's labels, or a label set cannot be made.
+    """
+    return tuple(_resolve(task, training) for task in tasks)
+
+
+def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
+    if isinstance(task, CtcTask):
+        characters = sorted({char for text in training.values(task.field) if text for char in fold_text(text)})
+        return TaskSpec(name=task.name, kind="ctc", fields=(task.field,), labels=(*CTC_SPECIAL, *characters))
+    if isinstance(task, RegressionTask):
+        return TaskSpec(
+            name=task.name,
+            kind="regression",
+            fields=task.fields,
+            labels=task.fields,
+            offset=task.offset,
+            scale=task.scale,
+        )
+    counts = Counter(value for value in training.values(task.field) if value is not None)
+    labels = task.labels or tuple(sorted(map(str, counts)))
+    unknown = {str(value): count for value, count in counts.items() if str(value) not in labels}
+    if unknown:
+        raise TrainingError(
+            f"every {task.field} of the training utterances must be a label of task {task.name!r} {list(labels)}, but "
+            f"found {unknown}; add the labels, or select with stages.N.filter"
+        )
+    if len(labels) < 2:
+        raise TrainingError(
+            f"task {task.name!r} needs at least two labels, but the {len(training)} training utterances have "
+            f"{list(labels)} in field {task.field!r}; remove the task or list its labels"
+        )
+    return TaskSpec(
+        name=task.name,
+        kind="classification",
+        fields=(task.field,),
+        labels=labels,
+        class_weights=_class_weights(task, labels, counts),
+        label_smoothing=task.label_smoothing,
+    )
+
+
+def _class_weights(
+    task: ClassificationTask, labels: tuple[str, ...], counts: Counter[str]
+) -> tuple[float, ...] | None:
+    if task.class_weights != "balanced":
+        return task.class_weights
+    absent = [label for label in labels if not counts[label]]
+    if absent:
+        raise TrainingError(
+            f"class_weights 'balanced' of task {task.name!r} needs training utterances of every label, but {absent} "
+            "have none; remove the labels or give the weights as a list"
+        )
+    total = sum(counts.values())
+    return tuple(total / (len(labels) * counts[label]) for label in labels)
+
+
+@dataclass(frozen=True)
+class TaskTarget:
+    """One task's targets for a slot."""
+
+    values: Tensor
+    """classification: labels_B (-1: missing); ctc: tokens_BU; regression: values_BF (NaN: missing)."""
+    lengths_B: Tensor
+    """ctc: target characters (0: missing); otherwise the number of present values."""
+
+    def to(self, device: torch.device) -> TaskTarget:
+        """Return the target on `device`."""
+        return TaskTarget(self.values.to(device, non_blocking=True), self.lengths_B.to(device, non_blocking=True))
+
+
+class Targets:
+    """The targets of every utterance of an index, looked up by position."""
+
+    def __init__(self, specs: Sequence[TaskSpec], index: Index) -> None:
+        self._specs = tuple(specs)
+        self._index = index
+        self._values: dict[str, np.ndarray] = {}
+        self._weights: dict[str, np.ndarray] = {}
+        self.num_unknown: dict[str, int] = {}
+        """Labels per task that the model has no class for; they count as missing."""
+        for spec in self._specs:
+            if spec.kind == "ctc":
+                texts = index.values(spec.fields[0])
+                self._values[spec.name] = np.asarray([fold_text(text) if text else "" for text in texts], dtype=object)
+                self._weights[spec.name] = np.asarray([bool(text and fold_text(text)) for text in texts], dtype=float)
+            elif spec.kind == "classification":
+                self._add_classes(spec, index.values(spec.fields[0]))
+            else:
+                columns = [
+                    [np.nan if value is None else value for value in index.values(field)] for field in spec.fields
+                ]
+                values = (np.asarray(columns, dtype=np.float64).T - spec.offset) / spec.scale
+                self._values[spec.name] = values.astype(np.float32)
+                self._weights[spec.name] = (~np.isnan(values)).sum(axis=1).astype(float)
+
+    def _add_classes(self, spec: TaskSpec, words: list[str | None]) -> None:
+        number_of = {label: number for number, label in enumerate(spec.labels)}
+        classes = np.asarray([-1 if word is None else number_of.get(str(word), -1) for word in words], dtype=np.int64)
+        unknown = [word for word, number in zip(words, classes, strict=True) if word is not None and number < 0]
+        if unknown:
+            self.num_unknown[spec.name] = len(unknown)
+        weights = np.asarray(spec.class_weights or (1.0,) * len(spec.labels))
+        self._values[spec.name] = classes
+        self._weights[spec.name] = np.where(classes < 0, 0.0, weights[classes])
+
+    def present(self, task: str) -> np.ndarray:
+        """Return which utterances have a label for `task`, shape (num_utterances,)."""
+        return self._weights[task] > 0
+
+    def denominators(self, items: np.ndarray) -> dict[str, float]:
+        """Return per task what the sum of losses over `items` is divided by (at least the smallest positive: 1)."""
+        totals = {name: float(weights[items].sum()) for name, weights in self._weights.items()}
+        return {name: total if total > 0 else 1.0 for name, total in totals.items()}
+
+    def lookup(self, items: np.ndarray) -> dict[str, TaskTarget]:
+        """Return the targets of the utterances at `items`."""
+        return {spec.name: self._lookup(spec, items) for spec in self._specs}
+
+    def _lookup(self, spec: TaskSpec, items: np.ndarray) -> TaskTarget:
+        values = self._values[spec.name][items]
+        if spec.kind == "ctc":
+            number_of = {char: number for number, char in enumerate(spec.labels)}
+            rows = [[number_of.get(char, CTC_UNKNOWN) for char in text] for text in values]
+            tokens_BU = np.zeros((len(rows), max(1, *map(len, rows))), dtype=np.int64)
+            for row, tokens in zip(tokens_BU, rows, strict=True):
+                row[: len(tokens)] = tokens
+            return TaskTarget(torch.from_numpy(tokens_BU), torch.tensor([len(row) for row in rows]))
+        lengths_B = (values >= 0).astype(np.int64) if spec.kind == "classification" else (~np.isnan(values)).sum(axis=1)
+        return TaskTarget(torch.from_numpy(values), torch.from_numpy(lengths_B))

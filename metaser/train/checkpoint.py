@@ -1,0 +1,131 @@
+"""Checkpoints: complete or absent, never unpickled, independent of how the work was spread.
+
+A folder `step-000200/` holds `model.safetensors` (all weights, float32), `optimizer.safetensors` (`PARAMETER.STATE`) and
+`checkpoint.json` (the position, and every file's size and sha256).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from metaser.errors import RunError
+from metaser.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{6,})")
+MODEL, OPTIMIZER, MARKER = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    state: TrainState
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """Return all weights."""
+        return load_file(self.path / MODEL)
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Return the optimizer's state by `PARAMETER.STATE`."""
+        return load_file(self.path / OPTIMIZER)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies."""
+    return folder / f"step-{step:06d}"
+
+
+def save_checkpoint(folder: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainState) -> Path:
+    """Write a checkpoint that appears under its name only when every byte is on disk.
+
+    Raises:
+        RunError: if the disk refuses (full, read-only); earlier checkpoints are untouched.
+    """
+    final = step_folder(folder, state.step)
+    temporary = folder / f".{final.name}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(model, temporary / MODEL)
+        save_file(optimizer, temporary / OPTIMIZER)
+        files = {name: _fingerprint(temporary / name) for name in (MODEL, OPTIMIZER)}
+        (temporary / MARKER).write_text(json.dumps({"state": state.to_dict(), "files": files}, indent=1))
+        for name in (MODEL, OPTIMIZER, MARKER):
+            _sync(temporary / name)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"checkpoint {final} cannot be written: {error.strerror}; earlier checkpoints are complete, free the disk "
+            "and start again to continue"
+        ) from error
+    return final
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint in `folder`, saying which ones were passed over and why."""
+    found = ((int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name)))
+    for _, path in sorted(found, reverse=True):
+        try:
+            return read_checkpoint(path)
+        except RunError as error:
+            log.warning("passing over an incomplete checkpoint: %s", error)
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path` after checking every byte.
+
+    Raises:
+        RunError: if it is missing, incomplete or damaged.
+    """
+    try:
+        marker: dict[str, Any] = json.loads((path / MARKER).read_text())
+        state = TrainState.from_dict(marker["state"])
+        expected = marker["files"]
+        for name in (MODEL, OPTIMIZER):
+            got = _fingerprint(path / name)
+            if got != expected[name]:
+                raise RunError(f"{path / name} must have {expected[name]}, got {got}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is not a complete checkpoint: {error}") from error
+    return Checkpoint(path, state)
+
+
+def prune_checkpoints(folder: Path, *, keep_last: int, keep_steps: set[int]) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those of `keep_steps`, and what a killed writer left."""
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+    by_step = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+    for step in sorted(by_step)[:-keep_last]:
+        if step not in keep_steps:
+            shutil.rmtree(by_step[step])
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"num_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

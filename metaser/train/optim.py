@@ -1,0 +1,55 @@
+"""AdamW with a learning rate per parameter group, as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import torch
+from torch.nn import Parameter
+
+from metaser.config.schema import ScheduleConfig, StageConfig
+from metaser.model.metaser import MetaSERModel
+
+
+def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> float:
+    """Return the share of the peak learning rate at the 1-based `step` of `num_steps`."""
+    num_warmup = round(schedule.warmup_fraction * num_steps)
+    if step <= num_warmup:
+        return step / num_warmup
+    if schedule.decay == "constant":
+        return 1.0
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    remaining = 1 - progress if schedule.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return schedule.final_fraction + (1 - schedule.final_fraction) * remaining
+
+
+def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage: StageConfig) -> torch.optim.AdamW:
+    """Return AdamW over `trainable` (by parameter name).
+
+    Each group carries its peak rate as `peak_lr`. Vectors and scalars (biases, norms, ARI's coefficients) are not decayed.
+    """
+    scalars = {id(parameter) for parameter in model.ari.scalar_parameters()}
+    rates = stage.learning_rate
+    grouped: dict[tuple[float, bool], list[Parameter]] = defaultdict(list)
+    for name, parameter in trainable.items():
+        if id(parameter) in scalars:
+            rate = rates.ari
+        elif model.group_of(name) == "encoder":
+            layer = model.layer_of(name)
+            rate = rates.encoder * rates.layer_decay ** (model.encoder.num_layers - layer)
+        else:
+            rate = rates.heads
+        decays = parameter.ndim > 1 and id(parameter) not in scalars
+        grouped[rate, decays].append(parameter)
+    groups = [
+        {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": stage.weight_decay if decays else 0.0}
+        for (rate, decays), parameters in grouped.items()
+    ]
+    return torch.optim.AdamW(groups, betas=stage.betas, eps=1e-8)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

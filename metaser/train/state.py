@@ -1,0 +1,39 @@
+"""Where a training stands."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """The position within one stage, and what selection has found so far."""
+
+    stage: int
+    """1-based."""
+    step: int = 0
+    """Optimizer steps done in this stage."""
+    evaluated_step: int = 0
+    """The last step at which dev was evaluated."""
+    best_step: int = 0
+    """The step whose weights are selected so far; 0 before the first evaluation."""
+    best_value: float | None = None
+    num_skipped: int = 0
+    """Steps left out because a loss or gradient was not finite."""
+    num_skipped_in_a_row: int = 0
+    bad_keys: list[str] = field(default_factory=list)
+    """Utterances that could not be decoded."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainState:
+        """Return the state that `to_dict` came from.
+
+        Raises:
+            TypeError: if keys are unknown or missing.
+        """
+        return cls(**values)

@@ -1,0 +1,32 @@
+"""A request to stop: noted when the signal comes, acted on at the next step boundary."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from shards.read import STOP_SIGNALS
+
+
+class StopRequest:
+    """Turns SIGTERM, SIGUSR1, SIGUSR2 (and Ctrl-C on the main process) into a flag."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    def install(self) -> None:
+        """Handle the signals from now on; outside the main thread (a notebook's worker) there is nothing to handle."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (*STOP_SIGNALS, signal.SIGINT):
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal_name is not None:
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal_name is not None
