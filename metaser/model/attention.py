@@ -1,0 +1,96 @@
+"""Fused self-attention for every encoder family, including WavLM's gated relative position bias.
+
+The projections are called as modules, so whatever wraps them (LoRA) works and receives gradients.
+
+Legend: B utterances, L frames, D hidden, H heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class AttentionMask(NamedTuple):
+    """What all layers of one forward share."""
+
+    keys_B11L: Bool[Tensor, "B 1 1 L"]
+    """True at frames that may be attended to."""
+    bias_HLL: Float[Tensor, "H L L"] | None = None
+    """WavLM's relative position bias, which every layer gates by its own input."""
+
+
+class SelfAttention(nn.Module):
+    """The projections of multi-head self-attention, named as transformers names them."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, frames_BLD: Float[Tensor, "B L D"], mask: AttentionMask) -> Float[Tensor, "B L D"]:
+        """Return what the frames attend to."""
+        return attend(self, frames_BLD, mask)
+
+
+def attend(attention: Any, frames_BLD: Float[Tensor, "B L D"], mask: AttentionMask) -> Float[Tensor, "B L D"]:
+    """Return multi-head self-attention over the frames (Vaswani et al. 2017), computed in one fused kernel.
+
+    Args:
+        attention: A `SelfAttention`, or the attention module of a transformers wav2vec 2.0, HuBERT, WavLM or
+            data2vec-audio layer.
+        frames_BLD: The attention's input.
+        mask: Which frames may be attended to, and WavLM's position bias.
+    """
+    num_utterances, num_frames, _ = frames_BLD.shape
+
+    def heads(projected_BLD: Tensor) -> Tensor:
+        return projected_BLD.view(num_utterances, num_frames, attention.num_heads, -1).transpose(1, 2)
+
+    query_BHLE = heads(attention.q_proj(frames_BLD))
+    scores_mask = mask.keys_B11L
+    if mask.bias_HLL is not None:
+        bias_BHLL = _gate(attention, frames_BLD) * mask.bias_HLL
+        # The kernel wants a mask of the query's type, which autocast may have made bfloat16.
+        scores_mask = bias_BHLL.masked_fill(~mask.keys_B11L, -torch.inf).to(query_BHLE.dtype)
+    attended_BHLE = nn.functional.scaled_dot_product_attention(
+        query_BHLE,
+        heads(attention.k_proj(frames_BLD)),
+        heads(attention.v_proj(frames_BLD)),
+        attn_mask=scores_mask,
+        dropout_p=attention.dropout if attention.training else 0.0,
+    )
+    output_BLD: Tensor = attention.out_proj(attended_BHLE.transpose(1, 2).flatten(2))
+    return output_BLD
+
+
+def relative_position_bias(attention: Any, num_frames: int) -> Float[Tensor, "H L L"]:
+    """Return WavLM's ungated bias of every query (first L) towards every key, on the embedding's device.
+
+    Args:
+        attention: The attention of WavLM's first layer, the only one that holds the embedding.
+        num_frames: L.
+    """
+    embedding = attention.rel_attn_embed
+    # Only 2 L - 1 distances exist; row i of the bias is the window of them that starts at distance -i.
+    distances_P = torch.arange(1 - num_frames, num_frames, device=embedding.weight.device)
+    bias_PH = embedding(attention._relative_positions_bucket(distances_P))
+    bias_HLL: Tensor = bias_PH.transpose(0, 1).unfold(1, num_frames, 1).flip(1)
+    return bias_HLL
+
+
+def _gate(attention: Any, frames_BLD: Tensor) -> Float[Tensor, "B H L 1"]:
+    """Return the factor of the position bias per head and query (WavLM, Chen et al. 2022, section III.B)."""
+    heads_BLHE = frames_BLD.view(*frames_BLD.shape[:2], attention.num_heads, -1)
+    projected_BLH8 = attention.gru_rel_pos_linear(heads_BLHE)
+    gates_BLH2 = torch.sigmoid(projected_BLH8.view(*projected_BLH8.shape[:3], 2, 4).sum(-1))
+    update_BHL1, reset_BHL1 = gates_BLH2.transpose(1, 2).chunk(2, dim=-1)
+    factor_BHL1: Tensor = update_BHL1 * (reset_BHL1 * attention.gru_rel_pos_const - 1.0) + 2.0
+    return factor_BHL1

@@ -1,0 +1,112 @@
+"""The parts of the small encoder that trains from scratch: log-mel frames, their subsampling, its layers.
+
+Legend: B utterances, T samples, M mel frames (10 ms), F mel bins, L frames (20 ms), D hidden.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from metaser.model.attention import AttentionMask, SelfAttention
+
+RATE_HZ = 16_000
+WINDOW_SAMPLES = 400
+HOP_SAMPLES = 160
+_FFT_SAMPLES = 512
+_LOWEST_HZ = 20.0
+_POSITION_KERNEL = 31
+
+# The floor lies 47 dB under the mean energy of a clip. Centre and spread are the mean and the deviation of the log
+# energies of EmoDB's clips at unit power, so that frames come out centred and of about unit spread.
+_FLOOR = 1e-2
+_CENTRE = 0.5
+_SPREAD = 3.7
+
+
+def log_mel(wave_BT: Float[Tensor, "B T"], real_BT: Bool[Tensor, "B T"], num_mels: int) -> Float[Tensor, "B M F"]:
+    """Return log-mel frames (25 ms window, 10 ms hop) that do not depend on the recording level.
+
+    Each clip is scaled to unit power over its true samples. Spectral tilt, contour and relative loudness remain,
+    which carry emotion and gender; means per bin are therefore not removed.
+
+    Args:
+        wave_BT: Samples at 16 kHz, zero where padded, T at least one window.
+        real_BT: True at real samples.
+        num_mels: F.
+    """
+    power_B1 = wave_BT.square().sum(1, keepdim=True) / real_BT.sum(1, keepdim=True)
+    frames_BMT = (wave_BT * torch.rsqrt(power_B1 + 1e-10)).unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)
+    window_T = torch.as_tensor(_window(), device=wave_BT.device)
+    spectrum_BMS = torch.fft.rfft(frames_BMT * window_T, n=_FFT_SAMPLES).abs().square()
+    energy_BMF = spectrum_BMS @ torch.as_tensor(_mel_filters(num_mels), device=wave_BT.device)
+    return (torch.log(energy_BMF + _FLOOR) - _CENTRE) / _SPREAD
+
+
+class Subsampling(nn.Module):
+    """Two convolutions that turn mel frames into frames of twice the length, and convolutional positions."""
+
+    def __init__(self, num_mels: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            [nn.Conv1d(num_mels, width, 3, padding=1), nn.Conv1d(width, width, 3, stride=2, padding=1)]
+        )
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.position = nn.Conv1d(width, width, _POSITION_KERNEL, padding=_POSITION_KERNEL // 2, groups=width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, mel_BMF: Float[Tensor, "B M F"], real_BM: Bool[Tensor, "B M"], real_BL: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L D"]:
+        """Return the input of the first layer; padded frames are zero before each convolution."""
+        frames_BLD = mel_BMF
+        for convolution, norm, real in zip(self.convolutions, self.norms, (real_BM, real_BL), strict=True):
+            frames_BLD = convolution(frames_BLD.transpose(1, 2)).transpose(1, 2)
+            frames_BLD = nn.functional.gelu(norm(frames_BLD)) * real[:, :, None]
+        position_BLD = self.position(frames_BLD.transpose(1, 2)).transpose(1, 2)
+        dropped_BLD: Tensor = self.dropout(frames_BLD + nn.functional.gelu(position_BLD))
+        return dropped_BLD
+
+
+class PreNormLayer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, width: int, num_heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, num_heads, dropout)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, feed_forward)
+        self.down = nn.Linear(feed_forward, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, frames_BLD: Float[Tensor, "B L D"], mask: AttentionMask) -> Float[Tensor, "B L D"]:
+        """Return the layer's raw output."""
+        frames_BLD = frames_BLD + self.dropout(self.attention(self.attention_norm(frames_BLD), mask))
+        inner = self.dropout(nn.functional.gelu(self.up(self.feed_forward_norm(frames_BLD))))
+        output_BLD: Tensor = frames_BLD + self.dropout(self.down(inner))
+        return output_BLD
+
+
+# Kept as numpy arrays: from_pretrained builds models on the meta device, where buffers would lose their values.
+
+
+@functools.lru_cache(maxsize=1)
+def _window() -> np.ndarray:
+    """Return a Hann window."""
+    return np.hanning(WINDOW_SAMPLES + 1)[:-1].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _mel_filters(num_mels: int) -> np.ndarray:
+    """Return triangular filters at equal distances on the HTK mel scale, frequencies by mel bins."""
+    lowest, highest = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (_LOWEST_HZ, RATE_HZ / 2))
+    edges_hz = 700.0 * (10.0 ** (np.linspace(lowest, highest, num_mels + 2) / 2595.0) - 1.0)
+    bins_hz = np.linspace(0.0, RATE_HZ / 2, _FFT_SAMPLES // 2 + 1)[:, None]
+    rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
+    falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
+    return np.clip(np.minimum(rising, falling), 0.0, None).astype(np.float32)
