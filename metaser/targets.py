@@ -64,9 +64,7 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
     )
 
 
-def _class_weights(
-    task: ClassificationTask, labels: tuple[str, ...], counts: Counter[str]
-) -> tuple[float, ...] | None:
+def _class_weights(task: ClassificationTask, labels: tuple[str, ...], counts: Counter[str]) -> tuple[float, ...] | None:
     if task.class_weights != "balanced":
         return task.class_weights
     absent = [label for label in labels if not counts[label]]

@@ -75,7 +75,9 @@ def _results(
 ) -> Iterator[UtteranceResult]:
     part = index.take(items)
     by_task = {
-        spec.name: _task_results(spec, part, output.logits[spec.name], output.num_frames_B, targets.lookup(items)[spec.name])
+        spec.name: _task_results(
+            spec, part, output.logits[spec.name], output.num_frames_B, targets.lookup(items)[spec.name]
+        )
         for spec in specs
         if spec.name in output.logits
     }

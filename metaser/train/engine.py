@@ -31,7 +31,9 @@ class Processes:
         """
         use_cuda = torch.cuda.is_available() if parallel.device == "auto" else parallel.device == "cuda"
         if use_cuda and not torch.cuda.is_available():
-            raise TrainingError("parallel.device is 'cuda', but this machine has no usable GPU; set it to 'cpu' or 'auto'")
+            raise TrainingError(
+                "parallel.device is 'cuda', but this machine has no usable GPU; set it to 'cpu' or 'auto'"
+            )
         # Everything is passed explicitly: accelerate fills what is left out from ACCELERATE_* variables.
         self.accelerator = Accelerator(
             cpu=not use_cuda,

@@ -1,0 +1,89 @@
+"""Which weights are judged on which utterances, and where the result goes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metaser.config.schema import ExperimentConfig
+from metaser.errors import RunError
+from metaser.eval.evaluate import evaluate
+from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
+from metaser.eval.report import build_report, write_report
+from metaser.model.metaser import MetaSERModel
+from metaser.rundir import RunDir
+from metaser.tracking import read_metrics
+from metaser.train.engine import Processes
+from metaser.train.stage import select_utterances
+from shards.manifest import Index
+from shards.splits import SplitAssignment
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_run_split(
+    run: RunDir,
+    config: ExperimentConfig,
+    index: Index,
+    splits: SplitAssignment,
+    processes: Processes,
+    *,
+    split: str = "test",
+    folder: Path | None = None,
+) -> dict[str, Any] | None:
+    """Judge the run's best model on `split` and write the report to `folder` (default: `report/`).
+
+    Returns the report on every process; None, with a message, if the split is empty.
+
+    Raises:
+        RunError: if the run has no best model yet.
+    """
+    if not (run.best / "config.json").is_file():
+        raise RunError(f"run {str(run.root)!r} has no best model yet; its last stage must be evaluated on dev first")
+    model = MetaSERModel.from_pretrained(run.best)
+    specs = model.task_specs
+    part = index.take(splits.rows(split))
+    part = part.take(select_utterances(config.stages[-1], specs, part))
+    if not len(part):
+        log.warning("no %s utterances to evaluate on", split)
+        return None
+    model.to(processes.device).eval()
+    use_bf16 = config.parallel.precision == "bf16"
+
+    def forward(batch):  # type: ignore[no-untyped-def]
+        with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+            return model(batch.wave_BT, batch.num_samples_B)
+
+    results = evaluate(forward, specs, part, config.data, processes)
+    report = build_report(
+        specs,
+        config.main_task,
+        results,
+        split=split,
+        protocol=splits.protocol,
+        run={"folder": run.root.name, "seed": config.seed},
+    )
+    if processes.info.is_main:
+        folder = folder or run.report
+        write_report(folder, report, results, specs)
+        write_figures(folder, run, model, report)
+    processes.wait()
+    return report
+
+
+def write_figures(folder: Path, run: RunDir, model: MetaSERModel, report: dict[str, Any]) -> None:
+    """Write the confusion matrix, the loss curves and the ARI coefficients as PNG into `folder`."""
+    main = report["tasks"].get(model.config.main_task, {})
+    if "confusion" in main:
+        labels = next(spec.labels for spec in model.task_specs if spec.name == model.config.main_task)
+        confusion_figure(
+            labels, main["confusion"], folder / "confusion.png", f"{model.config.main_task}, {report['split']}"
+        )
+    curves_figure(read_metrics(run.metrics), folder / "curves.png")
+    for name, coefficients in model.ari.coefficients().items():
+        values = coefficients.detach().cpu().numpy()
+        rows = list(model.ari.task_names) if name == "task" else [f"layer {row + 1}" for row in range(len(values))]
+        ari_figure(rows, list(range(1, values.shape[1] + 1)), values, folder / f"ari_{name}.png")

@@ -1,0 +1,331 @@
+"""All stages of an experiment in order, from wherever the run's folder says it stands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from metaser.config.load import dump_experiment, load_experiment
+from metaser.config.schema import ExperimentConfig, StageConfig
+from metaser.distributed import DistInfo
+from metaser.errors import RunError
+from metaser.eval.protocol import evaluate_run_split
+from metaser.export import export_model, model_card
+from metaser.model.metaser import MetaSERModel, build_model
+from metaser.rundir import RunDir, RunLock
+from metaser.seeding import seed_generators
+from metaser.targets import Targets, resolve_tasks
+from metaser.tasks import TaskSpec
+from metaser.tracking import Tracker
+from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder
+from metaser.train.engine import Engine, Processes
+from metaser.train.loop import StageLoop
+from metaser.train.optim import build_optimizer
+from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
+from metaser.train.state import TrainState
+from metaser.train.step import StepRunner
+from metaser.train.stop import StopRequest
+from shards.manifest import Index, load_index
+from shards.plan import Schedule, check_sizes, stable_seed
+from shards.schema import RATE_HZ
+from shards.splits import SplitAssignment, assign_splits
+
+log = logging.getLogger(__name__)
+
+Resume = Literal["auto", "never"]
+
+
+def train(config: ExperimentConfig, info: DistInfo, *, resume: Resume = "auto") -> bool:
+    """Train all stages and evaluate on test; return False when stopped on request (saved, to be continued).
+
+    Raises:
+        InputError: if configuration, data or run folder do not allow it.
+    """
+    run = RunDir(Path(config.output_dir))
+    lock = _open_run(run, config, info, resume)
+    processes = Processes(config.parallel, info)
+    stop_request = StopRequest()
+    stop_request.install()
+    try:
+        with _logging_to(run, is_main=info.is_main):
+            log.info("%d process(es) on %s", info.num_processes, processes.device)
+            training = _Training(config, run, processes, stop_request)
+            return training.run()
+    finally:
+        processes.close()
+        if lock is not None:
+            lock.release()
+
+
+def _open_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock | None:
+    """Check that the folder can carry this run, and take it; only the main process writes."""
+    if run.root.exists() and not run.root.is_dir():
+        raise RunError(f"output_dir must be a folder, but {str(run.root)!r} is a file")
+    if run.is_run():
+        if resume == "never":
+            raise RunError(f"--resume never needs an empty run folder, but {str(run.root)!r} already holds a run")
+        refuse_changes(load_experiment(run.config), config, run)
+    if not info.is_main:
+        return None
+    lock = RunLock(run)
+    temporary = run.config.with_suffix(".tmp")
+    temporary.write_text(dump_experiment(config))
+    temporary.replace(run.config)
+    _append_environment(run, info)
+    return lock
+
+
+def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
+    """Refuse to continue a run with another experiment: only `output_dir`, `parallel` and more steps may change.
+
+    Raises:
+        RunError: naming every changed value.
+    """
+    old, new = (config.model_dump(mode="json", exclude={"output_dir", "parallel"}) for config in (before, now))
+    for old_stage, new_stage in zip(old["stages"], new["stages"], strict=False):
+        if new_stage["num_steps"] >= old_stage["num_steps"]:
+            old_stage["num_steps"] = new_stage["num_steps"]
+    changes = list(_differences(old, new, ""))
+    if changes:
+        raise RunError(
+            f"run {str(run.root)!r} can only be continued with the experiment it was started with, but these changed: "
+            f"{'; '.join(changes)}; choose another output_dir"
+        )
+
+
+def _differences(old: Any, new: Any, path: str) -> list[str]:  # noqa: ANN401
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [change for name in names for change in _differences(old.get(name), new.get(name), f"{path}.{name}")]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [change for number, (a, b) in pairs for change in _differences(a, b, f"{path}.{number}")]
+    return [] if old == new else [f"{path.lstrip('.')} from {old!r} to {new!r}"]
+
+
+@dataclass
+class _Training:
+    config: ExperimentConfig
+    run_dir: RunDir
+    processes: Processes
+    stop_request: StopRequest
+
+    def run(self) -> bool:
+        config = self.config
+        index = load_index(config.data.shard_folders)
+        splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+        specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
+        # Everything a user may have got wrong is found before the first step of the first stage.
+        data = [stage_data(stage, specs, index, splits) for stage in config.stages]
+        for part in data:
+            for split in (part.training, part.dev):
+                check_sizes(
+                    split.num_samples,
+                    num_processes=self.processes.info.num_processes,
+                    max_slot_s=config.data.max_slot_s,
+                    rate_hz=RATE_HZ,
+                )
+        model = self._fresh_model(specs)
+        for stage in config.stages:
+            select_parameters(model, stage)
+        self._log_size(model, index)
+
+        resumed = self._newest()
+        first = resumed.state.stage if resumed is not None else 1
+        step = resumed.state.step if resumed is not None else 0
+        tracker = Tracker(self.run_dir, stage=first, step=step) if self.processes.info.is_main else None
+        try:
+            for number in range(first, len(config.stages) + 1):
+                stage = config.stages[number - 1]
+                if number > first:
+                    resumed = None
+                    model = self._handed_on(model, number - 1)
+                elif resumed is None and number > 1:
+                    raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
+                done = self._run_stage(number, stage, model, specs, data[number - 1], splits, resumed, tracker)
+                if not done:
+                    log.info(
+                        "stopped by %s and saved; start again to continue", self.stop_request.signal_name or "a signal"
+                    )
+                    return False
+        finally:
+            if tracker is not None:
+                tracker.close()
+        evaluate_run_split(self.run_dir, config, index, splits, self.processes)
+        return True
+
+    def _fresh_model(self, specs: tuple[TaskSpec, ...]) -> MetaSERModel:
+        seed_generators(self.config.seed, "init")
+        return build_model(self.config.model, specs, self.config.main_task)
+
+    def _newest(self) -> Checkpoint | None:
+        for number in range(len(self.config.stages), 0, -1):
+            found = newest_checkpoint(self.run_dir.checkpoints(number))
+            if found is not None:
+                log.info("continuing stage %d after step %d (%s)", number, found.state.step, found.path)
+                return found
+        return None
+
+    def _handed_on(self, model: MetaSERModel, stage_number: int) -> MetaSERModel:
+        """Return the model with the weights that `stage_number` selected."""
+        folder = self.run_dir.checkpoints(stage_number)
+        last = newest_checkpoint(folder)
+        if last is None or last.state.best_step == 0:
+            raise RunError(f"stage {stage_number} left no selected checkpoint in {folder}; it must be trained first")
+        selected = read_checkpoint(step_folder(folder, last.state.best_step))
+        log.info("stage %d hands on its step %d", stage_number, last.state.best_step)
+        model.load_state_dict(selected.model_tensors())
+        return model
+
+    def _run_stage(
+        self,
+        number: int,
+        stage: StageConfig,
+        model: MetaSERModel,
+        specs: tuple[TaskSpec, ...],
+        data: Any,  # noqa: ANN401
+        splits: SplitAssignment,
+        resumed: Checkpoint | None,
+        tracker: Tracker | None,
+    ) -> bool:
+        config = self.config
+        if resumed is not None:
+            model.load_state_dict(resumed.model_tensors())
+        trainable = select_parameters(model, stage)
+        freeze_all_but(model, trainable)
+        model.to(self.processes.device).train()
+        engine = Engine(
+            self.processes,
+            model,
+            build_optimizer(model, trainable, stage),
+            precision=config.parallel.precision,
+            max_grad_norm=stage.max_grad_norm,
+        )
+        if resumed is not None:
+            engine.load_optimizer_state(resumed.optimizer_tensors())
+        training: Index = data.training
+        runner = StepRunner(
+            config=config,
+            stage=stage,
+            stage_number=number,
+            specs=specs,
+            index=training,
+            targets=Targets(specs, training),
+            schedule=Schedule(
+                training.num_samples,
+                batch_utterances=config.data.batch_utterances,
+                pool_utterances=config.data.pool_utterances,
+                seed=stable_seed(config.seed, number),
+            ),
+            engine=engine,
+        )
+        log.info(
+            "stage %d (%s): %d steps over %d utterances (%.2f h), dev %d, %d trainable parameters",
+            number,
+            stage.name,
+            stage.num_steps,
+            len(training),
+            float(training.duration_s.sum()) / 3600,
+            len(data.dev),
+            sum(parameter.numel() for parameter in trainable.values()),
+        )
+        state = resumed.state if resumed is not None else TrainState(stage=number)
+        is_last = number == len(config.stages)
+        loop = StageLoop(
+            runner=runner,
+            dev=data.dev,
+            state=state,
+            checkpoints=self.run_dir.checkpoints(number),
+            write_metrics=tracker.log if tracker is not None else lambda line: None,
+            stop_request=self.stop_request,
+            on_selected=(lambda: self._export(model, stage, splits, state)) if is_last else lambda: None,
+        )
+        if is_last and state.best_step and not self.run_dir.best.is_dir():
+            self._restore_best(model, stage, splits, state)
+        return loop.run()
+
+    def _export(self, model: MetaSERModel, stage: StageConfig, splits: SplitAssignment, state: TrainState) -> None:
+        if self.processes.info.is_main:
+            dev = f"Selected at step {state.best_step} by dev {stage.select} = {state.best_value:.4f}."
+            export_model(model, self.run_dir.best, card=model_card(model, trained_on=splits.protocol, dev=dev))
+        self.processes.wait()
+
+    def _restore_best(
+        self, model: MetaSERModel, stage: StageConfig, splits: SplitAssignment, state: TrainState
+    ) -> None:
+        """Export anew: the process died between saving the best checkpoint and exporting it."""
+        current = {name: value.clone() for name, value in model.state_dict().items()}
+        folder = self.run_dir.checkpoints(state.stage)
+        model.load_state_dict(read_checkpoint(step_folder(folder, state.best_step)).model_tensors())
+        self._export(model, stage, splits, state)
+        model.load_state_dict(current)
+
+    def _log_size(self, model: MetaSERModel, index: Index) -> None:
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        hours = float(index.duration_s.sum()) / 3600
+        log.info("%d utterances, %.2f h; model of %.1f M parameters", len(index), hours, num_parameters / 1e6)
+
+
+def _append_environment(run: RunDir, info: DistInfo) -> None:
+    starts = json.loads(run.environment.read_text()) if run.environment.exists() else []
+    starts.append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "host": platform.node(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "num_processes": info.num_processes,
+            "num_threads": torch.get_num_threads(),
+            "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+            "git": _git_state(),
+            "packages": dict(sorted((package.name, package.version) for package in distributions())),
+        }
+    )
+    temporary = run.environment.with_suffix(".tmp")
+    temporary.write_text(json.dumps(starts, indent=1))
+    temporary.replace(run.environment)
+
+
+def _git_state() -> dict[str, Any] | None:
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+        except FileNotFoundError:
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    # An installed package inside someone else's repository is not that repository's code.
+    if commit is None or git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    return {"commit": commit.strip(), "diff": git("diff", "HEAD", "--", str(folder.parent))}
+
+
+class _logging_to:  # noqa: N801 (used like a function)
+    """Send the package's messages to the run's log while training; other processes only warn."""
+
+    def __init__(self, run: RunDir, *, is_main: bool) -> None:
+        self._handler: logging.Handler = logging.NullHandler()
+        if is_main:
+            self._handler = logging.FileHandler(run.log)
+            self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def __enter__(self) -> None:
+        logging.getLogger().addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self._handler)
+        self._handler.close()

@@ -1,0 +1,112 @@
+"""What one stage trains on, and which parameters it moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch.nn import Parameter
+
+from metaser.config.schema import ExperimentConfig, StageConfig
+from metaser.errors import TrainingError
+from metaser.model.metaser import MetaSERModel
+from metaser.targets import Targets
+from metaser.tasks import TaskSpec
+from shards.filter import select_rows
+from shards.manifest import Index
+from shards.splits import SplitAssignment
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The utterances of one stage, by split."""
+
+    training: Index
+    dev: Index
+
+
+def select_utterances(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index) -> np.ndarray:
+    """Return the rows of `index` that `stage` uses: its filter, and a label for at least one weighted task."""
+    selected = np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+    targets = Targets(specs, index)
+    labelled = np.zeros(len(index), dtype=bool)
+    for name in stage.weighted_tasks:
+        labelled |= targets.present(name)
+    return np.flatnonzero(selected & labelled)
+
+
+def training_rows(config: ExperimentConfig, index: Index, splits: SplitAssignment) -> np.ndarray:
+    """Return the training rows that some stage's filter admits: what alphabets and label sets are made from."""
+    admitted = np.zeros(len(index), dtype=bool)
+    for stage in config.stages:
+        admitted |= np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+    rows: np.ndarray = np.flatnonzero(admitted & (splits.names == "train"))
+    return rows
+
+
+def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment) -> StageData:
+    """Return the stage's training and dev utterances.
+
+    Raises:
+        TrainingError: if a part is empty, or a weighted task has no label in it at all.
+    """
+    parts = {}
+    for split in ("train", "dev"):
+        part = index.take(splits.rows(split))
+        chosen = part.take(select_utterances(stage, specs, part))
+        if not len(chosen):
+            raise TrainingError(
+                f"stage {stage.name!r} needs {split} utterances, but none of {len(part)} passes its filter "
+                f"({stage.filter!r}) with a label for {list(stage.weighted_tasks)}; check data.splits and the filter"
+            )
+        parts[split] = chosen
+    targets = Targets(specs, parts["train"])
+    for spec in specs:
+        if spec.name in stage.weighted_tasks and not targets.present(spec.name).any():
+            raise TrainingError(
+                f"task {spec.name!r} has weight {stage.weights[spec.name]:g} in stage {stage.name!r}, but none of its "
+                f"{len(parts['train'])} training utterances has {' or '.join(spec.fields)}; set the weight to 0 or add "
+                "the metadata"
+            )
+    return StageData(parts["train"], parts["dev"])
+
+
+def select_parameters(model: MetaSERModel, stage: StageConfig) -> dict[str, Parameter]:
+    """Return the parameters that `stage` moves, by name, in the model's order.
+
+    `heads` means the heads of the stage's weighted tasks; `heads.NAME` names one.
+
+    Raises:
+        ConfigError: if a group is unknown.
+        TrainingError: if nothing is left to train, or a named part takes no part in the stage's tasks.
+    """
+    chosen: set[str] = set()
+    for group in stage.train:
+        if group == "heads":
+            for task in stage.weighted_tasks:
+                chosen |= model.parameters_of(f"heads.{task}").keys()
+            continue
+        if group == "coattention" and model.config.main_task not in stage.weighted_tasks:
+            raise TrainingError(
+                f"stage {stage.name!r} trains 'coattention' but gives {model.config.main_task!r} no weight, so no "
+                "gradient would reach it; weigh the task or leave the group out"
+            )
+        if group.startswith("heads.") and group[len("heads.") :] not in stage.weighted_tasks:
+            model.parameters_of(group)
+            raise TrainingError(
+                f"stage {stage.name!r} trains {group!r}, a task without weight in it; weigh it or leave it out"
+            )
+        found = model.parameters_of(group)
+        if not found:
+            raise TrainingError(
+                f"stage {stage.name!r} trains {group!r}, but this model has no such parameters; leave the group out or "
+                "switch the part on in `model`"
+            )
+        chosen |= found.keys()
+    return {name: parameter for name, parameter in model.named_parameters() if name in chosen}
+
+
+def freeze_all_but(model: MetaSERModel, trainable: dict[str, Parameter]) -> None:
+    """Let gradients reach exactly `trainable`."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)

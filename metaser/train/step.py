@@ -1,0 +1,178 @@
+"""One optimizer step over one global batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metaser.config.schema import ExperimentConfig, StageConfig
+from metaser.errors import TrainingError
+from metaser.seeding import seed_generators
+from metaser.targets import Targets
+from metaser.tasks import TaskSpec
+from metaser.train.engine import Engine
+from metaser.train.masks import draw_masks
+from metaser.train.objective import num_ctc_too_long, slot_loss
+from metaser.train.optim import schedule_factor, set_learning_rates
+from metaser.train.state import TrainState
+from shards.batch import Batch
+from shards.manifest import Index
+from shards.plan import Schedule, Slot, step_slots
+from shards.schema import RATE_HZ
+
+
+@dataclass(frozen=True)
+class StepRunner:
+    """Everything that stays the same over a stage's steps."""
+
+    config: ExperimentConfig
+    stage: StageConfig
+    stage_number: int
+    specs: tuple[TaskSpec, ...]
+    index: Index
+    targets: Targets
+    schedule: Schedule
+    engine: Engine
+
+    def slots_of(self, step: int) -> list[Slot]:
+        """Return this process's slots of the 1-based `step`."""
+        info = self.engine.processes.info
+        return step_slots(
+            self.schedule,
+            step - 1,
+            rank=info.rank,
+            num_processes=info.num_processes,
+            max_slot_samples=round(self.config.data.max_slot_s * RATE_HZ),
+        )
+
+    def all_slots(self, first_step: int) -> Iterator[Slot]:
+        """Yield this process's slots from the 1-based `first_step` to the stage's end: what readers read ahead."""
+        for step in range(first_step, self.stage.num_steps + 1):
+            yield from self.slots_of(step)
+
+    def run(self, step: int, batches: Sequence[Batch], state: TrainState, *, stop: bool) -> tuple[dict[str, Any], bool]:
+        """Do the 1-based `step` with this process's `batches`; return its metrics line and whether anyone asks to stop.
+
+        Raises:
+            TrainingError: if too many steps in a row were not finite, or too many clips cannot be decoded.
+        """
+        started = time.perf_counter()
+        factor = schedule_factor(self.stage.schedule, step, self.stage.num_steps)
+        set_learning_rates(self.engine.optimizer, factor)
+        sums = self._forward_backward(step, batches)
+        norm = self.engine.step()
+        problems = [problem for batch in batches for problem in batch.problems]
+        shared = self.engine.processes.sum(torch.tensor([*sums.values(), float(stop), float(len(problems))]))
+        totals = dict(zip((*sums, "stop", "problems"), shared.tolist(), strict=True))
+        if totals["problems"]:
+            self._count_problems(state, problems)
+        self._count_skips(state, step, norm)
+        seconds = time.perf_counter() - started
+        items = self.schedule.items(step - 1)
+        audio_s = float(self.schedule.num_samples[items].sum()) / RATE_HZ
+        line = {
+            "stage": self.stage_number,
+            "step": step,
+            "loss": totals["loss"],
+            "losses": {name: totals[f"task:{name}"] for name in self.stage.weighted_tasks},
+            "epoch": self.schedule.epoch_of(step - 1),
+            "lr_factor": factor,
+            "grad_norm": norm,
+            "audio_s_per_s": audio_s / seconds,
+            "padding_fraction": 1 - audio_s * RATE_HZ / max(totals["padded_samples"], 1.0),
+            "step_s": seconds,
+            "num_skipped": state.num_skipped,
+            "num_ctc_too_long": int(totals["ctc_too_long"]),
+        }
+        return line, totals["stop"] > 0
+
+    def warm_up(self, batch: Batch) -> None:
+        """One discarded forward and backward.
+
+        With several processes DDP rebuilds its buckets after its first iteration, which changes the order of sums: without
+        this a resumed run would differ from an uninterrupted one.
+        """
+        self._slot(1, 0, batch, self.targets.denominators(batch.items_B.numpy()), is_last=True)
+        self.engine.discard_gradients()
+
+    def _forward_backward(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
+        denominators = self.targets.denominators(self.schedule.items(step - 1))
+        sums = dict.fromkeys(("loss", "padded_samples", "ctc_too_long"), 0.0)
+        sums |= {f"task:{name}": 0.0 for name in self.stage.weighted_tasks}
+        for number, batch in enumerate(batches):
+            for name, value in self._slot(
+                step, number, batch, denominators, is_last=number == len(batches) - 1
+            ).items():
+                sums[name] += value
+        return sums
+
+    def _slot(
+        self, step: int, number: int, batch: Batch, denominators: dict[str, float], *, is_last: bool
+    ) -> dict[str, float]:
+        info = self.engine.processes.info
+        seed_generators(self.config.seed, self.stage_number, step, number * info.num_processes + info.rank)
+        items = batch.items_B.numpy()
+        num_frames = self.engine.model.encoder.num_frames(batch.num_samples_B)
+        masks = draw_masks(
+            self.config.model.spec_augment,
+            self.index.take(items).values("key"),
+            num_frames.tolist(),
+            self.engine.model.encoder.num_mask_features,
+            seed=self.config.seed,
+            epoch=self.schedule.epoch_of(step - 1),
+        )
+        device = self.engine.processes.device
+        if masks is not None:
+            masks = type(masks)(*(mask.to(device, non_blocking=True) for mask in masks))
+        targets = {name: target.to(device) for name, target in self.targets.lookup(items).items()}
+        on_device = batch.to(device)
+        with self.engine.accumulating(is_last=is_last):
+            output = self.engine.forward(on_device, masks, self.stage.weighted_tasks)
+            loss, shares = slot_loss(
+                self.specs,
+                self.stage.weights,
+                output.logits,
+                output.num_frames_B,
+                targets,
+                on_device.valid_B,
+                denominators,
+            )
+            self.engine.backward(loss)
+        too_long = sum(
+            num_ctc_too_long(output.num_frames_B, targets[spec.name])
+            for spec in self.specs
+            if spec.kind == "ctc" and spec.name in shares and bool(batch.valid_B.any())
+        )
+        sums = {f"task:{name}": float(share) for name, share in shares.items()}
+        padded = batch.wave_BT.numel() if bool(batch.valid_B.any()) else 0
+        return {"loss": float(loss.detach()), "padded_samples": float(padded), "ctc_too_long": float(too_long), **sums}
+
+    def _count_skips(self, state: TrainState, step: int, norm: float) -> None:
+        if math.isfinite(norm):
+            state.num_skipped_in_a_row = 0
+            return
+        state.num_skipped += 1
+        state.num_skipped_in_a_row += 1
+        if state.num_skipped_in_a_row > self.config.max_skipped_steps:
+            keys = self.index.take(self.schedule.items(step - 1)).values("key")
+            raise TrainingError(
+                f"at most max_skipped_steps = {self.config.max_skipped_steps} steps in a row may have a gradient that is "
+                f"not finite, but step {step} of stage {self.stage.name!r} is one more; its batch is {keys}; lower the "
+                "learning rate"
+            )
+
+    def _count_problems(self, state: TrainState, problems: Sequence[str]) -> None:
+        everyone = sorted({problem for part in self.engine.processes.gather(list(problems)) for problem in part})
+        state.bad_keys = sorted({*state.bad_keys, *everyone})
+        allowed = int(self.config.data.max_bad_fraction * len(self.index))
+        if len(state.bad_keys) > allowed:
+            raise TrainingError(
+                f"at most {allowed} utterances may be unreadable (data.max_bad_fraction = "
+                f"{self.config.data.max_bad_fraction:g} of {len(self.index)}), but {len(state.bad_keys)} are: "
+                f"{state.bad_keys[0]}"
+            )
