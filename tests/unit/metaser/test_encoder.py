@@ -34,6 +34,7 @@ from metaser.model.encoder import (
     FrameMasks,
     HuggingFaceEncoder,
     SpeechEncoder,
+    _group_norm,
     build_encoder,
     init_encoder_weights,
     load_encoder,
@@ -339,6 +340,10 @@ def test_frozen_cnn_does_not_train(folders: dict[str, Path]) -> None:
     frozen = [key for key, parameter in encoder.named_parameters() if not parameter.requires_grad]
     assert frozen
     assert all(key.startswith("feature_extractor.") for key in frozen)
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(True)
+    encoder(*batch(clips())).layers[-1].square().mean().backward()
+    assert all(parameter.grad is None for parameter in encoder.frozen_parameters())
     free = load(folders["wav2vec2-base"], freeze_feature_encoder=False)
     assert all(parameter.requires_grad for parameter in free.parameters())
 
@@ -367,6 +372,20 @@ def test_bf16_autocast_stays_close(folders: dict[str, Path], name: str) -> None:
     layers[-1].float().square().mean().backward()
     error = (layers[-1].float() - expected)[real_BL].abs().mean() / expected[real_BL].abs().mean()
     assert error < 0.1
+
+
+def test_log_mel_and_group_norm_keep_float32_under_autocast() -> None:
+    encoder = logmel()
+    seen: list[Tensor] = []
+    encoder.subsampling.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    encode(encoder, clips()[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encode(encoder, clips()[0])
+    assert torch.equal(seen[0], seen[1])
+    features_BDL = (torch.randn(1, 4, 5000) + 3).bfloat16()
+    norm = torch.nn.GroupNorm(4, 4)
+    normalised = _group_norm(norm, features_BDL, torch.tensor([5000]))
+    torch.testing.assert_close(normalised, norm(features_BDL.float()), atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- building and loading
