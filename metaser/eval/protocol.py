@@ -9,17 +9,21 @@ from typing import Any
 import torch
 
 from metaser.config.schema import ExperimentConfig
+from metaser.distributed import DistInfo
 from metaser.errors import RunError
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.report import build_report, write_report
-from metaser.model.metaser import MetaSERModel
+from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.rundir import RunDir
 from metaser.tracking import read_metrics
 from metaser.train.engine import Processes
 from metaser.train.stage import select_utterances
-from shards.manifest import Index
-from shards.splits import SplitAssignment
+from shards.batch import Batch
+from shards.config import SplitRule, StoredSplit
+from shards.errors import SplitError
+from shards.manifest import Index, load_index
+from shards.splits import SplitAssignment, assign_splits
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +57,10 @@ def evaluate_run_split(
     model.to(processes.device).eval()
     use_bf16 = config.parallel.precision == "bf16"
 
-    def forward(batch):  # type: ignore[no-untyped-def]
+    def forward(batch: Batch) -> MetaSEROutput:
         with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=use_bf16):
-            return model(batch.wave_BT, batch.num_samples_B)
+            output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
+        return output
 
     results = evaluate(forward, specs, part, config.data, processes)
     report = build_report(
@@ -74,6 +79,43 @@ def evaluate_run_split(
     return report
 
 
+def evaluate_run(
+    run: RunDir, config: ExperimentConfig, info: DistInfo, *, shards: str | None = None, split: str = "test"
+) -> dict[str, Any]:
+    """Judge the run's best model on `split` of its own or other shards.
+
+    The run's own test split goes to `report/report.json`; anything else to `report/NAME/`, which leaves that alone.
+
+    Raises:
+        SplitError: if the split is empty, or unknown.
+        RunError: if the run has no best model yet.
+    """
+    folders = config.data.shard_folders if shards is None else (shards,)
+    index = load_index(folders)
+    rules = config.data.splits if shards is None else _rules_for(config, index)
+    splits = assign_splits(index, rules, allow_speaker_overlap=config.data.allow_speaker_overlap)
+    own_test = shards is None and split == "test"
+    name = split if shards is None else f"{Path(shards).name}-{split}"
+    processes = Processes(config.parallel, info)
+    report = evaluate_run_split(
+        run, config, index, splits, processes, split=split, folder=run.report if own_test else run.report / name
+    )
+    if report is None:
+        raise SplitError(
+            f"split {split!r} of {', '.join(map(str, folders))} must hold utterances that pass the last stage's filter, "
+            f"got none; the splits hold {splits.protocol['num_utterances']}"
+        )
+    return report
+
+
+def _rules_for(config: ExperimentConfig, index: Index) -> tuple[SplitRule, ...]:
+    """Return the run's split rules without those of corpora that `index` does not hold."""
+    present = set(index.values("corpus"))
+    return tuple(rule for rule in config.data.splits if rule.corpus is None or rule.corpus in present) or (
+        StoredSplit(),
+    )
+
+
 def write_figures(folder: Path, run: RunDir, model: MetaSERModel, report: dict[str, Any]) -> None:
     """Write the confusion matrix, the loss curves and the ARI coefficients as PNG into `folder`."""
     main = report["tasks"].get(model.config.main_task, {})
@@ -86,4 +128,4 @@ def write_figures(folder: Path, run: RunDir, model: MetaSERModel, report: dict[s
     for name, coefficients in model.ari.coefficients().items():
         values = coefficients.detach().cpu().numpy()
         rows = list(model.ari.task_names) if name == "task" else [f"layer {row + 1}" for row in range(len(values))]
-        ari_figure(rows, list(range(1, values.shape[1] + 1)), values, folder / f"ari_{name}.png")
+        ari_figure(rows, [f"h{column}" for column in range(values.shape[1])], values, folder / f"ari_{name}.png")

@@ -29,7 +29,7 @@ def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage:
 
     Each group carries its peak rate as `peak_lr`. Vectors and scalars (biases, norms, ARI's coefficients) are not decayed.
     """
-    scalars = {id(parameter) for parameter in model.ari.scalar_parameters()}
+    scalars = {id(parameter) for parameter in model.ari.scalar_parameters().values()}
     rates = stage.learning_rate
     grouped: dict[tuple[float, bool], list[Parameter]] = defaultdict(list)
     for name, parameter in trainable.items():
@@ -37,7 +37,8 @@ def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage:
             rate = rates.ari
         elif model.group_of(name) == "encoder":
             layer = model.layer_of(name)
-            rate = rates.encoder * rates.layer_decay ** (model.encoder.num_layers - layer)
+            depth = model.encoder.num_layers - (0 if layer is None else layer + 1)
+            rate = rates.encoder * rates.layer_decay**depth
         else:
             rate = rates.heads
         decays = parameter.ndim > 1 and id(parameter) not in scalars

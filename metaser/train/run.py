@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -43,10 +44,15 @@ from shards.splits import SplitAssignment, assign_splits
 log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never"]
+OnMetrics = Callable[[dict[str, Any]], None]
 
 
-def train(config: ExperimentConfig, info: DistInfo, *, resume: Resume = "auto") -> bool:
+def train(
+    config: ExperimentConfig, info: DistInfo, *, resume: Resume = "auto", on_metrics: OnMetrics = lambda line: None
+) -> bool:
     """Train all stages and evaluate on test; return False when stopped on request (saved, to be continued).
+
+    The main process calls `on_metrics` with every line of `metrics.jsonl` as it is written.
 
     Raises:
         InputError: if configuration, data or run folder do not allow it.
@@ -59,7 +65,7 @@ def train(config: ExperimentConfig, info: DistInfo, *, resume: Resume = "auto") 
     try:
         with _logging_to(run, is_main=info.is_main):
             log.info("%d process(es) on %s", info.num_processes, processes.device)
-            training = _Training(config, run, processes, stop_request)
+            training = _Training(config, run, processes, stop_request, on_metrics)
             return training.run()
     finally:
         processes.close()
@@ -119,6 +125,7 @@ class _Training:
     run_dir: RunDir
     processes: Processes
     stop_request: StopRequest
+    on_metrics: OnMetrics
 
     def run(self) -> bool:
         config = self.config
@@ -246,13 +253,18 @@ class _Training:
             dev=data.dev,
             state=state,
             checkpoints=self.run_dir.checkpoints(number),
-            write_metrics=tracker.log if tracker is not None else lambda line: None,
+            write_metrics=lambda line: self._write_metrics(line, tracker),
             stop_request=self.stop_request,
             on_selected=(lambda: self._export(model, stage, splits, state)) if is_last else lambda: None,
         )
         if is_last and state.best_step and not self.run_dir.best.is_dir():
             self._restore_best(model, stage, splits, state)
         return loop.run()
+
+    def _write_metrics(self, line: dict[str, Any], tracker: Tracker | None) -> None:
+        if tracker is not None:
+            tracker.log(line)
+            self.on_metrics(line)
 
     def _export(self, model: MetaSERModel, stage: StageConfig, splits: SplitAssignment, state: TrainState) -> None:
         if self.processes.info.is_main:

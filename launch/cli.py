@@ -1,0 +1,63 @@
+"""The `metaser` command, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import click
+import typer
+
+from launch.train import train
+from launch.verbs.demo import demo
+from launch.verbs.evaluate import evaluate
+from launch.verbs.inspect import inspect
+from launch.verbs.pack import pack
+from launch.verbs.predict import predict
+from shards.errors import InputError
+
+app = typer.Typer(
+    name="metaser",
+    help="Speech emotion recognition that learns from all the metadata a corpus carries.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (demo, pack, inspect, train, evaluate, predict):
+    app.command()(verb)
+
+
+def run_to_exit_code(action: Callable[[], object]) -> int:
+    """Run `action`; return 0, or 2 with one sentence on stderr for the caller's mistakes, or 1 with the traceback."""
+    try:
+        result = action()
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # `metaser inspect ... | head` closes our stdout; Python must not complain about it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        print(f"a bug in MetaSER, on rank {os.environ.get('RANK', '0')}:", file=sys.stderr)
+        traceback.print_exc()
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `metaser` command."""
+    sys.exit(run_to_exit_code(lambda: app(standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

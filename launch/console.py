@@ -1,0 +1,99 @@
+"""What a person sees: progress on a terminal, plain lines in a log file; results as tables on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from metaser.config.schema import ExperimentConfig
+    from metaser.distributed import DistInfo
+
+OnMetrics = Callable[[dict[str, Any]], None]
+PLAIN_LINE_EVERY_STEPS = 20
+
+
+@contextmanager
+def plain_logging(*, is_main: bool = True) -> Iterator[Console]:
+    """Send log messages to stderr: coloured on a terminal, plain lines elsewhere."""
+    console = Console(stderr=True)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for package in ("metaser", "shards", "launch"):
+        logging.getLogger(package).setLevel(logging.INFO if is_main else logging.WARNING)
+    root.addHandler(handler)
+    try:
+        yield console
+    finally:
+        root.removeHandler(handler)
+
+
+@contextmanager
+def show_training(experiment: ExperimentConfig, info: DistInfo) -> Iterator[OnMetrics]:
+    """Show a training's messages and its progress; yields what wants to hear of every metrics line."""
+    with plain_logging(is_main=info.is_main) as console:
+        if not info.is_main:
+            yield lambda line: None
+        elif not console.is_terminal:
+            yield _log_line
+        else:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            with Progress(*columns, console=console) as progress:
+                yield _bars(progress, experiment)
+
+
+def _bars(progress: Progress, experiment: ExperimentConfig) -> OnMetrics:
+    bars: dict[int, TaskID] = {}
+
+    def update(line: dict[str, Any]) -> None:
+        if "loss" not in line:
+            return
+        number = line["stage"]
+        stage = experiment.stages[number - 1]
+        if number not in bars:
+            bars[number] = progress.add_task(f"stage {number} {stage.name}", total=stage.num_steps, note="")
+        note = f"loss {line['loss']:.3f}  {line['audio_s_per_s']:.0f} audio-s/s"
+        progress.update(bars[number], completed=line["step"], note=note)
+
+    return update
+
+
+def _log_line(line: dict[str, Any]) -> None:
+    if "loss" in line and (line["step"] % PLAIN_LINE_EVERY_STEPS == 0 or line["step"] == 1):
+        logging.getLogger("launch").info(
+            "stage %d step %d: loss %.4f, %.0f audio-s/s",
+            line["stage"],
+            line["step"],
+            line["loss"],
+            line["audio_s_per_s"],
+        )
+
+
+def show_report(run_folder: str | Path, main_task: str) -> None:
+    """Print the table of a run's report to stdout, if the run has one."""
+    from metaser.eval.report import render_table
+
+    path = Path(run_folder) / "report" / "report.json"
+    if path.is_file():
+        render_table(json.loads(path.read_text()), main_task, Console())

@@ -1,0 +1,35 @@
+"""`metaser demo`: the whole line on the embedded corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo") -> None:
+    """Make the embedded corpus, pack it, train both stages, evaluate on unseen voices."""
+    from launch.console import plain_logging, show_report
+    from launch.train import start_training
+    from launch.verbs.pack import pack
+    from metaser.config.load import load_experiment
+    from metaser.distributed import DistInfo
+    from metaser.rundir import RunDir
+
+    shards = Path(out) / "shards"
+    overrides = [f"output_dir={out}", f"data.shards={shards}"]
+    experiment = load_experiment(_config_path(), overrides)
+    with plain_logging():
+        pack("demo", "-", str(shards), seed=experiment.seed)
+    if start_training(experiment, DistInfo(rank=0, num_processes=1, local_rank=0), "auto"):
+        show_report(out, experiment.main_task)
+        run = RunDir(Path(out))
+        print(f"pictures: {', '.join(str(path) for path in sorted(run.report.glob('*.png')))}")
+        print(f"try: metaser predict {run.best} some.wav")
+
+
+def _config_path() -> Path:
+    """Return the demo's experiment: in a checkout where it is edited, in an installed wheel where it is packed."""
+    checkout = Path(__file__).parents[2] / "configs" / "experiment" / "demo.yaml"
+    return checkout if checkout.is_file() else Path(__file__).parents[1] / "demo.yaml"

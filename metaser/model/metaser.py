@@ -1,0 +1,327 @@
+"""The whole model as a Hugging Face `PreTrainedModel`: encoder, adapters, ARI, co-attention and one head per task.
+
+Legend: B utterances, T samples, L frames, C outputs of a task.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import ValidationError, model_validator
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
+
+from metaser.config.schema import ModelConfig
+from metaser.errors import ConfigError, ModelError
+from metaser.model.adapters import Bottlenecks, add_lora, is_lora, reset_lora
+from metaser.model.ari import build_ari
+from metaser.model.coattention import build_coattention
+from metaser.model.encoder import (
+    FrameMasks,
+    LayerMix,
+    SpeechEncoder,
+    build_encoder,
+    init_encoder_weights,
+    load_encoder,
+)
+from metaser.model.heads import CtcHead, MainHead, UtteranceHead
+from metaser.tasks import TaskSpec
+from shards.config import Section
+
+
+class Blueprint(Section):
+    """What a model is built from, beside its encoder's architecture."""
+
+    model: ModelConfig
+    tasks: tuple[TaskSpec, ...]
+    main_task: str
+
+    @property
+    def main(self) -> TaskSpec:
+        """The main task."""
+        return next(task for task in self.tasks if task.name == self.main_task)
+
+    @property
+    def others(self) -> tuple[TaskSpec, ...]:
+        """All tasks but the main one."""
+        return tuple(task for task in self.tasks if task.name != self.main_task)
+
+    @model_validator(mode="after")
+    def _check(self) -> Blueprint:
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"task names must differ, got {names}")
+        # Names become parts of parameter names, beside the methods that torch's ModuleDict has.
+        unusable = [name for name in names if not name.isidentifier() or hasattr(nn.ModuleDict(), name)]
+        if unusable:
+            raise ValueError(
+                f"task names must be identifiers that torch does not use itself, got {unusable}; "
+                "rename them and give their metadata field separately"
+            )
+        if self.main_task not in names:
+            raise ValueError(f"main_task must be one of the tasks {names}, got {self.main_task!r}")
+        if self.main.kind == "ctc":
+            raise ValueError(f"main_task must be a classification or regression, got the ctc task {self.main_task!r}")
+        return self
+
+
+class MetaSERConfig(PreTrainedConfig):
+    """What config.json holds: enough to build the model without its encoder's checkpoint."""
+
+    model_type = "metaser"
+
+    def __init__(
+        self,
+        *,
+        encoder: dict[str, Any],
+        model: dict[str, Any],
+        tasks: list[dict[str, Any]],
+        main_task: str,
+        sampling_rate: int = 16000,
+        **others: Any,
+    ) -> None:
+        """Check everything, unknown keys included, and derive id2label from the main task.
+
+        Args:
+            encoder: `SpeechEncoder.architecture()`.
+            model: A dumped `ModelConfig`.
+            tasks: Dumped `TaskSpec`s.
+            main_task: Name of the task whose stream co-attends to the others.
+            sampling_rate: Samples a second that the model hears.
+            others: What transformers itself stores.
+
+        Raises:
+            ModelError: A section is not what this version of MetaSER reads; every problem is listed.
+        """
+        self.encoder = encoder
+        self.model = model
+        self.tasks = tasks
+        self.main_task = main_task
+        self.sampling_rate = sampling_rate
+        labels = self.blueprint().main.labels
+        names = {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+        }
+        super().__init__(**(others | names))
+
+    def blueprint(self) -> Blueprint:
+        """Return the sections as typed values.
+
+        Raises:
+            ModelError: As in `__init__`.
+        """
+        try:
+            return Blueprint.model_validate({"model": self.model, "tasks": self.tasks, "main_task": self.main_task})
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, problem['loc'])) or 'model'}: {problem['msg']}, got {problem['input']!r}"
+                for problem in error.errors()
+            ]
+            raise ModelError(
+                f"a MetaSER configuration must be one that this version writes, got {'; '.join(problems)}; "
+                "build or export the model again"
+            ) from error
+
+
+class MetaSEROutput(NamedTuple):
+    """Every task's outputs for a batch."""
+
+    logits: dict[str, Float[Tensor, "B ..."]]
+    """float32. ctc: `B L C`, classification: `B C`, regression: `B C` with one column per field, offset and scaled."""
+    num_frames_B: Int[Tensor, "B"]
+    """True frames of each utterance: how many of the L columns of ctc logits count."""
+
+
+class MetaSERModel(PreTrainedModel):
+    """Encoder, adapters, ARI, co-attention and one head per task."""
+
+    config_class = MetaSERConfig
+    main_input_name = "wave_BT"
+
+    def __init__(self, config: MetaSERConfig, encoder: SpeechEncoder | None = None) -> None:
+        """Build the model.
+
+        Args:
+            config: What to build.
+            encoder: A loaded encoder of the configured architecture, whose weights are kept; None builds a fresh one.
+        """
+        super().__init__(config)
+        blueprint = config.blueprint()
+        model, main, others = blueprint.model, blueprint.main, blueprint.others
+        if encoder is None:
+            encoder = build_encoder(config.encoder)
+        else:
+            for module in encoder.modules():
+                # How transformers tells loaded modules from those that post_init() has to initialise.
+                module._is_hf_initialized = True  # type: ignore[assignment]
+        self._num_layers = encoder.num_layers
+        self._layer_name = re.compile(re.escape(_layers_prefix(encoder)) + r"\.(\d+)\.")
+        self.encoder = encoder
+        if model.adapters.lora_rank:
+            add_lora(encoder, model.adapters.lora_rank, model.adapters.lora_alpha)
+        self.adapters = (
+            Bottlenecks(encoder.num_layers, encoder.width, model.adapters.bottleneck)
+            if model.adapters.bottleneck
+            else None
+        )
+        self.ari = build_ari(model.ari.form, encoder.num_layers, encoder.width, [task.name for task in blueprint.tasks])
+        self.coattention = build_coattention(
+            model.coattention, model.pooling, encoder.width, main.name, [task.name for task in others]
+        )
+        self.heads = nn.ModuleDict({task.name: _head(task, encoder.width, model) for task in others})
+        self.heads[main.name] = MainHead(
+            self.coattention.output_width,
+            main.num_outputs,
+            hidden_width=model.head_width,
+            dropout=model.head_dropout,
+        )
+        self._main_task = main.name
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        wave_BT: Float[Tensor, "B T"],
+        num_samples_B: Int[Tensor, "B"],
+        masks: FrameMasks | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> MetaSEROutput:
+        """Return the outputs of every task asked for; each of their heads is in the graph.
+
+        Args:
+            wave_BT: Mono audio at `config.sampling_rate`, zero-padded at the end.
+            num_samples_B: True samples of each utterance.
+            masks: SpecAugment masks over the encoder's input frames; None masks nothing.
+            tasks: Names of the tasks to compute; None computes all.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_learns()):
+            encoded = self.encoder(wave_BT, num_samples_B, masks=masks, mix=self._layer_mix())
+        frames = self.ari(encoded.layers, encoded.frame_mask_BL)
+        logits = {}
+        for name, head in self.heads.items():
+            if tasks is not None and name not in tasks:
+                continue
+            if name == self._main_task:
+                logits[name] = head(self.coattention(frames, encoded.frame_mask_BL).vector_BE).float()
+            else:
+                logits[name] = head(frames[name], encoded.frame_mask_BL).float()
+        return MetaSEROutput(logits, encoded.frame_mask_BL.sum(dim=1))
+
+    @property
+    def task_specs(self) -> tuple[TaskSpec, ...]:
+        """The tasks, in the order of the configuration."""
+        return self.config.blueprint().tasks  # type: ignore[no-any-return]
+
+    def group_of(self, parameter_name: str) -> str:
+        """Return `encoder`, `ari`, `heads.NAME`, `coattention` or `adapters` for a name of `named_parameters()`."""
+        if is_lora(parameter_name):
+            return "adapters"
+        top, below = parameter_name.split(".", 2)[:2]
+        return f"heads.{below}" if top == "heads" else top
+
+    def layer_of(self, parameter_name: str) -> int | None:
+        """Return the index (from 0) of the transformer layer that a parameter of the encoder lies in.
+
+        None for what lies before or after the layers, and for other groups (LoRA and bottlenecks included).
+        """
+        if self.group_of(parameter_name) != "encoder":
+            return None
+        found = self._layer_name.match(parameter_name.removeprefix("encoder."))
+        return int(found[1]) if found else None
+
+    def parameters_of(self, group: str) -> dict[str, nn.Parameter]:
+        """Return a group's parameters by name; empty where the model has no such part.
+
+        Args:
+            group: `encoder`, `encoder.layers.A-B` (transformer layers A to B, from 0, both included), `ari`, `heads`,
+                `heads.NAME`, `coattention` or `adapters`. The encoder's frozen CNN and its adapters are no part of
+                `encoder`.
+
+        Raises:
+            ConfigError: There is no such group.
+        """
+        chosen = self._layer_range(group)
+        names = {"encoder", "ari", "heads", "coattention", "adapters", *(f"heads.{name}" for name in self.heads)}
+        if chosen is None and group not in names:
+            heads = ", ".join(f"heads.{name}" for name in self.heads)
+            raise ConfigError(
+                f"a stage trains encoder, encoder.layers.A-B with 0 <= A <= B <= {self._num_layers - 1}, ari, heads, "
+                f"{heads}, coattention or adapters, got {group!r}; name one of these"
+            )
+        parameters = {}
+        frozen = {id(parameter) for parameter in self.encoder.frozen_parameters()}
+        for name, parameter in self.named_parameters():
+            own = self.group_of(name)
+            belongs = self.layer_of(name) in chosen if chosen is not None else group in (own, own.split(".")[0])
+            if belongs and id(parameter) not in frozen:
+                parameters[name] = parameter
+        return parameters
+
+    def initialize_weights(self) -> None:
+        """Initialise what is not loaded, then set to zero what starts at zero.
+
+        transformers asks `_init_weights` about modules that hold parameters themselves, one by one; it cannot know
+        that a linear layer is the output of LoRA or of a bottleneck. It also replaces parameters as it loads them,
+        and forgets which are frozen.
+        """
+        super().initialize_weights()  # type: ignore[no-untyped-call]
+        with torch.no_grad(), initialization.guard_torch_init_functions():
+            self.ari.reset_coefficients()
+            reset_lora(self.encoder)
+            if self.adapters is not None:
+                self.adapters.reset_outputs()
+        for parameter in self.encoder.frozen_parameters():
+            parameter.requires_grad_(False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_encoder_weights(module)
+
+    def _layer_mix(self) -> LayerMix | None:
+        mix = self.ari.layer_mix()
+        return mix if self.adapters is None else self.adapters.before(mix)
+
+    def _encoder_learns(self) -> bool:
+        inside = [self.encoder, self.adapters, self.ari.dense]
+        parameters = chain.from_iterable(part.parameters() for part in inside if part is not None)
+        return any(parameter.requires_grad for parameter in parameters)
+
+    def _layer_range(self, group: str) -> range | None:
+        found = re.fullmatch(r"encoder\.layers\.(\d+)-(\d+)", group)
+        if not found:
+            return None
+        layers = range(int(found[1]), int(found[2]) + 1)
+        return layers if layers and layers[-1] < self._num_layers else None
+
+
+def build_model(config: ModelConfig, tasks: Sequence[TaskSpec], main_task: str) -> MetaSERModel:
+    """Return a model with its encoder loaded (or fresh, for an encoder without a checkpoint) and the rest fresh.
+
+    Raises:
+        ModelError: The encoder cannot be loaded, or the tasks cannot be built.
+        ConfigError: The parts do not fit together.
+    """
+    encoder = load_encoder(config.encoder)
+    built = MetaSERConfig(
+        encoder=encoder.architecture(),
+        model=config.model_dump(mode="json"),
+        tasks=[task.model_dump(mode="json") for task in tasks],
+        main_task=main_task,
+    )
+    return MetaSERModel(built, encoder)
+
+
+def _head(task: TaskSpec, width: int, model: ModelConfig) -> nn.Module:
+    if task.kind == "ctc":
+        return CtcHead(width, task.num_outputs)
+    return UtteranceHead(width, task.num_outputs, pooling=model.pooling, dropout=model.head_dropout)
+
+
+def _layers_prefix(encoder: SpeechEncoder) -> str:
+    layers = encoder.transformer_layers
+    prefixes: list[str] = [name for name, module in encoder.named_modules() if module is layers]
+    return prefixes[0]
