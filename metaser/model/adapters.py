@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from metaser.model.encoder import LayerMix, SpeechEncoder
@@ -24,10 +25,19 @@ def add_lora(encoder: SpeechEncoder, rank: int, alpha: float) -> None:
     Every parameter keeps its `requires_grad`; what is frozen is the caller's decision.
     """
     trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS))
+    # peft declares alpha an int and divides it by the rank.
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS))  # type: ignore[arg-type]
     inject_adapter_in_model(config, encoder)
     for parameter in trainable:
         parameter.requires_grad_(True)
+
+
+def reset_lora(encoder: SpeechEncoder) -> None:
+    """Make every low-rank update zero again: A random, B zero."""
+    for module in encoder.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.lora_A:
+                module.reset_lora_parameters(name, init_lora_weights=True)  # type: ignore[no-untyped-call]
 
 
 def is_lora(parameter_name: str) -> bool:
@@ -46,11 +56,6 @@ class Bottleneck(nn.Module):
         self.activation = nn.GELU()
         self.up = nn.Linear(bottleneck, width)
 
-    def reset_parameters(self) -> None:
-        """Make the bottleneck the identity."""
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
     def forward(self, frames_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """Return the adapted frames."""
         adapted_BLD: Tensor = frames_BLD + self.up(self.activation(self.down(self.norm(frames_BLD))))
@@ -62,6 +67,13 @@ class Bottlenecks(nn.ModuleList):
 
     def __init__(self, num_layers: int, width: int, bottleneck: int) -> None:
         super().__init__(Bottleneck(width, bottleneck) for _ in range(num_layers))
+        self.reset_outputs()
+
+    def reset_outputs(self) -> None:
+        """Make every bottleneck the identity."""
+        for name, parameter in self.named_parameters():
+            if ".up." in name:
+                nn.init.zeros_(parameter)
 
     def before(self, mix: LayerMix | None) -> LayerMix:
         """Return a mix that adapts every layer's output and hands it to `mix`."""

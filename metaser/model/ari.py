@@ -9,7 +9,7 @@ Legend: B utterances, L frames, D hidden, N layers, K tasks, S summed layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from metaser.config.schema import AriForm
 from metaser.errors import ConfigError
+from metaser.model.encoder import LayerMix
 from metaser.model.pooling import masked_mean
-
-LayerMix = Callable[[int, Sequence[Tensor], Tensor], Tensor]
 
 _SCALARS = "scalars"
 """How the name of every parameter of coefficients ends; the optimiser gives these their own rate."""
@@ -32,10 +31,6 @@ class DenseResiduals(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers))
         self.dense_scalars = nn.Parameter(torch.zeros(num_layers, num_layers))
-
-    def reset_parameters(self) -> None:
-        """Set all coefficients to zero."""
-        nn.init.zeros_(self.dense_scalars)
 
     def layer_mix(self) -> LayerMix:
         """Return a mix for one pass through the encoder.
@@ -83,10 +78,6 @@ class WeightedSum(nn.Module):
         self._num_tasks = num_tasks
         self.mix_scalars = nn.Parameter(torch.zeros(num_layers + 1))
 
-    def reset_parameters(self) -> None:
-        """Weigh all layers equally."""
-        nn.init.zeros_(self.mix_scalars)
-
     def forward(
         self, layers: tuple[Float[Tensor, "B L D"], ...], frame_mask_BL: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "K B L D"]:
@@ -106,10 +97,6 @@ class TaskResiduals(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers - 1))
         self.task_scalars = nn.Parameter(torch.zeros(num_tasks, num_layers - 1))
-
-    def reset_parameters(self) -> None:
-        """Set all coefficients to zero."""
-        nn.init.zeros_(self.task_scalars)
 
     def forward(
         self, layers: tuple[Float[Tensor, "B L D"], ...], frame_mask_BL: Bool[Tensor, "B L"]
@@ -132,11 +119,6 @@ class GatedResiduals(nn.Module):
         # One u per task is a vector over the width, not a scalar: at the scalars' rate its sum would saturate tanh.
         self.gate_vectors = nn.Parameter(torch.zeros(num_tasks, width))
         self.gate_scalars = nn.Parameter(torch.zeros(num_tasks, num_layers - 1))
-
-    def reset_parameters(self) -> None:
-        """Close all gates."""
-        nn.init.zeros_(self.gate_vectors)
-        nn.init.zeros_(self.gate_scalars)
 
     def forward(
         self, layers: tuple[Float[Tensor, "B L D"], ...], frame_mask_BL: Bool[Tensor, "B L"]
@@ -190,6 +172,12 @@ class Ari(nn.Module):
         if self.dense is not None:
             maps["dense"] = self.dense.coefficients()
         return maps
+
+    def reset_coefficients(self) -> None:
+        """Set every coefficient, and the gates' vectors, to where they start: zero."""
+        for name, parameter in self.named_parameters():
+            if name.endswith((_SCALARS, "gate_vectors")):
+                nn.init.zeros_(parameter)
 
     def scalar_parameters(self) -> dict[str, nn.Parameter]:
         """Return the coefficients by name: they want a large rate and no weight decay."""

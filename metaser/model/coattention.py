@@ -2,15 +2,15 @@
 
 A reconstruction of arXiv 2412.20707, whose equations are not public; `frame_weights` follows Zou et al. 2022.
 
-Legend: B utterances, L frames (M, too, where they attend to L), D width of a frame, H heads, W width inside,
-E width of the vector.
+Legend: B utterances, L frames (M, too, where they attend to L), D width of a frame, H heads, W width inside
+(V per head), E width of the vector.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -65,8 +65,9 @@ class Concatenation(nn.Module):
         super().__init__()
         self._tasks = (main_task, *other_tasks)
         self.projections = _projections(self._tasks, width, config.width)
-        self.poolings = nn.ModuleDict({name: build_pooling(pooling, config.width) for name in self._tasks})
-        self.output_width = sum(int(pool.output_width) for pool in self.poolings.values())
+        poolings = {name: build_pooling(pooling, config.width) for name in self._tasks}
+        self.poolings = nn.ModuleDict(poolings)
+        self.output_width = sum(pool.output_width for pool in poolings.values())
 
     def forward(
         self,
@@ -76,9 +77,7 @@ class Concatenation(nn.Module):
         return_maps: bool = False,
     ) -> CoattentionOutput:
         """Return the vectors of all tasks side by side."""
-        vectors = [
-            self.poolings[name](self.projections[name](frames[name]), frame_mask_BL) for name in self._tasks
-        ]
+        vectors = [self.poolings[name](self.projections[name](frames[name]), frame_mask_BL) for name in self._tasks]
         return CoattentionOutput(torch.cat(vectors, dim=1), {})
 
 
@@ -100,8 +99,9 @@ class FrameWeights(nn.Module):
         self._main_task = main_task
         self._other_tasks = tuple(other_tasks)
         self.projections = _projections((main_task, *other_tasks), width, config.width)
-        self.poolings = nn.ModuleDict({name: build_pooling(pooling, config.width) for name in other_tasks})
-        other_width = sum(int(pool.output_width) for pool in self.poolings.values())
+        poolings = {name: build_pooling(pooling, config.width) for name in other_tasks}
+        self.poolings = nn.ModuleDict(poolings)
+        other_width = sum(pool.output_width for pool in poolings.values())
         self.query = nn.Linear(other_width, config.width)
         # A bias would add the same to every frame's score, which the softmax ignores.
         self.key = nn.Linear(config.width, config.width, bias=False)
@@ -117,10 +117,7 @@ class FrameWeights(nn.Module):
         """Return the weighted sum of the main task's frames, then the other tasks' vectors."""
         main_BLW = self.projections[self._main_task](frames[self._main_task])
         others_BE = torch.cat(
-            [
-                self.poolings[name](self.projections[name](frames[name]), frame_mask_BL)
-                for name in self._other_tasks
-            ],
+            [self.poolings[name](self.projections[name](frames[name]), frame_mask_BL) for name in self._other_tasks],
             dim=1,
         )
         query_BW, keys_BLW = self.query(others_BE), self.key(main_BLW)
@@ -152,38 +149,48 @@ class CrossAttention(nn.Module):
         other_mask_BM: Bool[Tensor, "B M"],
     ) -> Float[Tensor, "B L W"]:
         """Return the frames, each with what it found in the other stream's true frames."""
-        found_BHLW = scaled_dot_product_attention(
-            self._heads(self.query(frames_BLW)),
-            self._heads(self.key(other_BMW)),
-            self._heads(self.value(other_BMW)),
+        found_BHLV = scaled_dot_product_attention(
+            self.heads(self.query(frames_BLW)),
+            self.heads(self.key(other_BMW)),
+            self.heads(self.value(other_BMW)),
             attn_mask=other_mask_BM[:, None, None, :],
         )
-        found_BLW = found_BHLW.transpose(1, 2).flatten(2)
+        found_BLW = found_BHLV.transpose(1, 2).flatten(2)
         attended_BLW: Tensor = self.norm(frames_BLW + self.dropout(self.out(found_BLW)))
         return attended_BLW
 
-    def attention_map(
-        self,
-        frames_BLW: Float[Tensor, "B L W"],
-        other_BMW: Float[Tensor, "B M W"],
-        other_mask_BM: Bool[Tensor, "B M"],
-    ) -> Float[Tensor, "B L M"]:
-        """Return the weights that `forward` uses, averaged over the heads; the fused kernel does not tell them."""
-        query_BHLW, key_BHMW = self._heads(self.query(frames_BLW)), self._heads(self.key(other_BMW))
-        scores_BHLM = query_BHLW @ key_BHMW.transpose(2, 3) / math.sqrt(query_BHLW.shape[3])
-        scores_BHLM = scores_BHLM.float().masked_fill(~other_mask_BM[:, None, None, :], -torch.inf)
-        return scores_BHLM.softmax(dim=-1).mean(dim=1)
+    def heads(self, values_BLW: Float[Tensor, "B L W"]) -> Float[Tensor, "B H L V"]:
+        """Split the width among the heads, V values each."""
+        return values_BLW.reshape(*values_BLW.shape[:2], self._num_heads, -1).transpose(1, 2)
 
-    def _heads(self, values_BLW: Tensor) -> Tensor:
-        return values_BLW.unflatten(2, (self._num_heads, -1)).transpose(1, 2)
+
+class CrossPair(nn.Module):
+    """The main task and one other task attend to each other; both results are pooled."""
+
+    def __init__(self, config: CoattentionConfig) -> None:
+        super().__init__()
+        self.main = CrossAttention(config)
+        self.other = CrossAttention(config)
+        self.main_pooling = AttentiveStatistics(config.width)
+        self.other_pooling = AttentiveStatistics(config.width)
+        self.output_width = self.main_pooling.output_width + self.other_pooling.output_width
+
+    def forward(
+        self,
+        main_BLW: Float[Tensor, "B L W"],
+        other_BLW: Float[Tensor, "B L W"],
+        frame_mask_BL: Bool[Tensor, "B L"],
+    ) -> Float[Tensor, "B E"]:
+        """Return the pooled main frames, then the pooled frames of the other task."""
+        main_BE = self.main_pooling(self.main(main_BLW, other_BLW, frame_mask_BL), frame_mask_BL)
+        other_BE = self.other_pooling(self.other(other_BLW, main_BLW, frame_mask_BL), frame_mask_BL)
+        return torch.cat([main_BE, other_BE], dim=1)
 
 
 class CrossCoattention(nn.Module):
-    """Main and auxiliary frames attend to each other, per auxiliary task; all results are pooled side by side."""
+    """Main and auxiliary frames attend to each other, per auxiliary task; all results stand side by side."""
 
-    def __init__(
-        self, config: CoattentionConfig, width: int, main_task: str, other_tasks: Sequence[str]
-    ) -> None:
+    def __init__(self, config: CoattentionConfig, width: int, main_task: str, other_tasks: Sequence[str]) -> None:
         super().__init__()
         if config.width % config.num_heads:
             raise ConfigError(
@@ -191,13 +198,10 @@ class CrossCoattention(nn.Module):
                 f"{config.num_heads}; change one of them"
             )
         self._main_task = main_task
-        self._other_tasks = tuple(other_tasks)
         self.projections = _projections((main_task, *other_tasks), width, config.width)
-        self.from_main = nn.ModuleDict({name: CrossAttention(config) for name in other_tasks})
-        self.to_main = nn.ModuleDict({name: CrossAttention(config) for name in other_tasks})
-        self.main_poolings = nn.ModuleDict({name: AttentiveStatistics(config.width) for name in other_tasks})
-        self.other_poolings = nn.ModuleDict({name: AttentiveStatistics(config.width) for name in other_tasks})
-        self.output_width = 2 * 2 * config.width * len(self._other_tasks)
+        pairs = {name: CrossPair(config) for name in other_tasks}
+        self.pairs = nn.ModuleDict(pairs)
+        self.output_width = sum(pair.output_width for pair in pairs.values())
 
     def forward(
         self,
@@ -207,21 +211,15 @@ class CrossCoattention(nn.Module):
         return_maps: bool = False,
     ) -> CoattentionOutput:
         """Return, per auxiliary task, the pooled main frames and the pooled frames of the task."""
-        main_BLW = self.projections[self._main_task](frames[self._main_task])
+        main, main_BLW = self._main_task, self.projections[self._main_task](frames[self._main_task])
         vectors: list[Tensor] = []
         maps: dict[str, Tensor] = {}
-        for name in self._other_tasks:
+        for name, pair in self.pairs.items():
             other_BLW = self.projections[name](frames[name])
-            from_main, to_main = self.from_main[name], self.to_main[name]
-            vectors += [
-                self.main_poolings[name](from_main(main_BLW, other_BLW, frame_mask_BL), frame_mask_BL),
-                self.other_poolings[name](to_main(other_BLW, main_BLW, frame_mask_BL), frame_mask_BL),
-            ]
+            vectors.append(pair(main_BLW, other_BLW, frame_mask_BL))
             if return_maps:
-                forth = from_main.attention_map(main_BLW, other_BLW, frame_mask_BL)
-                back = to_main.attention_map(other_BLW, main_BLW, frame_mask_BL)
-                maps[f"{self._main_task}->{name}"] = forth.detach()
-                maps[f"{name}->{self._main_task}"] = back.detach()
+                maps[f"{main}->{name}"] = _attention_map(pair.main, main_BLW, other_BLW, frame_mask_BL)
+                maps[f"{name}->{main}"] = _attention_map(pair.other, other_BLW, main_BLW, frame_mask_BL)
         return CoattentionOutput(torch.cat(vectors, dim=1), maps)
 
 
@@ -253,6 +251,16 @@ def build_coattention(
     if config.form == "frame_weights":
         return FrameWeights(config, pooling, width, main_task, other_tasks)
     return CrossCoattention(config, width, main_task, other_tasks)
+
+
+@torch.no_grad()
+def _attention_map(attention: Any, frames_BLW: Tensor, other_BMW: Tensor, other_mask_BM: Tensor) -> Tensor:
+    """Return the weights of a `CrossAttention`, B L M, averaged over the heads; the fused kernel does not tell them."""
+    query_BHLV, key_BHMV = attention.heads(attention.query(frames_BLW)), attention.heads(attention.key(other_BMW))
+    scores_BHLM = query_BHLV @ key_BHMV.transpose(2, 3) / math.sqrt(query_BHLV.shape[3])
+    scores_BHLM = scores_BHLM.float().masked_fill(~other_mask_BM[:, None, None, :], -torch.inf)
+    weights_BLM: Tensor = scores_BHLM.softmax(dim=-1).mean(dim=1)
+    return weights_BLM
 
 
 def _projections(tasks: Sequence[str], width: int, inner_width: int) -> nn.ModuleDict:

@@ -20,9 +20,7 @@ class CtcHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, num_outputs)
 
-    def forward(
-        self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L C"]:
+    def forward(self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
         """Return logits per frame; those of padded frames mean nothing."""
         logits_BLC: Tensor = self.linear(frames_BLD)
         return logits_BLC
@@ -44,9 +42,7 @@ class UtteranceHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(self.pooling.output_width, num_outputs)
 
-    def forward(
-        self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B C"]:
+    def forward(self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]) -> Float[Tensor, "B C"]:
         """Return one row of outputs per utterance."""
         outputs_BC: Tensor = self.linear(self.dropout(self.pooling(frames_BLD, frame_mask_BL)))
         return outputs_BC

@@ -45,9 +45,7 @@ class MeanPooling(nn.Module):
         super().__init__()
         self.output_width = width
 
-    def forward(
-        self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B E"]:
+    def forward(self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]) -> Float[Tensor, "B E"]:
         """Return the masked mean; E = D."""
         return masked_mean(frames_BLD, frame_mask_BL)
 
@@ -62,9 +60,7 @@ class AttentiveStatistics(nn.Module):
         # The softmax over frames ignores a constant, so a bias here would never learn.
         self.score = nn.Linear(_ATTENTION_WIDTH, 1, bias=False)
 
-    def forward(
-        self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B E"]:
+    def forward(self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]) -> Float[Tensor, "B E"]:
         """Return mean and standard deviation side by side; E = 2 D."""
         scores_BL = self.score(torch.tanh(self.hidden(frames_BLD))).squeeze(-1)
         weights_BL1 = masked_softmax(scores_BL, frame_mask_BL)[..., None]
