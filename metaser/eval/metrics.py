@@ -60,7 +60,7 @@ class UtteranceResult:
     """E.g. gender, age_group, language, corpus; None where the metadata does not say."""
     duration_s: float
     tasks: dict[str, TaskResult]
-    """One entry per task, labelled or not."""
+    """One entry per task that the model answered, labelled or not."""
 
 
 def task_metrics(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str, Any] | None:
@@ -71,14 +71,14 @@ def task_metrics(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str
     - classification: `wa` (accuracy), `ua` and `macro_f1` (means over `classes`, the labels that occur in the
       reference), `recall` of each of these, and `confusion`, whose rows (reference) and columns (prediction) are
       all `labels`.
-    - ctc: `wer` and `cer` of case-folded text, errors of the whole set over its length. An empty transcript is no label.
+    - ctc: `wer` and `cer` of folded text, errors of the whole set over its length; an empty transcript is no label.
     - regression: `ccc_by_field` (Lin's concordance correlation), `ccc` (their mean), `mse` over all present numbers.
       The coefficient of a field whose reference never varies is None, and `ccc_reason` says so.
 
     Raises:
         TrainingError: if a loss is not finite.
     """
-    labelled = [result for result in results if _has_label(spec, result.tasks[spec.name])]
+    labelled = [result for result in results if _has_label(spec, result.tasks.get(spec.name))]
     if not labelled:
         return None
     pairs = [result.tasks[spec.name] for result in labelled]
@@ -100,7 +100,7 @@ def ua_interval_95(
         seed: seed of the draws.
         num_resamples: number of draws.
     """
-    labelled = [result for result in results if _has_label(spec, result.tasks[spec.name])]
+    labelled = [result for result in results if _has_label(spec, result.tasks.get(spec.name))]
     num_unknown = sum(result.speaker is None for result in labelled)
     if num_unknown:
         return None, f"{num_unknown} of {len(labelled)} utterances have no speaker"
@@ -165,8 +165,8 @@ def selected_value(metrics: Mapping[str, Any], select: str) -> tuple[float, bool
     return float(values[select]), _HIGHER_IS_BETTER[select.rpartition(".")[2]]
 
 
-def _has_label(spec: TaskSpec, task: TaskResult) -> bool:
-    if task.reference is None:
+def _has_label(spec: TaskSpec, task: TaskResult | None) -> bool:
+    if task is None or task.reference is None:
         return False
     if isinstance(task.reference, tuple):
         return any(number is not None for number in task.reference)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,10 +44,10 @@ def build_report(
 ) -> dict[str, Any]:
     """Return everything `report.json` holds.
 
-    Keys: `split`, `num_utterances`, `main_task`, `tasks` (per task its metrics, for classification with `ua_interval_95`
-    and, where that is None, `ua_interval_reason`; tasks that no utterance has a label for are left out), `groups` (per
-    group field and value, the number of utterances with the main task's label and its headline metrics), `protocol`
-    and `run`.
+    Keys: `split`, `num_utterances`, `main_task`, `tasks` (per task its metrics, for classification also
+    `ua_interval_95` and, where that is None, `ua_interval_reason`; tasks that no utterance has a label for are left
+    out), `groups` (per group field and value, the number of utterances with the main task's label and its headline
+    metrics), `protocol` and `run`.
 
     Args:
         specs: the model's tasks.
@@ -144,11 +143,13 @@ def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[st
         if set(members) == {UNKNOWN_GROUP}:
             continue
         measured = {value: task_metrics(spec, members[value]) for value in sorted(members)}
-        tables[field] = {
+        table = {
             value: {name: metrics[name] for name in ("num_utterances", *HEADLINE_METRICS[spec.kind])}
             for value, metrics in measured.items()
             if metrics is not None
         }
+        if table:
+            tables[field] = table
     return tables
 
 
@@ -160,8 +161,7 @@ def _headline(report: Mapping[str, Any]) -> str:
 def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], list[list[str]]]:
     """Return column titles and one row of text per task; a metric that no task has gets no column."""
     tasks = report["tasks"]
-    names = [name for name in (main_task, *tasks) if name in tasks]
-    names = list(dict.fromkeys(names))
+    names = sorted(tasks, key=lambda name: name != main_task)
     shown = [metric for metric in _TITLES if any(metric in tasks[name] for name in names)]
     has_interval = any(tasks[name].get("ua_interval_95") for name in names)
     header = ["task", "utterances", *(_TITLES[metric] for metric in shown)]
@@ -222,18 +222,17 @@ def _markdown(report: Mapping[str, Any]) -> str:
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    return [
-        "| " + " | ".join(cell.replace("|", "\\|") if cells is not rule else cell for cell in cells) + " |"
-        for cells in (header, rule, *rows)
-    ]
+    return ["| " + " | ".join(cells) + " |" for cells in (escaped[0], rule, *escaped[1:])]
 
 
 def _predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]) -> str:
     header = ["key", "corpus", "speaker"]
-    for spec in specs:
+    answered = [spec for spec in specs if all(spec.name in result.tasks for result in results)]
+    for spec in answered:
         parts = [f".{field}" for field in spec.fields] if spec.kind == "regression" else [""]
-        header += [f"{spec.name}.{side}{part}" for part in parts for side in ("reference", "prediction")]
+        header += [f"{spec.name}{part}.{side}" for part in parts for side in ("reference", "prediction")]
         if spec.kind == "classification":
             header += [f"{spec.name}.probability.{label}" for label in spec.labels]
     text = io.StringIO()
@@ -241,7 +240,7 @@ def _predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpe
     writer.writerow(header)
     for result in sorted(results, key=lambda result: result.key):
         row: list[str | None] = [result.key, result.corpus, result.speaker]
-        for spec in specs:
+        for spec in answered:
             row += _csv_cells(spec, result)
         writer.writerow(row)
     return text.getvalue()
@@ -254,10 +253,11 @@ def _csv_cells(spec: TaskSpec, result: UtteranceResult) -> list[str | None]:
         pairs = zip(references, task.prediction, strict=True)
         return [None if value is None else f"{value:.6g}" for pair in pairs for value in pair]
     shares = [f"{share:.6g}" for share in task.probabilities or ()]
-    return [_text(task.reference), _text(task.prediction), *shares]
+    reference = None if task.reference is None else str(task.reference)
+    return [reference, str(task.prediction), *shares]
 
 
 def _write_whole(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)

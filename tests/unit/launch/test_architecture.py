@@ -1,0 +1,90 @@
+"""Rules of the package layout that import-linter cannot see."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("launch", "metaser", "shards")
+CORPUS_MODULES = sorted(f"shards.corpora.{path.stem}" for path in (ROOT / "shards/corpora").glob("[a-z]*.py"))
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def dependency_modules() -> set[str]:
+    """Top-level modules of every distribution that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    named = {re.split(r"[^A-Za-z0-9._-]", entry)[0] for group in groups for entry in group} - {project["name"]}
+    normal = {re.sub(r"[-_.]+", "-", name).lower() for name in named}
+    return {
+        module
+        for module, distributions in packages_distributions().items()
+        if any(re.sub(r"[-_.]+", "-", name).lower() in normal for name in distributions)
+    }
+
+
+def test_nothing_directly_in_launch_is_named_like_an_importable_library() -> None:
+    # `accelerate launch launch/train.py` puts launch/ first on sys.path.
+    dependencies = dependency_modules()
+    assert {"torch", "numpy", "yaml"} <= dependencies
+    names = {path.stem for path in (ROOT / "launch").iterdir()} - {"__init__", "__pycache__"}
+    assert names & (set(sys.stdlib_module_names) | dependencies) == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_init_files_hold_only_a_docstring(package: str) -> None:
+    paths = sorted((ROOT / package).rglob("__init__.py"))
+    assert paths
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), f"{path} has no docstring"
+        assert len(tree.body) == 1, f"{path} holds more than a docstring"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "launch.cli",
+        "launch.train",
+        "launch.verbs.inspect",
+        "launch.verbs.pack",
+        "shards.pack",
+        "shards.survey",
+        *CORPUS_MODULES,
+    ],
+)
+def test_importing_loads_no_torch(module: str) -> None:
+    result = run_python(f"import sys, {module}; print([name for name in sys.modules if name.startswith('torch')])")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['metaser', '--help']\n"
+        "from launch.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "finally:\n"
+        "    print('torch loaded:', 'torch' in sys.modules, file=sys.stderr)\n"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert "torch loaded: False" in result.stderr
+    for verb in ("train", "pack", "inspect", "evaluate", "predict"):
+        assert verb in result.stdout
