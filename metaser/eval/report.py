@@ -161,7 +161,7 @@ def _headline(report: Mapping[str, Any]) -> str:
 def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], list[list[str]]]:
     """Return column titles and one row of text per task; a metric that no task has gets no column."""
     tasks = report["tasks"]
-    names = sorted(tasks, key=lambda name: name != main_task)
+    names = sorted(tasks, key=lambda name: (name != main_task, name))
     shown = [metric for metric in _TITLES if any(metric in tasks[name] for name in names)]
     has_interval = any(tasks[name].get("ua_interval_95") for name in names)
     header = ["task", "utterances", *(_TITLES[metric] for metric in shown)]
@@ -180,7 +180,7 @@ def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], li
 def _recall_rows(report: Mapping[str, Any], main_task: str) -> list[list[str]]:
     metrics = report["tasks"].get(main_task, {})
     num_of = dict(zip(metrics.get("labels", ()), map(sum, metrics.get("confusion", ())), strict=True))
-    return [[label, str(num_of[label]), _number(share)] for label, share in metrics.get("recall", {}).items()]
+    return [[label, str(num_of[label]), _number(metrics["recall"][label])] for label in metrics.get("classes", ())]
 
 
 def _interval_notes(report: Mapping[str, Any], main_task: str) -> list[str]:
