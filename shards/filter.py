@@ -1,0 +1,153 @@
+"""Filters over metadata, such as `emotion in ["anger", "neutral"] and duration_s < 20`.
+
+An expression is parsed, checked against a list of allowed forms and evaluated over columns; nothing in it is ever
+run as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from shards.errors import FilterError
+from shards.manifest import NUMBER_FIELDS, Index
+
+_COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_ABSENCE = (ast.Is, ast.Eq)
+_PRESENCE = (ast.IsNot, ast.NotEq)
+_HELP = 'write comparisons such as `emotion in ["anger", "neutral"] and duration_s < 20`'
+
+
+def select_rows(index: Index, expression: str) -> np.ndarray:
+    """Return which utterances satisfy `expression`, shape (num_utterances,), bool.
+
+    A comparison with an absent value is False, whichever comparison it is; `is None` and `is not None` ask for absence.
+    `and`, `or`, `not` and parentheses combine; `extra.NAME` reaches a corpus's own fields.
+
+    Raises:
+        FilterError: if the expression has any other form, names an unknown field or compares text with numbers.
+    """
+    try:
+        return _truth(index, ast.parse(expression.strip(), mode="eval").body)
+    except SyntaxError as error:
+        raise FilterError(f"filter must be an expression, but {expression!r} has {error.msg}; {_HELP}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise FilterError(f"filter must be a simple text, but {expression[:80]!r} fails: {error}; {_HELP}") from error
+
+
+def _truth(index: Index, node: ast.expr) -> np.ndarray:
+    match node:
+        case ast.BoolOp(op=op, values=parts):
+            combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
+            return np.asarray(combine.reduce([_truth(index, part) for part in parts]))
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return ~_truth(index, operand)
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            # `1 < age < 9` is two links, and holds where both do.
+            links = zip([left, *comparators], ops, comparators, strict=False)
+            return np.asarray(np.logical_and.reduce([_link(index, *link) for link in links]))
+    raise FilterError(f"filter must consist of comparisons, got `{ast.unparse(node)}`; {_HELP}")
+
+
+def _link(index: Index, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.ndarray:
+    """Return where one comparison between neighbours holds."""
+    if isinstance(op, ast.In | ast.NotIn):
+        return _membership(index, left, isinstance(op, ast.In), right)
+    if _is_none(right):
+        return _presence(index, left, op)
+    if type(op) not in _COMPARISONS:
+        raise FilterError(f"`is` must be followed by None, got `{ast.unparse(right)}`; write == instead")
+    compare = _COMPARISONS[type(op)]
+    if _field_name(left) is None and _field_name(right) is None:
+        raise FilterError(
+            f"each comparison must name a field, got `{ast.unparse(left)}` and `{ast.unparse(right)}`; {_HELP}"
+        )
+    lefts, rights = _operand(index, left), _operand(index, right)
+    _check_kinds(left, _kinds(left, lefts), right, _kinds(right, rights))
+    pairs = zip(lefts, rights, strict=True)
+    return _mask(None not in (a, b) and _kind(a) == _kind(b) and compare(a, b) for a, b in pairs)
+
+
+def _membership(index: Index, left: ast.expr, is_wanted: bool, right: ast.expr) -> np.ndarray:
+    column = _column(index, left)
+    if not isinstance(right, ast.List | ast.Tuple | ast.Set):
+        raise FilterError(f"`in` must be followed by a list of values, got `{ast.unparse(right)}`; {_HELP}")
+    choices = [_constant(item) for item in right.elts]
+    for item, choice in zip(right.elts, choices, strict=True):
+        _check_kinds(left, _kinds(left, column), item, {_kind(choice)})
+    return _mask(value is not None and (value in choices) == is_wanted for value in column)
+
+
+def _presence(index: Index, node: ast.expr, op: ast.cmpop) -> np.ndarray:
+    if not isinstance(op, _ABSENCE + _PRESENCE):
+        raise FilterError(f"None has no order, but the filter compares `{ast.unparse(node)}` with it; write `is None`")
+    return _mask((value is None) == isinstance(op, _ABSENCE) for value in _column(index, node))
+
+
+def _mask(truths: Iterable[bool]) -> np.ndarray:
+    return np.fromiter(truths, dtype=bool)
+
+
+def _operand(index: Index, node: ast.expr) -> list[Any]:
+    """Return a field's value in every row, or a constant as often."""
+    return [_constant(node)] * len(index) if _field_name(node) is None else _column(index, node)
+
+
+def _column(index: Index, node: ast.expr) -> list[Any]:
+    name = _field_name(node)
+    if name is None:
+        raise FilterError(f"`in` and `None` need a field on the left, got `{ast.unparse(node)}`; {_HELP}")
+    return index.values(name)
+
+
+def _field_name(node: ast.expr) -> str | None:
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Attribute(value=ast.Name(id="extra"), attr=name):
+            return f"extra.{name}"
+    return None
+
+
+def _constant(node: ast.expr) -> str | float:
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            return -number
+        case ast.Constant(value=str() | int() | float() as value):
+            return value
+    raise FilterError(f"a filter compares fields with text or numbers, got `{ast.unparse(node)}`; {_HELP}")
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _kind(value: object) -> str:
+    return "text" if isinstance(value, str) else "a number" if isinstance(value, int | float) else "a table"
+
+
+def _kinds(node: ast.expr, values: list[Any]) -> set[str]:
+    """Return what a side of a comparison may hold; a corpus's own fields tell only by their values."""
+    name = _field_name(node)
+    if name is None or name.startswith("extra.") or name == "emotion_votes":
+        return {_kind(value) for value in values if value is not None}
+    return {"a number" if name in NUMBER_FIELDS else "text"}
+
+
+def _check_kinds(left: ast.expr, left_kinds: set[str], right: ast.expr, right_kinds: set[str]) -> None:
+    if left_kinds and right_kinds and not left_kinds & right_kinds:
+        raise FilterError(
+            f"a filter must compare like with like, but `{ast.unparse(left)}` is {'/'.join(sorted(left_kinds))} and "
+            f"`{ast.unparse(right)}` is {'/'.join(sorted(right_kinds))}"
+        )

@@ -1,0 +1,191 @@
+"""What stands in shards, counted the way a corpus's users ask, and the proof that every byte is as it was packed."""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from shards.audio import decode_flac, pcm16, pcm_sha256
+from shards.errors import AudioError, ShardError
+from shards.manifest import (
+    MANIFEST_NAME,
+    Index,
+    Manifest,
+    ShardRecord,
+    count_values,
+    duplicate_rows,
+    file_sha256,
+    index_row,
+    label_tables,
+    load_index,
+    manifest_bytes,
+    read_manifest,
+)
+from shards.schema import METADATA_FIELDS, SCHEMA_VERSION, SPLITS, Utterance
+
+HISTOGRAM_EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
+NO_SPLIT = "none"
+
+
+@dataclass(frozen=True)
+class DurationBin:
+    """Utterances that last from `start_s` to less than `end_s`; `end_s` is None for the last bin."""
+
+    start_s: float
+    end_s: float | None
+    num_utterances: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Everything `metaser inspect` shows; all counts are utterances unless named otherwise."""
+
+    num_utterances: int
+    num_shards: int
+    duration_s: float
+    shortest_s: float
+    longest_s: float
+    speakers: dict[str, int]
+    num_speakers_by_gender: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    """Field, value, count."""
+    emotion_by_split: dict[str, dict[str, int]]
+    """Emotion, split (`none` where the corpus has no own split), count."""
+    duration_histogram: tuple[DurationBin, ...]
+    missing: dict[str, int]
+    """Metadata field, utterances without it; fields that all utterances have are left out."""
+    duplicates: tuple[tuple[str, ...], ...]
+    """Keys of utterances with identical audio."""
+    num_rejected_by_kind: dict[str, int]
+    warnings: tuple[str, ...]
+    """What packing noticed."""
+
+
+def survey(index: Index, manifests: Sequence[Manifest]) -> Survey:
+    """Return the counts of `index`, which `manifests` belong to."""
+    keys = index.values("key")
+    durations_s = index.duration_s
+    rejected: Counter[str] = Counter()
+    for manifest in manifests:
+        rejected.update(manifest.num_rejected_by_kind)
+    return Survey(
+        num_utterances=len(index),
+        num_shards=len(index.shard_paths),
+        duration_s=float(durations_s.sum()),
+        shortest_s=float(durations_s.min()),
+        longest_s=float(durations_s.max()),
+        speakers=count_values(index.values("speaker")),
+        num_speakers_by_gender=_count_speakers_by_gender(index),
+        labels=label_tables(index),
+        emotion_by_split=_emotion_by_split(index),
+        duration_histogram=_histogram(durations_s.tolist()),
+        missing={field: count for field in METADATA_FIELDS if (count := index.values(field).count(None))},
+        duplicates=tuple(tuple(keys[row] for row in rows) for rows in duplicate_rows(index)),
+        num_rejected_by_kind=dict(sorted(rejected.items())),
+        warnings=tuple(warning for manifest in manifests for warning in manifest.warnings),
+    )
+
+
+def _count_speakers_by_gender(index: Index) -> dict[str, int]:
+    people = set(zip(index.values("speaker"), index.values("gender"), strict=True))
+    return count_values(gender for speaker, gender in people if speaker is not None)
+
+
+def _emotion_by_split(index: Index) -> dict[str, dict[str, int]]:
+    splits = [split or NO_SPLIT for split in index.values("split")]
+    counts = Counter(zip(index.values("emotion"), splits, strict=True))
+    emotions = sorted({emotion for emotion, _ in counts if emotion is not None})
+    columns = [split for split in (*SPLITS, NO_SPLIT) if split in splits]
+    return {emotion: {split: counts[emotion, split] for split in columns} for emotion in emotions}
+
+
+def _histogram(durations_s: list[float]) -> tuple[DurationBin, ...]:
+    counts = Counter(bisect.bisect_right(HISTOGRAM_EDGES_S, duration_s) - 1 for duration_s in durations_s)
+    ends_s = (*HISTOGRAM_EDGES_S[1:], None)
+    return tuple(
+        DurationBin(HISTOGRAM_EDGES_S[bin_number], ends_s[bin_number], counts[bin_number])
+        for bin_number in range(min(counts), max(counts) + 1)
+    )
+
+
+# ---------------------------------------------------------------- verification
+
+
+def verify(folders: Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Re-read every byte of `folders` and return what is not as it was packed, naming keys and files.
+
+    Args:
+        folders: Shard folders.
+        progress: Called with the number of utterances checked and that of all.
+    """
+    problems: list[str] = []
+    opened: list[tuple[Path, Manifest, Index]] = []
+    for folder in map(Path, folders):
+        try:
+            opened.append((folder, read_manifest(folder), load_index([folder])))
+        except ShardError as error:
+            # Without a sound manifest and index nothing says where the utterances lie.
+            problems.append(str(error))
+    total = sum(len(index) for _, _, index in opened)
+    num_checked = 0
+    for folder, manifest, index in opened:
+        problems += _verify_side_files(folder, manifest)
+        for number, record in enumerate(manifest.shards):
+            rows = index.table.filter(pc.equal(index.table.column("shard"), number)).to_pylist()
+            problems += _verify_shard(folder / record.name, record, rows)
+            num_checked += len(rows)
+            if progress is not None:
+                progress(num_checked, total)
+    return problems
+
+
+def _verify_side_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    if (folder / MANIFEST_NAME).read_bytes() != manifest_bytes(manifest):
+        yield f"{folder / MANIFEST_NAME} must be written as packing writes it, but was reformatted"
+    path = folder / manifest.rejected.name
+    if not path.is_file() or file_sha256(path) != manifest.rejected.sha256:
+        yield f"{path} must have sha256 {manifest.rejected.sha256}, but is missing or was changed"
+
+
+def _verify_shard(path: Path, record: ShardRecord, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    is_unchanged = file_sha256(path) == record.sha256
+    is_explained = False
+    with path.open("rb") as file:
+        for row in rows:
+            file.seek(row["audio_offset"])
+            audio = file.read(row["audio_bytes"])
+            file.seek(row["meta_offset"])
+            for problem in filter(None, (_audio_problem(audio, row), _meta_problem(file.read(row["meta_bytes"]), row))):
+                is_explained = True
+                yield f"utterance {row['key']!r} in {path}: {problem}"
+    if not is_unchanged and not is_explained:
+        yield f"{path} must have sha256 {record.sha256}, but was changed outside its samples and metadata"
+
+
+def _audio_problem(data: bytes, row: dict[str, Any]) -> str | None:
+    try:
+        pcm = pcm16(decode_flac(data))
+    except (AudioError, MemoryError) as error:
+        # A changed header may promise more samples than there is memory for.
+        return f"audio does not decode ({error})"
+    return None if pcm_sha256(pcm) == row["pcm_sha256"] else "audio does not decode to the samples that were packed"
+
+
+def _meta_problem(data: bytes, row: dict[str, Any]) -> str | None:
+    try:
+        meta = json.loads(data)
+        version, *audio = (meta.pop(name) for name in ("schema_version", "num_samples", "pcm_sha256"))
+        found = index_row(Utterance.model_validate(meta))
+    except (ValueError, KeyError, AttributeError) as error:
+        return f"metadata cannot be read ({type(error).__name__})"
+    expected = {name: value for name, value in row.items() if name in found}
+    if [version, *audio] != [SCHEMA_VERSION, row["num_samples"], row["pcm_sha256"]] or found != expected:
+        return "metadata differs from the index"
+    return None
