@@ -5,6 +5,7 @@ Where a job runs (nodes, GPUs, time) is not part of an experiment.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -160,6 +161,10 @@ TaskConfig = Annotated[CtcTask | ClassificationTask | RegressionTask, Field(disc
 # ---------------------------------------------------------------- stages
 
 
+PARAMETER_GROUPS = ("encoder", "ari", "heads", "coattention", "adapters")
+_LAYER_RANGE = re.compile(r"encoder\.layers\.\d+-\d+")
+
+
 class LearningRates(Section):
     """Peak learning rates by parameter group."""
 
@@ -263,4 +268,11 @@ class ExperimentConfig(Section):
             unknown = [name for name in stage.weights if name not in names]
             if unknown:
                 raise ValueError(f"stage {stage.name!r} weighs unknown tasks {unknown}; the tasks are {names}")
+            groups = (*PARAMETER_GROUPS, *(f"heads.{name}" for name in names))
+            strange = [group for group in stage.train if group not in groups and not _LAYER_RANGE.fullmatch(group)]
+            if strange:
+                raise ValueError(
+                    f"stage {stage.name!r} trains unknown parameter groups {strange}; choose from "
+                    f"{', '.join(groups)} and encoder.layers.A-B"
+                )
         return self

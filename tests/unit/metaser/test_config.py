@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metaser.config.load import dump_experiment, load_experiment
+from metaser.errors import ConfigError
+
+EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiment").glob("*.yaml"))
+
+MINIMAL = {
+    "output_dir": "runs/x",
+    "data": {"shards": "data/x"},
+    "model": {"coattention": {"form": "none"}},
+    "tasks": [{"name": "emotion", "kind": "classification"}],
+    "stages": [{"name": "s", "train": ["encoder", "heads"], "weights": {"emotion": 1}, "num_steps": 3}],
+}
+
+
+def write(folder, tree):
+    path = folder / "experiment.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_loads_and_its_dump_reads_back_equal(path, tmp_path):
+    experiment = load_experiment(path)
+    assert load_experiment(write(tmp_path, dump_experiment(experiment))) == experiment
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_opens_with_what_it_is_and_how_to_run_it(path):
+    head = path.read_text().split("\noutput_dir")[0]
+    assert head.startswith("# ")
+    assert f"configs/experiment/{path.name}" in head
+
+
+def test_overrides_reach_sections_and_list_items(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    experiment = load_experiment(
+        path,
+        [
+            "seed=7",
+            "stages.0.num_steps=9",
+            "stages.0.learning_rate.encoder=1e-3",
+            "data.shards=[a, b]",
+            "model.ari.form=gated",
+        ],
+    )
+    assert experiment.seed == 7
+    assert experiment.stages[0].num_steps == 9
+    assert experiment.stages[0].learning_rate.encoder == 1e-3
+    assert experiment.data.shard_folders == ("a", "b")
+    assert experiment.model.ari.form == "gated"
+
+
+def test_all_problems_are_reported_at_once_with_path_and_value(tmp_path):
+    tree = {**MINIMAL, "seed": "many", "epochs": 3, "data": {"shards": "x", "batch_utterances": 0}}
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(tmp_path, tree))
+    words = str(caught.value)
+    assert "3 problem(s)" in words
+    assert "seed: Input should be a valid integer" in words and "'many'" in words
+    assert "epochs: unknown key (value 3)" in words
+    assert "data.batch_utterances" in words and "got 0" in words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"main_task": "mood"}, "must be one of the tasks ['emotion'], got 'mood'"),
+        ({"model": {}}, "needs a second task beside 'emotion'"),
+        ({"tasks": MINIMAL["tasks"] * 2}, "task names must differ"),
+        ({"stages": [{**MINIMAL["stages"][0], "weights": {"asr": 1}}]}, "weighs unknown tasks ['asr']"),
+        ({"stages": [{**MINIMAL["stages"][0], "weights": {"emotion": 0}}]}, "must give some task a positive weight"),
+        ({"stages": [{**MINIMAL["stages"][0], "train": ["decoder"]}]}, "unknown parameter groups ['decoder']"),
+        ({"tasks": [{"name": "emotion", "kind": "classification", "labels": ["a", "a"]}]}, "two different words"),
+    ],
+)
+def test_relations_between_values_are_checked(tmp_path, change, words):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(tmp_path, {**MINIMAL, **change}))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed", "must look like a.b=value, got 'seed'"),
+        ("stages.4.num_steps=1", "one of the items 0 to 0, got '4'"),
+        ("seed.x=1", "seed: Input should be a valid integer"),
+        ("output_dir.x.y=1", "does not fit"),
+        ("seed=[", "must be YAML"),
+    ],
+)
+def test_overrides_that_do_not_fit_are_refused(tmp_path, override, words):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(tmp_path, MINIMAL), [override])
+    assert words in str(caught.value)
+
+
+def test_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing.yaml' is not: No such file"):
+        load_experiment(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="must hold a mapping of sections"):
+        load_experiment(write(tmp_path, "- 1"))
+    with pytest.raises(ConfigError, match="must be YAML"):
+        load_experiment(write(tmp_path, "a: !!python/object/apply:os.system [ls]"))
+
+
+def test_floats_without_a_dot_are_numbers(tmp_path):
+    tree = yaml.safe_dump(MINIMAL).replace("num_steps: 3", "num_steps: 3\n  weight_decay: 1e-2")
+    assert load_experiment(write(tmp_path, tree)).stages[0].weight_decay == 0.01
