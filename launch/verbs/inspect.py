@@ -1,0 +1,109 @@
+"""`metaser inspect`: what stands in shards, and whether it is still what was packed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from shards.survey import Survey
+
+_BAR_WIDTH = 40
+_NUM_SHOWN = 10
+
+
+def inspect(
+    shards: Annotated[list[Path], typer.Argument(help="Shard folder, or several.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Re-read every byte and check every hash.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Show utterances, hours, speakers, labels, durations, missing metadata and duplicates."""
+    from shards.errors import ShardError
+    from shards.manifest import load_index, read_manifest
+    from shards.survey import survey
+    from shards.survey import verify as verify_shards
+
+    if verify:
+        problems = verify_shards(shards)
+        if problems:
+            raise ShardError(f"{problems[0]} ({len(problems)} problems found); pack or copy the folder again")
+    found = survey(load_index(shards), [read_manifest(folder) for folder in shards])
+    if as_json:
+        print(json.dumps({**asdict(found), "verified": verify}, ensure_ascii=False))
+        return
+    _show(found)
+    if verify:
+        print(f"verified: every checksum of {found.num_utterances} utterances matches")
+
+
+def _show(found: Survey) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False)
+    genders = ", ".join(f"{count} {gender}" for gender, count in found.num_speakers_by_gender.items())
+    console.print(
+        f"{found.num_utterances} utterances, {found.duration_s / 3600:.2f} h, {found.num_shards} shards, "
+        f"{len(found.speakers)} speakers{f' ({genders})' if genders else ''}, "
+        f"{found.shortest_s:.2f} to {found.longest_s:.2f} s each",
+        soft_wrap=True,
+    )
+    if found.emotion_by_split:
+        columns = list(next(iter(found.emotion_by_split.values())))
+        rows = [[emotion, *map(str, counts.values())] for emotion, counts in found.emotion_by_split.items()]
+        console.print(_table("emotion by split", ["emotion", *columns], rows))
+    labels = [
+        [field, ", ".join(f"{value}: {count}" for value, count in _most_frequent(table))]
+        for field, table in {**found.labels, "speaker": found.speakers}.items()
+        if table
+    ]
+    console.print(_table("labels", ["field", "utterances"], labels))
+    console.print(_table("durations", ["seconds", "utterances", ""], _histogram_rows(found)))
+    if found.missing:
+        missing = [[field, str(count)] for field, count in found.missing.items()]
+        console.print(_table("missing metadata", ["field", "utterances without"], missing))
+    for keys in found.duplicates[:_NUM_SHOWN]:
+        console.print(f"identical audio: {' = '.join(keys)}", soft_wrap=True, markup=False)
+    if len(found.duplicates) > _NUM_SHOWN:
+        console.print(f"identical audio: {len(found.duplicates) - _NUM_SHOWN} more groups")
+    for kind, count in found.num_rejected_by_kind.items():
+        console.print(f"left out when packing: {kind}: {count}", soft_wrap=True, markup=False)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> RenderableType:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        # Labels are the corpus's own words, which may look like markup.
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _most_frequent(table: dict[str, int]) -> list[tuple[str, int]]:
+    """Return all values of a short table, the first of a long one and how many more there are."""
+    ordered = sorted(table.items(), key=lambda item: -item[1])
+    rest = ordered[_NUM_SHOWN:]
+    return [*ordered[:_NUM_SHOWN], *([(f"{len(rest)} more", sum(count for _, count in rest))] if rest else [])]
+
+
+def _histogram_rows(found: Survey) -> list[list[str]]:
+    highest = max(part.num_utterances for part in found.duration_histogram)
+    return [
+        [
+            f"{part.start_s:g} to {part.end_s:g}" if part.end_s is not None else f"{part.start_s:g} and more",
+            str(part.num_utterances),
+            "#" * round(_BAR_WIDTH * part.num_utterances / highest),
+        ]
+        for part in found.duration_histogram
+    ]

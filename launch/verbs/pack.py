@@ -1,0 +1,83 @@
+"""`metaser pack`: a corpus as it lies on disk, turned into shards."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from shards.pack import PackSummary
+
+_DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
+
+
+def pack(
+    corpus: Annotated[str, typer.Argument(help="Which corpus SOURCE holds: emodb, an4, csv, or demo.")],
+    source: Annotated[str, typer.Argument(help="Its folder or table as published; - for demo.")],
+    out: Annotated[str, typer.Argument(help="Shard folder to write.")],
+    on_bad: Annotated[
+        Literal["raise", "skip"],
+        typer.Option("--on-bad", help="Stop at the first unusable utterance, or list them in rejected.jsonl."),
+    ] = "raise",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = _DEFAULT_WORKERS,
+    seed: Annotated[int, typer.Option(help="For corpora that are made.")] = 0,
+) -> None:
+    """Pack a corpus into shards; a repeated call finishes what a killed one began."""
+    from shards.pack import pack_corpus
+
+    with _progress() as progress:
+        summary = pack_corpus(
+            corpus,
+            None if source == "-" else Path(source),
+            Path(out),
+            on_bad=on_bad,
+            num_workers=workers,
+            seed=seed,
+            progress=progress,
+        )
+    print(describe(summary))
+
+
+def describe(summary: PackSummary) -> str:
+    """Return what was packed as one paragraph."""
+    minutes = summary.duration_s / 60
+    length = f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
+    held = "already holds" if summary.was_complete else "now holds"
+    parts = [
+        f"{summary.folder} {held} {summary.num_utterances} utterances ({length}) of {summary.corpus} in "
+        f"{summary.num_shards} shards."
+    ]
+    if summary.was_complete:
+        parts.append("Nothing was left to do.")
+    elif summary.num_kept_shards:
+        parts.append(f"{summary.num_kept_shards} of them were finished by an earlier run.")
+    if summary.num_rejected_by_kind:
+        counts = ", ".join(f"{kind}: {count}" for kind, count in summary.num_rejected_by_kind.items())
+        parts.append(f"Left out, listed in rejected.jsonl: {counts}.")
+    parts += [f"Warning: {warning}." for warning in summary.warnings]
+    return " ".join(parts)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that draws a bar on a terminal, and writes a line now and then into a log."""
+    if not sys.stderr.isatty():
+        yield _log_line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("packing", total=None)
+        yield lambda num_done, num_all: bar.update(task, completed=num_done, total=num_all)
+
+
+def _log_line(num_done: int, num_all: int) -> None:
+    print(f"packed {num_done} of {num_all} utterances", file=sys.stderr, flush=True)
