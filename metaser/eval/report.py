@@ -154,7 +154,8 @@ def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[st
 
 
 def _headline(report: Mapping[str, Any]) -> str:
-    speakers = "speaker overlap" if report["protocol"]["speaker_overlap"] else "unseen speakers"
+    trained_on = report["split"] == "train" or report["protocol"]["speaker_overlap"]
+    speakers = "speaker overlap" if trained_on else "unseen speakers"
     return f"{report['split']}: {report['num_utterances']} utterances, {speakers}"
 
 

@@ -168,6 +168,7 @@ def test_table_of_the_written_report_is_the_same(tmp_path: Path) -> None:
 
 def test_table_says_speaker_overlap() -> None:
     assert "speaker overlap" in rendered(make_report(make_results(), overlap=True))
+    assert "speaker overlap" in rendered(make_report(make_results()) | {"split": "train"})
 
 
 def test_table_of_another_corpus_may_lack_the_main_task() -> None:
