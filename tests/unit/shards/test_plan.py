@@ -48,7 +48,9 @@ def test_epochs_and_seeds_differ():
 
     def order(seed, epoch):
         schedule = Schedule(num_samples, batch_utterances=8, pool_utterances=50, seed=seed)
-        return [tuple(schedule.items(epoch * schedule.steps_per_epoch + step)) for step in range(schedule.steps_per_epoch)]
+        return [
+            tuple(schedule.items(epoch * schedule.steps_per_epoch + step)) for step in range(schedule.steps_per_epoch)
+        ]
 
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)

@@ -1,31 +1,16 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import index_of
 
 from shards.config import LeaveOneOut, RandomSpeakers, StoredSplit
 from shards.errors import SplitError
 from shards.splits import assign_splits
 
 
-class Table:
-    """Columns of utterances: all that splitting looks at."""
-
-    def __init__(self, **columns):
-        self.columns = columns
-
-    def __len__(self):
-        return len(self.columns["speaker"])
-
-    def values(self, field):
-        return list(self.columns[field])
-
-    def take(self, rows):
-        return Table(**{name: [values[row] for row in rows] for name, values in self.columns.items()})
-
-
 def table(speakers, *, split=None, gender=None, session=None, corpus="c"):
     count = len(speakers)
-    return Table(
+    return index_of(
         corpus=[corpus] * count if isinstance(corpus, str) else corpus,
         speaker=speakers,
         split=split or [None] * count,
