@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -199,8 +198,7 @@ class MetaSERModel(PreTrainedModel):
             masks: SpecAugment masks over the encoder's input frames; None masks nothing.
             tasks: Names of the tasks to compute; None computes all.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._encoder_learns()):
-            encoded = self.encoder(wave_BT, num_samples_B, masks=masks, mix=self._layer_mix())
+        encoded = self.encoder(wave_BT, num_samples_B, masks=masks, mix=self._layer_mix())
         frames = self.ari(encoded.layers, encoded.frame_mask_BL)
         logits = {}
         for name, head in self.heads.items():
@@ -284,11 +282,6 @@ class MetaSERModel(PreTrainedModel):
     def _layer_mix(self) -> LayerMix | None:
         mix = self.ari.layer_mix()
         return mix if self.adapters is None else self.adapters.before(mix)
-
-    def _encoder_learns(self) -> bool:
-        inside = [self.encoder, self.adapters, self.ari.dense]
-        parameters = chain.from_iterable(part.parameters() for part in inside if part is not None)
-        return any(parameter.requires_grad for parameter in parameters)
 
     def _layer_range(self, group: str) -> range | None:
         found = re.fullmatch(r"encoder\.layers\.(\d+)-(\d+)", group)
