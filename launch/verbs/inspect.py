@@ -33,7 +33,7 @@ def inspect(
     if verify:
         problems = verify_shards(shards)
         if problems:
-            raise ShardError(f"{problems[0]} ({len(problems)} problems found); pack or copy the folder again")
+            raise ShardError(f"{problems[0]} (problem 1 of {len(problems)}); pack or copy the folder again")
     found = survey(load_index(shards), [read_manifest(folder) for folder in shards])
     if as_json:
         print(json.dumps({**asdict(found), "verified": verify}, ensure_ascii=False))
