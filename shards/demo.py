@@ -185,11 +185,11 @@ class DemoSpeech:
         os.close(write_end)
         with os.fdopen(read_end, "rb") as pipe:
             spoken = pipe.read()
-        _, wait_status = os.waitpid(child, 0)
-        if wait_status != 0 or not spoken:
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if exit_code != 0 or not spoken:
             raise AudioError(
-                f"eSpeak NG must speak {self.text!r} as {self.voice!r}, but its process ended with status "
-                f"{wait_status} after {len(spoken)} bytes; reinstall espeakng-loader"
+                f"eSpeak NG must speak {self.text!r} as {self.voice!r}, but its process ended with code "
+                f"{exit_code} after {len(spoken)} bytes; reinstall espeakng-loader"
             )
         return np.frombuffer(spoken, dtype=np.int16)
 

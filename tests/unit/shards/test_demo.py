@@ -139,9 +139,9 @@ def test_prosody_reaches_the_voice(corpus) -> None:
     assert loud > 1.5 * soft
 
 
-def test_silence_is_an_audio_error(corpus) -> None:
-    with pytest.raises(AudioError, match=r"must speak '' as 'f1', but its process ended with status 0 after 0 bytes"):
-        DemoSpeech("f1", "", PLAIN, 1).load()
+def test_a_failing_child_is_an_audio_error(corpus) -> None:
+    with pytest.raises(AudioError, match=r"must speak .* as 'f1', but its process ended with code 1 after 0 bytes"):
+        DemoSpeech("f1", "no bytes for \ud800", PLAIN, 1).load()
 
 
 def test_missing_package_is_one_sentence() -> None:
