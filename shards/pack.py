@@ -175,7 +175,7 @@ def pack_corpus(
                 done.append(contents)
                 if progress is not None:
                     progress(min(len(done) * shard_utterances, len(items)), len(items))
-        rejections += [rejection for contents in done for rejection in contents.rejections]
+        rejections += [_without_place(item, source) for contents in done for item in contents.rejections]
         manifest = _publish(reader, source, out, settings, fingerprint, done, rejections)
         shutil.rmtree(out / STATE_FOLDER)
     return _summary(out, manifest, num_kept=len(kept), was_complete=False)
@@ -197,7 +197,7 @@ def _collect(
         elif rejection is not None:
             if on_bad == "raise":
                 raise _as_error(rejection)
-            rejections.append(rejection)
+            rejections.append(_without_place(rejection, source))
     if not items:
         raise _nothing_left(reader.name, source, rejections)
     return [items[key] for key in sorted(items)], rejections
@@ -225,6 +225,17 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
 
 def _original_name(utterance: Utterance) -> str:
     return utterance.source or utterance.key
+
+
+def _without_place(rejection: Rejection, source: Path | None) -> Rejection:
+    """Return `rejection` with paths relative to the corpus, so that bytes repeat wherever the corpus lies."""
+    if source is None:
+        return rejection
+    folder = source if source.is_dir() else source.parent
+    if not folder.name:
+        return rejection
+    prefix = f"{folder}{os.sep}"
+    return Rejection(rejection.source.replace(prefix, ""), rejection.reason.replace(prefix, ""), rejection.kind)
 
 
 def _as_error(rejection: Rejection) -> CorpusError:

@@ -180,6 +180,20 @@ def test_an_unfinished_shard_is_packed_anew_when_its_source_changed(tmp_path):
     assert load_index([out]).table.column("pcm_sha256")[row].as_py() == pcm_sha256(expected)
 
 
+def test_a_shard_that_stopped_packing_is_tried_again(tmp_path):
+    class Permitted(Tone):
+        is_permitted = False
+
+        def load(self):
+            return super().load() if self.is_permitted else Broken("permission denied").load()
+
+    items = [SourceUtterance(utterance("a"), Permitted(300))]
+    with pytest.raises(CorpusError, match="permission denied"):
+        pack_items(items, tmp_path)
+    Permitted.is_permitted = True
+    assert pack_items(items, tmp_path).num_utterances == 1
+
+
 def test_one_process_at_a_time_packs_into_a_folder(tmp_path):
     def items():
         yield tone(0)
@@ -326,6 +340,24 @@ def test_skipped_things_are_listed_and_counted(tmp_path):
     assert {line["source"] for line in listed} >= {f"{name}.wav" for name in ("c", "d", "e", "f", "g", "h", "i", "j")}
     assert load_index([out]).values("key") == ["tones/u000", "tones/u001"]
     assert sorted(path.name for path in tmp_path.parent.rglob("*evil*")) == []
+
+
+def test_packed_bytes_do_not_tell_where_the_corpus_lay(tmp_path):
+    packed = []
+    for place in ("here", "elsewhere"):
+        corpus, out = tmp_path / place / "corpus", tmp_path / place / "out"
+        corpus.mkdir(parents=True)
+        _write_wav(corpus / "whole.wav", 0.5)
+        (corpus / "text.wav").write_text("no audio at all")
+        items = [
+            _item("a", corpus / "text.wav"),
+            _item("b", corpus / "whole.wav"),
+            Rejection(str(corpus / "c.wav"), "has no row", "no row"),
+        ]
+        pack_corpus(reader(items), corpus, out, on_bad="skip")
+        packed.append(folder_bytes(out))
+    assert packed[0] == packed[1]
+    assert b'"source":"c.wav"' in packed[0]["rejected.jsonl"]
 
 
 def test_a_folder_packed_with_skip_does_not_satisfy_raise(tmp_path):
