@@ -348,9 +348,9 @@ def test_packed_bytes_do_not_tell_where_the_corpus_lay(tmp_path):
         corpus, out = tmp_path / place / "corpus", tmp_path / place / "out"
         corpus.mkdir(parents=True)
         _write_wav(corpus / "whole.wav", 0.5)
-        (corpus / "text.wav").write_text("no audio at all")
+        (corpus / "cut.wav").write_bytes((corpus / "whole.wav").read_bytes()[:-1_000])
         items = [
-            _item("a", corpus / "text.wav"),
+            _item("a", corpus / "cut.wav"),
             _item("b", corpus / "whole.wav"),
             Rejection(str(corpus / "c.wav"), "has no row", "no row"),
         ]
