@@ -6,8 +6,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
-import click
 import typer
 
 from launch.train import train
@@ -30,33 +30,27 @@ for verb in (demo, pack, inspect, train, evaluate, predict):
     app.command()(verb)
 
 
-def run_to_exit_code(action: Callable[[], object]) -> int:
-    """Run `action`; return 0, or 2 with one sentence on stderr for the caller's mistakes, or 1 with the traceback."""
+def exit_with_code(action: Callable[[], object]) -> NoReturn:
+    """Run `action` and exit: 0, or 2 with one sentence on stderr for the caller's mistakes, or 1 with the traceback."""
     try:
-        result = action()
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return 130
+        action()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        sys.exit(2)
     except BrokenPipeError:
         # `metaser inspect ... | head` closes our stdout; Python must not complain about it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        sys.exit(0)
     except Exception:
         print(f"a bug in MetaSER, on rank {os.environ.get('RANK', '0')}:", file=sys.stderr)
         traceback.print_exc()
-        return 1
-    return result if isinstance(result, int) else 0
+        sys.exit(1)
+    sys.exit(0)
 
 
 def main() -> None:
     """Entry point of the `metaser` command."""
-    sys.exit(run_to_exit_code(lambda: app(standalone_mode=False)))
+    exit_with_code(app)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def start_training(experiment: ExperimentConfig, info: DistInfo, resume: Literal
 
 
 if __name__ == "__main__":
-    from launch.cli import run_to_exit_code
+    from launch.cli import exit_with_code
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(train)
-    sys.exit(run_to_exit_code(lambda: app(standalone_mode=False)))
+    exit_with_code(app)

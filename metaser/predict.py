@@ -46,7 +46,8 @@ def load_model(path: str | Path) -> MetaSERModel:
                 f"MODEL must be a run's folder or an exported model's, but {str(folder)!r} holds no {name}"
             )
     model: MetaSERModel = MetaSERModel.from_pretrained(folder)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    return model
 
 
 def predict_files(model: MetaSERModel, files: Sequence[str]) -> Iterator[FilePrediction]:
@@ -60,7 +61,7 @@ def predict_files(model: MetaSERModel, files: Sequence[str]) -> Iterator[FilePre
 
 def _predict_file(model: MetaSERModel, file: str) -> FilePrediction:
     rate_hz = model.config.sampling_rate
-    samples = prepare(*AudioFile(file).load())
+    samples = prepare(*AudioFile(Path(file)).load())
     if len(samples) < SHORTEST_S * rate_hz:
         raise AudioError(f"{file} must be at least {SHORTEST_S:g} s long, got {len(samples) / rate_hz:.3f} s")
     wave_BT = torch.from_numpy(samples)[None].to(model.device)

@@ -17,7 +17,7 @@ def predict(
     model: Annotated[str, typer.Argument(help="A run's folder or an exported model's.")],
     audio: Annotated[list[str], typer.Argument(help="Audio files: WAV, FLAC, MP3, OGG, ... at any rate.")],
     output_format: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format")] = "table",
-) -> int:
+) -> None:
     """Print what a trained model says of audio files."""
     from launch.console import plain_logging
     from metaser.predict import load_model, predict_files
@@ -32,7 +32,8 @@ def predict(
             failed = _print_csv(predict_files(loaded, audio), columns)
         else:
             failed = _print_table(predict_files(loaded, audio), main_task)
-    return 2 if failed else 0
+    if failed:
+        raise typer.Exit(2)
 
 
 def _print_jsonl(predictions: Any) -> bool:

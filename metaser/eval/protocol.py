@@ -54,7 +54,7 @@ def evaluate_run_split(
     if not len(part):
         log.warning("no %s utterances to evaluate on", split)
         return None
-    model.to(processes.device).eval()
+    model.to(processes.device)  # type: ignore[arg-type]
     use_bf16 = config.parallel.precision == "bf16"
 
     def forward(batch: Batch) -> MetaSEROutput:

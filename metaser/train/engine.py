@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -34,12 +34,13 @@ class Processes:
             raise TrainingError(
                 "parallel.device is 'cuda', but this machine has no usable GPU; set it to 'cpu' or 'auto'"
             )
+        backend = [InitProcessGroupKwargs(backend="nccl" if use_cuda else "gloo")] if info.num_processes > 1 else []
         # Everything is passed explicitly: accelerate fills what is left out from ACCELERATE_* variables.
         self.accelerator = Accelerator(
             cpu=not use_cuda,
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, adjust_scheduler=False),
-            kwargs_handlers=[InitProcessGroupKwargs(backend="nccl" if use_cuda else "gloo")],
+            kwargs_handlers=backend,
         )
         if self.accelerator.num_processes != info.num_processes:
             raise TrainingError(
@@ -49,7 +50,9 @@ class Processes:
         self.info = info
         self.device: torch.device = self.accelerator.device
         # Flags and results travel beside the gradients, on the CPU.
-        self._group = dist.new_group(backend="gloo") if info.num_processes > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if info.num_processes > 1:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the element-wise sum of `values` (any device) over all processes, on the CPU in float64."""
@@ -98,7 +101,7 @@ class Engine:
         max_grad_norm: float,
     ) -> None:
         self.processes = processes
-        self.model = model.to(processes.device)
+        self.model = model
         self.optimizer = optimizer
         self._max_grad_norm = max_grad_norm
         self._autocast = precision == "bf16"

@@ -143,6 +143,7 @@ class _Training:
                     rate_hz=RATE_HZ,
                 )
         model = self._fresh_model(specs)
+        model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
         self._log_size(model, index)
@@ -210,7 +211,7 @@ class _Training:
             model.load_state_dict(resumed.model_tensors())
         trainable = select_parameters(model, stage)
         freeze_all_but(model, trainable)
-        model.to(self.processes.device).train()
+        model.train()
         engine = Engine(
             self.processes,
             model,
