@@ -20,7 +20,7 @@ def _read(source: Path | None, seed: int) -> Iterator[SourceUtterance | Rejectio
 READER = CorpusReader(
     name="demo",
     title="Embedded synthetic corpus, spoken by eSpeak NG",
-    licence="CC0-1.0",
+    licence="Apache-2.0",
     citation="eSpeak NG, https://github.com/espeak-ng/espeak-ng",
     read=_read,
 )

@@ -1,0 +1,87 @@
+"""AN4: people spell and say names, numbers and commands; transcripts without emotion, for the first stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from shards.audio import AudioFile
+from shards.corpora.base import CorpusReader
+from shards.errors import CorpusError
+from shards.schema import Rejection, SourceUtterance, Utterance, make_key
+
+_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+_TRANSCRIPT = re.compile(r"(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)")
+_GENDERS = {"f": "female", "m": "male"}
+
+
+def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
+    if source is None or not all((source / "etc" / f"an4_{split}.fileids").is_file() for split in _SPLITS):
+        raise CorpusError(
+            f"not an AN4 folder: {source}/etc must hold an4_train.fileids and an4_test.fileids; "
+            "give the folder that has etc and wav"
+        )
+    rows = {}
+    for split in _SPLITS:
+        transcripts = _transcripts(source / "etc" / f"an4_{split}.transcription")
+        for file_id in _lines(source / "etc" / f"an4_{split}.fileids"):
+            rows[file_id] = (split, transcripts.get(file_id.rpartition("/")[2]))
+    for file_id, (split, text) in sorted(rows.items()):
+        yield _item(source, file_id, split, text)
+    for path in sorted((source / "wav").glob("*/*/*.sph")):
+        file_id = path.relative_to(source / "wav").with_suffix("").as_posix()
+        if file_id not in rows:
+            yield Rejection(str(path), f"{file_id} stands in no .fileids file", "audio without row")
+
+
+def _item(source: Path, file_id: str, split: Literal["train", "test"], text: str | None) -> SourceUtterance | Rejection:
+    path = source / "wav" / f"{file_id}.sph"
+    parts = file_id.split("/")
+    if len(parts) != 3 or ".." in parts:
+        return Rejection(
+            f"an4_{split}.fileids", f"a row must be set/speaker/utterance, got {file_id!r}", "unknown file name"
+        )
+    if not path.is_file():
+        return Rejection(f"an4_{split}.fileids", f"row {file_id} has no file {path}", "row without audio")
+    if text is None:
+        return Rejection(str(path), f"{file_id} stands not in an4_{split}.transcription", "audio without row")
+    _, speaker, name = parts
+    utterance = Utterance(
+        key=make_key("an4", speaker, name),
+        corpus="an4",
+        source=f"{file_id}.sph",
+        text=text,
+        language="en",
+        gender=_GENDERS.get(speaker[:1]),
+        speaker=speaker,
+        split=split,
+    )
+    return SourceUtterance(utterance, AudioFile(path))
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def _transcripts(path: Path) -> dict[str, str]:
+    """Return the words of each utterance by its id; they stand as `<s> YES </s> (an251-fash-b)` or without marks."""
+    if not path.is_file():
+        raise CorpusError(f"not an AN4 folder: {path} is missing; give the folder that has etc and wav")
+    transcripts = {}
+    for line in _lines(path):
+        match = _TRANSCRIPT.fullmatch(line)
+        if match is None:
+            raise CorpusError(f"{path} must hold words and an id in brackets per line, got {line!r}; restore the file")
+        transcripts[match["id"]] = match["text"].strip()
+    return transcripts
+
+
+READER = CorpusReader(
+    name="an4",
+    title="CMU Census (AN4)",
+    licence="free for any use, with the notice of Carnegie Mellon University",
+    citation="A. Acero: Acoustical and Environmental Robustness in Automatic Speech Recognition. Kluwer, 1993",
+    read=_read,
+)
