@@ -242,11 +242,13 @@ def _espeak() -> tuple[ctypes.CDLL, int]:
         ) from error
     data_path = espeakng_loader.get_data_path()
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    rate_hz = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data_path), _DONT_EXIT)
+    # eSpeak NG takes no path of more than 160 bytes, so it gets the folder by descriptor, open as long as the process.
+    folder = os.open(data_path, os.O_RDONLY | os.O_DIRECTORY)
+    rate_hz = library.espeak_Initialize(_AUDIO_OUTPUT_SYNCHRONOUS, 0, f"/proc/self/fd/{folder}".encode(), _DONT_EXIT)
     if rate_hz <= 0:
         raise CorpusError(
             f"eSpeak NG must find its voices, but initialising it with {data_path} returned {rate_hz}; reinstall "
-            "espeakng-loader, under a shorter path if this one is long"
+            "espeakng-loader"
         )
     return library, rate_hz
 

@@ -157,6 +157,20 @@ def test_missing_package_is_one_sentence() -> None:
     assert 'pip install "metaser[demo]"' in output
 
 
+def test_long_installation_paths_work(corpus, tmp_path) -> None:
+    import espeakng_loader
+
+    link = tmp_path / ("x" * 200)
+    link.symlink_to(espeakng_loader.get_data_path())
+    program = (
+        f"import espeakng_loader; espeakng_loader.get_data_path = lambda: {str(link)!r}\n"
+        "from shards.demo import utterances\n"
+        "print(len(next(utterances(0)).audio.load()[0]))\n"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(output) == len(corpus[0].audio.load()[0])
+
+
 def test_torch_is_not_imported() -> None:
     program = "import sys, shards.demo, shards.corpora.demo, shards.audio; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
