@@ -25,6 +25,10 @@ PLAIN_LINE_EVERY_STEPS = 20
 @contextmanager
 def plain_logging(*, is_main: bool = True) -> Iterator[Console]:
     """Send log messages to stderr: coloured on a terminal, plain lines elsewhere."""
+    from transformers.utils.logging import disable_progress_bar
+
+    # Its bars for loading and saving one small file would stand between our lines.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     console = Console(stderr=True)
     handler: logging.Handler
     if console.is_terminal:

@@ -52,7 +52,7 @@ def decode(data: bytes, name: str) -> tuple[Float32[np.ndarray, "T *channels"], 
                 raise AudioError(f"audio must state its length, but the header of {name} does not; encode it again")
             samples = file.read(dtype="float32")
     except (sf.LibsndfileError, MemoryError) as error:
-        raise AudioError(f"audio must be readable and whole, but decoding {name} failed: {error}") from error
+        raise AudioError(f"audio must be readable and whole, but decoding {name} failed: {_reason(error)}") from error
     num_missing_bytes = _missing_bytes(data)
     if num_missing_bytes > 0:
         raise AudioError(
@@ -103,6 +103,11 @@ def _missing_sphere_bytes(data: bytes) -> int:
     return header_bytes + num_bytes - len(data)
 
 
+def _reason(error: sf.LibsndfileError | MemoryError) -> str:
+    """Return what went wrong without the address of the buffer, which differs from run to run."""
+    return str(error.error_string) if isinstance(error, sf.LibsndfileError) else "the header asks for too much memory"
+
+
 def to_mono(samples: Float32[np.ndarray, "T *channels"]) -> Float32[np.ndarray, " T"]:
     """Return the mean of the channels."""
     return samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
@@ -147,8 +152,10 @@ def decode_flac(data: bytes) -> Float32[np.ndarray, " T"]:
     """
     try:
         samples: np.ndarray = sf.read(io.BytesIO(data), dtype="float32")[0]
-    except sf.LibsndfileError as error:
-        raise AudioError(f"a shard's audio must be whole FLAC, but decoding failed: {error}; pack again") from error
+    except (sf.LibsndfileError, MemoryError) as error:
+        raise AudioError(
+            f"a shard's audio must be whole FLAC, but decoding failed: {_reason(error)}; pack again"
+        ) from error
     return samples
 
 

@@ -85,7 +85,10 @@ class SlotDataset(Dataset[Batch]):
         where = f"utterance {clip.key!r} in {clip.path}"
         if len(data) != clip.num_bytes:
             raise AudioError(f"{where} must have {clip.num_bytes} bytes at {clip.offset}, got {len(data)}")
-        samples = decode_flac(data)
+        try:
+            samples = decode_flac(data)
+        except AudioError as error:
+            raise AudioError(f"{where}: {error}") from error
         if len(samples) != clip.num_samples or pcm_sha256(pcm16(samples)) != clip.sha256:
             raise AudioError(
                 f"{where} does not decode to the audio that was packed ({len(samples)} samples, expected "
@@ -139,7 +142,7 @@ def read_slots(
     loader: DataLoader[Batch] = DataLoader(
         SlotDataset(),
         batch_size=None,
-        sampler=requests,  # type: ignore[arg-type]
+        sampler=requests,
         num_workers=num_workers,
         multiprocessing_context="forkserver",
         timeout=timeout_s,

@@ -94,6 +94,8 @@ def evaluate_run(
     index = load_index(folders)
     rules = config.data.splits if shards is None else _rules_for(config, index)
     splits = assign_splits(index, rules, allow_speaker_overlap=config.data.allow_speaker_overlap)
+    if shards is not None:
+        _compare_with_training(config, splits, index, split)
     own_test = shards is None and split == "test"
     name = split if shards is None else f"{Path(shards).name}-{split}"
     processes = Processes(config.parallel, info)
@@ -106,6 +108,26 @@ def evaluate_run(
             f"got none; the splits hold {splits.protocol['num_utterances']}"
         )
     return report
+
+
+def _compare_with_training(config: ExperimentConfig, splits: SplitAssignment, index: Index, split: str) -> None:
+    """Note in the protocol whether the other shards' speakers were trained on.
+
+    Raises:
+        SplitError: if so, and the experiment does not allow it.
+    """
+    own = load_index(config.data.shard_folders)
+    rules, allowed = config.data.splits, config.data.allow_speaker_overlap
+    trained_on = assign_splits(own, rules, allow_speaker_overlap=allowed).rows("train")
+    shared = sorted(
+        (set(own.take(trained_on).values("speaker")) & set(index.take(splits.rows(split)).values("speaker"))) - {None}
+    )
+    if shared and not allowed:
+        raise SplitError(
+            f"split {split!r} must hold no speaker of the training set, but {len(shared)} are (first: {shared[0]!r}); "
+            "set data.allow_speaker_overlap in the experiment to accept it"
+        )
+    splits.protocol["speaker_overlap"] = bool(shared) or splits.protocol["speaker_overlap"]
 
 
 def _rules_for(config: ExperimentConfig, index: Index) -> tuple[SplitRule, ...]:

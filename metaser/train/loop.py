@@ -97,7 +97,13 @@ class StageLoop:
             runner.engine.processes,
         )
         runner.engine.model.train()
-        return evaluate_results(specs, results, weights=runner.stage.weights)
+        dev = evaluate_results(specs, results, weights=runner.stage.weights)
+        # A speaker task's confusion matrix would make every line longer than all the rest together.
+        brief = {
+            name: {key: value for key, value in metrics.items() if key not in ("confusion", "labels", "classes")}
+            for name, metrics in dev["tasks"].items()
+        }
+        return {**dev, "tasks": brief}
 
     def _save(self) -> None:
         processes, engine = self.runner.engine.processes, self.runner.engine

@@ -97,7 +97,8 @@ def select_parameters(model: MetaSERModel, stage: StageConfig) -> dict[str, Para
                 f"stage {stage.name!r} trains {group!r}, a task without weight in it; weigh it or leave it out"
             )
         found = model.parameters_of(group)
-        if not found:
+        if not found and group not in ("ari", "coattention"):
+            # The form `none` has no parameters by intent: an ablation changes one value.
             raise TrainingError(
                 f"stage {stage.name!r} trains {group!r}, but this model has no such parameters; leave the group out or "
                 "switch the part on in `model`"

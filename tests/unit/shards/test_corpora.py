@@ -187,19 +187,18 @@ def test_an4_rejects_a_row_without_audio(an4) -> None:
     assert "row an4_clstk/fash/an251-fash-b has no file" in rejection.reason
 
 
-def test_an4_rejects_audio_without_a_row(an4) -> None:
+def test_an4_audio_in_no_list_is_an_utterance_without_words(an4) -> None:
     write_audio(an4 / "wav" / "an4test_clstk" / "fcaw" / "an406-fcaw-b.sph", container="NIST")
-    found, (rejection,) = read("an4", an4)
-    assert len(found) == 3
-    assert rejection.kind == "audio without row"
-    assert "an4test_clstk/fcaw/an406-fcaw-b stands in no .fileids file" in rejection.reason
+    found, rejected = read("an4", an4)
+    assert rejected == []
+    assert [(u.text, u.split, u.speaker, u.gender) for u in found][3:] == [(None, "test", "fcaw", "female")]
 
 
 def test_an4_rejects_audio_without_a_transcript(an4) -> None:
     (an4 / "etc" / "an4_test.transcription").write_text("\n")
     found, (rejection,) = read("an4", an4)
     assert len(found) == 2
-    assert "stands not in an4_test.transcription" in rejection.reason
+    assert "an4test_clstk/fjlp/an416-fjlp-b has no words in an4_test.transcription" in rejection.reason
 
 
 def test_an4_rows_cannot_leave_the_corpus(an4) -> None:
@@ -224,13 +223,14 @@ def test_an4_refuses_other_folders(an4, missing) -> None:
 
 def test_real_an4() -> None:
     found, rejected = read("an4", real("an4"))
-    assert Counter(u.split for u in found) == {"train": 948, "test": 117}
+    assert rejected == []
+    assert Counter(u.split for u in found) == {"train": 948, "test": 130}
+    assert len({u.speaker for u in found}) == 84
+    assert len({u.key for u in found}) == 1078
     # One test speaker's 13 files stand in neither list.
-    assert Counter(r.kind for r in rejected) == {"audio without row": 13}
-    assert all("/fcaw/" in r.source for r in rejected)
-    assert len({u.speaker for u in found} | {"fcaw"}) == 84
-    assert len({u.key for u in found}) == 1065
-    assert all(u.text and "<" not in u.text and "(" not in u.text and u.gender for u in found)
+    assert Counter(u.speaker for u in found if u.text is None) == {"fcaw": 13}
+    assert all("<" not in u.text and "(" not in u.text for u in found if u.text)
+    assert Counter(u.gender for u in found) == {"male": 771, "female": 307}
     items = list(corpus_reader("an4").read(real("an4"), 0))
     samples, rate_hz = items[0].audio.load()
     assert (rate_hz, samples.ndim) == (16_000, 1)
