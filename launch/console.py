@@ -28,7 +28,7 @@ def plain_logging(*, is_main: bool = True) -> Iterator[Console]:
     from transformers.utils.logging import disable_progress_bar
 
     # Its bars for loading and saving one small file would stand between our lines.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     console = Console(stderr=True)
     handler: logging.Handler
     if console.is_terminal:

@@ -49,8 +49,8 @@ def dist_info(environment: Mapping[str, str] = os.environ, *, expected_num_proce
         raise TrainingError(f"RANK must be below WORLD_SIZE, got {info.rank} and {info.num_processes}")
     if expected_num_processes is not None and info.num_processes != expected_num_processes:
         raise TrainingError(
-            f"parallel.expected_num_processes is {expected_num_processes}, but {info.num_processes} were started; without "
-            "a GPU, `accelerate launch` needs --multi_gpu beside --num_processes to start more than one"
+            f"parallel.expected_num_processes is {expected_num_processes}, but {info.num_processes} were started; "
+            "without a GPU, `accelerate launch` needs --multi_gpu beside --num_processes to start more than one"
         )
     return info
 

@@ -55,7 +55,8 @@ Trained by MetaSER in two stages: on the corpus's metadata, then on {model.confi
 |---|---|---|
 {tasks}
 
-Trained on {counts["train"]} utterances of {speakers["train"]} speakers, selected on {counts["dev"]} of {speakers["dev"]}.
+Trained on {counts["train"]} utterances of {speakers["train"]} speakers, selected on {counts["dev"]} of
+{speakers["dev"]}.
 {overlap}
 
 Input is mono audio at 16 kHz. `metaser predict FOLDER some.wav` prints the probabilities; in Python:

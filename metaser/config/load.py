@@ -54,7 +54,7 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def _parse(text: str, where: str) -> Any:  # noqa: ANN401
+def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:

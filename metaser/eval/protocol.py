@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from metaser.config.schema import ExperimentConfig
@@ -13,6 +15,7 @@ from metaser.distributed import DistInfo
 from metaser.errors import RunError
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
+from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.rundir import RunDir
@@ -40,6 +43,7 @@ def evaluate_run_split(
 ) -> dict[str, Any] | None:
     """Judge the run's best model on `split` and write the report to `folder` (default: `report/`).
 
+    Each task is judged on what any stage's filter admits, the main task on what the last stage's does.
     Returns the report on every process; None, with a message, if the split is empty.
 
     Raises:
@@ -49,8 +53,9 @@ def evaluate_run_split(
         raise RunError(f"run {str(run.root)!r} has no best model yet; its last stage must be evaluated on dev first")
     model = MetaSERModel.from_pretrained(run.best)
     specs = model.task_specs
-    part = index.take(splits.rows(split))
-    part = part.take(select_utterances(config.stages[-1], specs, part))
+    of_split = index.take(splits.rows(split))
+    by_stage = [select_utterances(stage, specs, of_split) for stage in config.stages]
+    part = of_split.take(np.unique(np.concatenate(by_stage)))
     if not len(part):
         log.warning("no %s utterances to evaluate on", split)
         return None
@@ -63,6 +68,8 @@ def evaluate_run_split(
         return output
 
     results = evaluate(forward, specs, part, config.data, processes)
+    main_keys = set(of_split.take(by_stage[-1]).values("key"))
+    results = [result if result.key in main_keys else _without_task(result, config.main_task) for result in results]
     report = build_report(
         specs,
         config.main_task,
@@ -104,10 +111,14 @@ def evaluate_run(
     )
     if report is None:
         raise SplitError(
-            f"split {split!r} of {', '.join(map(str, folders))} must hold utterances that pass the last stage's filter, "
+            f"split {split!r} of {', '.join(map(str, folders))} must hold utterances that pass a stage's filter, "
             f"got none; the splits hold {splits.protocol['num_utterances']}"
         )
     return report
+
+
+def _without_task(result: UtteranceResult, task: str) -> UtteranceResult:
+    return replace(result, tasks={name: value for name, value in result.tasks.items() if name != task})
 
 
 def _compare_with_training(config: ExperimentConfig, splits: SplitAssignment, index: Index, split: str) -> None:

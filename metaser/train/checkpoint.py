@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent, never unpickled, independent of how the work was spread.
 
-A folder `step-000200/` holds `model.safetensors` (all weights, float32), `optimizer.safetensors` (`PARAMETER.STATE`) and
-`checkpoint.json` (the position, and every file's size and sha256).
+A folder `step-000200/` holds `model.safetensors` (all weights, float32), `optimizer.safetensors` (`PARAMETER.STATE`)
+and `checkpoint.json` (the position, and every file's size and sha256).
 """
 
 from __future__ import annotations

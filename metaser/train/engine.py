@@ -69,7 +69,7 @@ class Processes:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def from_main(self, value: object) -> Any:  # noqa: ANN401
+    def from_main(self, value: object) -> Any:
         """Return the main process's `value` on every process."""
         if self._group is None:
             return value

@@ -88,7 +88,7 @@ class StageLoop:
         runner = self.runner
         tasks = runner.stage.weighted_tasks
         specs = [spec for spec in runner.specs if spec.name in tasks]
-        runner.engine.model.eval()
+        runner.engine.model.train(mode=False)
         results = evaluate(
             lambda batch: runner.engine.forward(batch, None, tasks),
             specs,

@@ -109,7 +109,7 @@ def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir)
         )
 
 
-def _differences(old: Any, new: Any, path: str) -> list[str]:  # noqa: ANN401
+def _differences(old: Any, new: Any, path: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         return [change for name in names for change in _differences(old.get(name), new.get(name), f"{path}.{name}")]
@@ -201,7 +201,7 @@ class _Training:
         stage: StageConfig,
         model: MetaSERModel,
         specs: tuple[TaskSpec, ...],
-        data: Any,  # noqa: ANN401
+        data: Any,
         splits: SplitAssignment,
         resumed: Checkpoint | None,
         tracker: Tracker | None,
@@ -315,7 +315,7 @@ def _git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
         except FileNotFoundError:
             return None
         return done.stdout if done.returncode == 0 else None

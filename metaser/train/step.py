@@ -94,8 +94,8 @@ class StepRunner:
     def warm_up(self, batch: Batch) -> None:
         """One discarded forward and backward.
 
-        With several processes DDP rebuilds its buckets after its first iteration, which changes the order of sums: without
-        this a resumed run would differ from an uninterrupted one.
+        With several processes DDP rebuilds its buckets after its first iteration, which changes the order of sums:
+        without this a resumed run would differ from an uninterrupted one.
         """
         self._slot(1, 0, batch, self.targets.denominators(batch.items_B.numpy()), is_last=True)
         self.engine.discard_gradients()
@@ -161,8 +161,8 @@ class StepRunner:
         if state.num_skipped_in_a_row > self.config.max_skipped_steps:
             keys = self.index.take(self.schedule.items(step - 1)).values("key")
             raise TrainingError(
-                f"at most max_skipped_steps = {self.config.max_skipped_steps} steps in a row may have a gradient that is "
-                f"not finite, but step {step} of stage {self.stage.name!r} is one more; its batch is {keys}; lower the "
+                f"at most max_skipped_steps = {self.config.max_skipped_steps} steps in a row may have a gradient that "
+                f"is not finite, but step {step} of stage {self.stage.name!r} is one more; its batch is {keys}; lower the "
                 "learning rate"
             )
 
