@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -69,10 +70,10 @@ def save_checkpoint(folder: Path, model: dict[str, Tensor], optimizer: dict[str,
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
-            f"checkpoint {final} cannot be written: {error.strerror}; earlier checkpoints are complete, free the disk "
+            f"checkpoint {final} cannot be written: {error}; earlier checkpoints are complete, free the disk "
             "and start again to continue"
         ) from error
     return final
@@ -108,14 +109,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, state)
 
 
-def prune_checkpoints(folder: Path, *, keep_last: int, keep_steps: set[int]) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those of `keep_steps`, and what a killed writer left."""
+def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints and the selected ones they name, and what a killed writer left.
+
+    The older ones of these are what a run falls back to when the newest is damaged, so their selected ones stay too.
+    """
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover)
     by_step = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
-    for step in sorted(by_step)[:-keep_last]:
-        if step not in keep_steps:
-            shutil.rmtree(by_step[step])
+    newest = sorted(by_step)[-keep_last:]
+    kept = {*newest, *(_selected_step(by_step[step]) for step in newest)}
+    for step in by_step.keys() - kept:
+        shutil.rmtree(by_step[step])
+
+
+def _selected_step(path: Path) -> int:
+    try:
+        return int(json.loads((path / MARKER).read_text())["state"]["best_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -40,9 +40,9 @@ class StageLoop:
         """Return True when the stage is done, False when it stopped on request; both are saved."""
         runner, state = self.runner, self.state
         processes = runner.engine.processes
-        batches = self._batches()
+        batches = self._batches(num_workers=runner.config.data.num_workers)
         if processes.info.num_processes > 1 and state.step < runner.stage.num_steps:
-            runner.warm_up(next(self._batches()))
+            runner.warm_up(next(self._batches(num_workers=0)))
         self._evaluate_if_due()
         while state.step < runner.stage.num_steps:
             step = state.step + 1
@@ -59,12 +59,12 @@ class StageLoop:
                 self._save()
         return True
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, *, num_workers: int) -> Iterator[Batch]:
         data = self.runner.config.data
         return read_slots(
             self.runner.index,
             self.runner.all_slots(self.state.step + 1),
-            num_workers=data.num_workers,
+            num_workers=num_workers,
             timeout_s=data.worker_timeout_s,
             pin_memory=self.runner.engine.processes.device.type == "cuda",
         )
@@ -111,7 +111,6 @@ class StageLoop:
             return
         if processes.info.is_main:
             save_checkpoint(self.checkpoints, engine.model_state(), engine.optimizer_state(), self.state)
-            keep = self.runner.config.checkpoints.keep_last
-            prune_checkpoints(self.checkpoints, keep_last=keep, keep_steps={self.state.best_step})
+            prune_checkpoints(self.checkpoints, keep_last=self.runner.config.checkpoints.keep_last)
         self._saved_step = self.state.step
         processes.wait()

@@ -36,6 +36,7 @@ from metaser.train.stage import freeze_all_but, select_parameters, stage_data, t
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopRequest
+from shards.errors import InputError
 from shards.manifest import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.schema import RATE_HZ
@@ -58,11 +59,12 @@ def train(
         InputError: if configuration, data or run folder do not allow it.
     """
     run = RunDir(Path(config.output_dir))
-    lock = _open_run(run, config, info, resume)
-    processes = Processes(config.parallel, info)
     stop_request = StopRequest()
     stop_request.install()
+    processes = Processes(config.parallel, info)
+    lock: RunLock | None = None
     try:
+        lock = _open_run(run, config, processes, resume)
         with _logging_to(run, is_main=info.is_main):
             log.info("%d process(es) on %s", info.num_processes, processes.device)
             training = _Training(config, run, processes, stop_request, on_metrics)
@@ -73,33 +75,54 @@ def train(
             lock.release()
 
 
-def _open_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock | None:
-    """Check that the folder can carry this run, and take it; only the main process writes."""
+def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resume: Resume) -> RunLock | None:
+    """Take the folder in the main process; what it refuses, every process refuses.
+
+    The others do not look themselves: they would find what the main process has just written.
+    """
+    lock: RunLock | None = None
+    refusal: str | None = None
+    if processes.info.is_main:
+        try:
+            lock = _take_run(run, config, processes.info, resume)
+        except InputError as error:
+            refusal = str(error)
+    refusal = processes.from_main(refusal)
+    if refusal is not None:
+        raise RunError(refusal)
+    return lock
+
+
+def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock:
     if run.root.exists() and not run.root.is_dir():
         raise RunError(f"output_dir must be a folder, but {str(run.root)!r} is a file")
     if run.is_run():
         if resume == "never":
             raise RunError(f"--resume never needs an empty run folder, but {str(run.root)!r} already holds a run")
         refuse_changes(load_experiment(run.config), config, run)
-    if not info.is_main:
-        return None
-    lock = RunLock(run)
+    return RunLock(run)
+
+
+def _record_start(run: RunDir, config: ExperimentConfig, info: DistInfo) -> None:
+    """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     temporary = run.config.with_suffix(".tmp")
     temporary.write_text(dump_experiment(config))
     temporary.replace(run.config)
     _append_environment(run, info)
-    return lock
 
 
 def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
     """Refuse to continue a run with another experiment: only `output_dir`, `parallel` and more steps may change.
 
+    A stage that a later one has built on keeps its number of steps.
+
     Raises:
         RunError: naming every changed value.
     """
     old, new = (config.model_dump(mode="json", exclude={"output_dir", "parallel"}) for config in (before, now))
-    for old_stage, new_stage in zip(old["stages"], new["stages"], strict=False):
-        if new_stage["num_steps"] >= old_stage["num_steps"]:
+    for number, (old_stage, new_stage) in enumerate(zip(old["stages"], new["stages"], strict=False), start=1):
+        is_built_on = run.checkpoints(number + 1).is_dir()
+        if new_stage["num_steps"] >= old_stage["num_steps"] and not is_built_on:
             old_stage["num_steps"] = new_stage["num_steps"]
     changes = list(_differences(old, new, ""))
     if changes:
@@ -147,6 +170,9 @@ class _Training:
         for stage in config.stages:
             select_parameters(model, stage)
         self._log_size(model, index)
+        # Only now: a mistake found above must not tie the folder to the experiment that has it.
+        if self.processes.info.is_main:
+            _record_start(self.run_dir, config, self.processes.info)
 
         resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
@@ -258,7 +284,7 @@ class _Training:
             stop_request=self.stop_request,
             on_selected=(lambda: self._export(model, stage, splits, state)) if is_last else lambda: None,
         )
-        if is_last and state.best_step and not self.run_dir.best.is_dir():
+        if is_last and state.best_step:
             self._restore_best(model, stage, splits, state)
         return loop.run()
 
@@ -276,7 +302,7 @@ class _Training:
     def _restore_best(
         self, model: MetaSERModel, stage: StageConfig, splits: SplitAssignment, state: TrainState
     ) -> None:
-        """Export anew: the process died between saving the best checkpoint and exporting it."""
+        """Export anew: the process may have died between saving the best checkpoint and exporting it."""
         current = {name: value.clone() for name, value in model.state_dict().items()}
         folder = self.run_dir.checkpoints(state.stage)
         model.load_state_dict(read_checkpoint(step_folder(folder, state.best_step)).model_tensors())

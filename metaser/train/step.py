@@ -162,8 +162,8 @@ class StepRunner:
             keys = self.index.take(self.schedule.items(step - 1)).values("key")
             raise TrainingError(
                 f"at most max_skipped_steps = {self.config.max_skipped_steps} steps in a row may have a gradient that "
-                f"is not finite, but step {step} of stage {self.stage.name!r} is one more; its batch is {keys}; lower the "
-                "learning rate"
+                f"is not finite, but step {step} of stage {self.stage.name!r} is one more; its batch is {keys}; "
+                "lower the learning rate"
             )
 
     def _count_problems(self, state: TrainState, problems: Sequence[str]) -> None:
