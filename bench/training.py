@@ -1,7 +1,7 @@
 """Training speed: real audio-seconds per second, MFU and memory of both stages, and what the schedule's batches gain.
 
-    python bench/training.py                                   a small encoder on a CPU
-    python bench/training.py --shape large --precision bf16    the wav2vec 2.0 large shape (24 layers, width 1024) on a GPU
+    python bench/training.py                                  a small encoder on a CPU
+    python bench/training.py --shape large --precision bf16   24 layers of width 1024 (wav2vec 2.0 large) on a GPU
 
 Weights are random, clips are noise with IEMOCAP-like lengths (log-normal, mean 4.5 s). Scheduled and random batches of
 the same clips are timed alternately in one run.
@@ -81,7 +81,8 @@ def main() -> None:
         torch.cuda.get_device_name() if processes.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     )
     print(
-        f"{arguments.shape} shape, {arguments.precision}, {arguments.batch} clips a step, {device}, torch {torch.__version__}"
+        f"{arguments.shape} shape, {arguments.precision}, {arguments.batch} clips a step, {device}, "
+        f"torch {torch.__version__}"
     )
     with tempfile.TemporaryDirectory() as folder:
         config = Wav2Vec2Config(

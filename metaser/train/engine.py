@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -133,7 +134,7 @@ class Engine:
         The norm is taken after the gradients are summed, so every process decides alike.
         """
         norm = float(torch.nn.utils.clip_grad_norm_(self._trainable, self._max_grad_norm))
-        if torch.isfinite(torch.tensor(norm)):
+        if math.isfinite(norm):
             self.optimizer.step()
         self.discard_gradients()
         return norm
