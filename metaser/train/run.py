@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -353,18 +354,24 @@ def _git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "diff": git("diff", "HEAD", "--", str(folder.parent))}
 
 
-class _logging_to:  # noqa: N801 (used like a function)
+@contextmanager
+def _logging_to(run: RunDir, *, is_main: bool) -> Iterator[None]:
     """Send the package's messages to the run's log while training; other processes only warn."""
-
-    def __init__(self, run: RunDir, *, is_main: bool) -> None:
-        self._handler: logging.Handler = logging.NullHandler()
-        if is_main:
-            self._handler = logging.FileHandler(run.log)
-            self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-
-    def __enter__(self) -> None:
-        logging.getLogger().addHandler(self._handler)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger().removeHandler(self._handler)
-        self._handler.close()
+    if not is_main:
+        yield
+        return
+    handler = logging.FileHandler(run.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    packages = [logging.getLogger(name) for name in ("metaser", "shards")]
+    levels = [package.level for package in packages]
+    # Whoever calls us as a library may have set no level, which would leave the log empty.
+    for package in packages:
+        package.setLevel(logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        for package, level in zip(packages, levels, strict=True):
+            package.setLevel(level)
