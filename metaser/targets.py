@@ -23,7 +23,7 @@ def resolve_tasks(tasks: Sequence[TaskConfig], training: Index) -> tuple[TaskSpe
     """Fill in what the training utterances decide: alphabets, open label sets, class weights.
 
     Raises:
-        TrainingError: if a training label is not among a task's labels, or a label set cannot be made.
+        TrainingError: if a label set or balanced class weights cannot be made.
     """
     return tuple(_resolve(task, training) for task in tasks)
 
@@ -43,12 +43,6 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
         )
     counts = Counter(value for value in training.values(task.field) if value is not None)
     labels = task.labels or tuple(sorted(map(str, counts)))
-    unknown = {str(value): count for value, count in counts.items() if str(value) not in labels}
-    if unknown:
-        raise TrainingError(
-            f"every {task.field} of the training utterances must be a label of task {task.name!r} {list(labels)}, but "
-            f"found {unknown}; add the labels, or select with stages.N.filter"
-        )
     if len(labels) < 2:
         raise TrainingError(
             f"task {task.name!r} needs at least two labels, but the {len(training)} training utterances have "
@@ -73,7 +67,7 @@ def _class_weights(task: ClassificationTask, labels: tuple[str, ...], counts: Co
             f"class_weights 'balanced' of task {task.name!r} needs training utterances of every label, but {absent} "
             "have none; remove the labels or give the weights as a list"
         )
-    total = sum(counts.values())
+    total = sum(counts[label] for label in labels)
     return tuple(total / (len(labels) * counts[label]) for label in labels)
 
 

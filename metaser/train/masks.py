@@ -46,7 +46,7 @@ def draw_masks(
 
 def _hide_spans(row: np.ndarray, num_spans: int, widest: int, generator: np.random.Generator) -> None:
     for _ in range(num_spans):
-        width = int(generator.integers(0, widest + 1))
+        width = int(generator.integers(0, min(widest, len(row)) + 1))
         start = int(generator.integers(0, len(row) - width + 1))
         row[start : start + width] = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
     """Return the stage's training and dev utterances.
 
     Raises:
-        TrainingError: if a part is empty, or a weighted task has no label in it at all.
+        TrainingError: if a part is empty, or a weighted task has no label in it at all, or one it does not know.
     """
     parts = {}
     for split in ("train", "dev"):
@@ -62,13 +63,29 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
         parts[split] = chosen
     targets = Targets(specs, parts["train"])
     for spec in specs:
-        if spec.name in stage.weighted_tasks and not targets.present(spec.name).any():
+        if spec.name not in stage.weighted_tasks:
+            continue
+        _refuse_unknown_labels(spec, stage, parts["train"])
+        if not targets.present(spec.name).any():
             raise TrainingError(
                 f"task {spec.name!r} has weight {stage.weights[spec.name]:g} in stage {stage.name!r}, but none of its "
                 f"{len(parts['train'])} training utterances has {' or '.join(spec.fields)}; set the weight to 0 or add "
                 "the metadata"
             )
     return StageData(parts["train"], parts["dev"])
+
+
+def _refuse_unknown_labels(spec: TaskSpec, stage: StageConfig, training: Index) -> None:
+    if spec.kind != "classification":
+        return
+    unknown = Counter(
+        str(value) for value in training.values(spec.fields[0]) if value is not None and str(value) not in spec.labels
+    )
+    if unknown:
+        raise TrainingError(
+            f"every {spec.fields[0]} that stage {stage.name!r} trains on must be a label of task {spec.name!r} "
+            f"{list(spec.labels)}, but found {dict(unknown)}; add the labels, or select with stages.N.filter"
+        )
 
 
 def select_parameters(model: MetaSERModel, stage: StageConfig) -> dict[str, Parameter]:
