@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -106,6 +107,14 @@ class SlotDataset(Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_descriptors": {}}
+
+
+@atexit.register
+def _kill_readers() -> None:
+    """Let the process end: at exit multiprocessing asks its children by SIGTERM, to which readers are deaf, and waits."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def start_reader_server() -> None:

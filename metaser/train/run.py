@@ -60,20 +60,18 @@ def train(
         InputError: if configuration, data or run folder do not allow it.
     """
     run = RunDir(Path(config.output_dir))
-    stop_request = StopRequest()
-    stop_request.install()
-    processes = Processes(config.parallel, info)
-    lock: RunLock | None = None
-    try:
-        lock = _open_run(run, config, processes, resume)
-        with _logging_to(run, is_main=info.is_main):
-            log.info("%d process(es) on %s", info.num_processes, processes.device)
-            training = _Training(config, run, processes, stop_request, on_metrics)
-            return training.run()
-    finally:
-        processes.close()
-        if lock is not None:
-            lock.release()
+    with StopRequest() as stop_request:
+        processes = Processes(config.parallel, info)
+        lock: RunLock | None = None
+        try:
+            lock = _open_run(run, config, processes, resume)
+            with _logging_to(run, is_main=info.is_main):
+                log.info("%d process(es) on %s", info.num_processes, processes.device)
+                return _Training(config, run, processes, stop_request, on_metrics).run()
+        finally:
+            processes.close()
+            if lock is not None:
+                lock.release()
 
 
 def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resume: Resume) -> RunLock | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 from shards.read import STOP_SIGNALS
 
@@ -14,12 +15,19 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._kept: dict[int, Any] = {}
 
-    def install(self) -> None:
+    def __enter__(self) -> StopRequest:
         """Handle the signals from now on; outside the main thread (a notebook's worker) there is nothing to handle."""
         if threading.current_thread() is threading.main_thread():
             for number in (*STOP_SIGNALS, signal.SIGINT):
-                signal.signal(number, self._note)
+                self._kept[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._kept.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name is not None:
