@@ -1,0 +1,241 @@
+"""Interrupted at any time and started again, a run gives the numbers of one that nothing interrupted."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tinyruns import ALONE, TIMEOUT_S, dev_metrics, error_line, losses, metaser, num_lines, started, wait_until
+
+import metaser.train.run as training
+from metaser.errors import RunError
+from metaser.train.checkpoint import newest_checkpoint
+
+NUM_LINES = 16
+"""Of an uninterrupted run: 12 steps and 4 evaluations."""
+
+
+def train_until(config, line, signal_number):
+    """Train in this process and send it `signal_number` as soon as `line` lines of metrics are written."""
+    lines = []
+
+    def on_metrics(metrics):
+        lines.append(metrics)
+        if len(lines) == line:
+            os.kill(os.getpid(), signal_number)
+
+    training.train(config, ALONE, on_metrics=on_metrics)
+
+
+def interrupted(corpus, run, *lines, signal_number=signal.SIGKILL, overrides=()):
+    """Start `run` once for each of `lines`, and interrupt it when it has written so many more lines."""
+    for line in lines:
+        with started(train_until, corpus.experiment(run, *overrides), line, signal_number) as process:
+            process.join(TIMEOUT_S)
+            assert process.exitcode == (-signal.SIGKILL if signal_number == signal.SIGKILL else 0)
+    return run
+
+
+def tensorboard_scalars(run):
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same_run(ours, expected):
+    assert losses(ours) == losses(expected)
+    assert dev_metrics(ours) == dev_metrics(expected)
+    assert (ours / "best/model.safetensors").read_bytes() == (expected / "best/model.safetensors").read_bytes()
+    mine, theirs = (json.loads((run / "report/report.json").read_text())["tasks"] for run in (ours, expected))
+    assert mine == theirs
+    counts = Counter((line["stage"], line["step"], "dev" in line) for line in _metrics(ours))
+    assert set(counts.values()) == {1}
+    found = tensorboard_scalars(ours)
+    assert found.keys() == tensorboard_scalars(expected).keys()
+    for stage, first in ((1, 1), (2, 7)):
+        assert [step for step, _ in found[f"stage{stage}/loss"]] == list(range(first, first + 6))
+        in_file = [loss for number, _, loss, _ in losses(ours) if number == stage]
+        assert [value for _, value in found[f"stage{stage}/loss"]] == pytest.approx(in_file, rel=1e-6)
+        assert [step for step, _ in found[f"stage{stage}/dev/loss"]] == [first + 2, first + 5]
+
+
+def _metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+DRAWN = random.Random(7).randint(1, NUM_LINES)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param((1,), id="before-any-checkpoint"),
+        pytest.param((8,), id="stage-boundary"),
+        pytest.param((9, 2), id="second-stage-twice"),
+        pytest.param((NUM_LINES,), id="before-the-report"),
+        pytest.param((DRAWN,), id=f"drawn-{DRAWN}"),
+    ],
+)
+def test_killed_and_started_again_it_goes_on_as_if_nothing_had_happened(corpus, finished, tmp_path, lines):
+    interrupted(corpus, tmp_path / "run", *lines)
+    assert not (tmp_path / "run/report/report.json").exists()
+    assert_same_run(corpus.train(tmp_path / "run"), finished)
+
+
+def test_killed_from_outside_at_random_moments(corpus, finished, tmp_path):
+    run, generator = tmp_path / "run", random.Random(3)
+    for _ in range(4):
+        seen = num_lines(run / "metrics.jsonl")
+        with started(training.train, corpus.experiment(run), ALONE) as process:
+            wait_until(lambda seen=seen: num_lines(run / "metrics.jsonl") != seen or not process.is_alive(), "a step")
+            process.join(generator.uniform(0, 0.15))
+    assert_same_run(corpus.train(run), finished)
+
+
+def test_with_reader_processes_too(corpus, finished, tmp_path):
+    workers = ("data.num_workers=2",)
+    interrupted(corpus, tmp_path / "run", 5, overrides=workers)
+    assert_same_run(corpus.train(tmp_path / "run", *workers), finished)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_asked_to_stop_it_saves_exits_with_0_and_goes_on_later(corpus, finished, tmp_path, name):
+    run = interrupted(corpus, tmp_path / "run", 5, signal_number=signal.Signals[name])
+    last_step = losses(run)[-1][1]
+    assert newest_checkpoint(run / "stage1/checkpoints").state.step == last_step == 5
+    assert f"stopped by {name} and saved; start again to continue" in (run / "train.log").read_text()
+    assert_same_run(corpus.train(run), finished)
+
+
+def test_the_command_stops_on_sigterm_to_its_whole_job(corpus, tmp_path):
+    run = tmp_path / "run"
+    command = [Path(sys.executable).with_name("metaser"), "train", corpus.yaml, f"output_dir={run}"]
+    overrides = ["stages.0.num_steps=100000", "stages.0.eval_every_steps=100000", "data.num_workers=1"]
+    with subprocess.Popen([*command, *overrides], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            wait_until(lambda: num_lines(run / "metrics.jsonl") > 3 or process.poll() is not None, "four steps")
+            os.killpg(process.pid, signal.SIGTERM)
+            _, said = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    assert "stopped by SIGTERM and saved" in said
+    assert newest_checkpoint(run / "stage1/checkpoints").state.step == len(losses(run))
+
+
+@pytest.mark.parametrize("damage", ["changed", "never renamed"])
+def test_a_torn_checkpoint_is_passed_over(corpus, finished, tmp_path, damage, caplog):
+    run = interrupted(corpus, tmp_path / "run", 7)
+    torn = newest_checkpoint(run / "stage1/checkpoints").path
+    weights = torn / "model.safetensors"
+    if damage == "changed":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    else:
+        torn.rename(torn.with_name(f".{torn.name}.tmp"))
+    before = newest_checkpoint(run / "stage1/checkpoints")
+    assert before.path < torn
+    caplog.clear()
+    assert_same_run(corpus.train(run), finished)
+    assert (f"passing over an incomplete checkpoint: {torn}" in caplog.text) == (damage != "never renamed")
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_killed_between_saving_and_exporting_the_best_model(corpus, finished, tmp_path):
+    """The second export of the second stage never happens; the restarted run must not keep the first."""
+    select = ("stages.1.select=loss",)
+    with started(train_and_die_exporting, corpus.experiment(tmp_path / "run", *select), 2) as process:
+        process.join(TIMEOUT_S)
+        assert process.exitcode == -signal.SIGKILL
+    stale = (tmp_path / "run/best/model.safetensors").read_bytes()
+    assert newest_checkpoint(tmp_path / "run/stage2/checkpoints").state.best_step == 6
+    corpus.train(tmp_path / "run", *select)
+    corpus.train(tmp_path / "whole", *select)
+    exported = (tmp_path / "run/best/model.safetensors").read_bytes()
+    assert exported == (tmp_path / "whole/best/model.safetensors").read_bytes()
+    assert exported != stale
+
+
+def train_and_die_exporting(config, number):
+    export, calls = training.export_model, []
+
+    def export_or_die(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        export(*arguments, **options)
+
+    training.export_model = export_or_die
+    training.train(config, ALONE)
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing_but_time(corpus, finished, tmp_path):
+    run = interrupted(corpus, tmp_path / "run", 5)
+    done = metaser("train", corpus.yaml, f"output_dir={run}", folder=tmp_path, before=limit_file_size)
+    assert "cannot be written: " in error_line(done)
+    assert "earlier checkpoints are complete, free the disk and start again" in error_line(done)
+    assert_same_run(corpus.train(run), finished)
+
+
+def limit_file_size():
+    """Let no file grow to the size of a checkpoint's, as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+
+def test_the_same_seed_twice_gives_the_same_run_and_another_seed_another(corpus, finished, tmp_path):
+    assert_same_run(corpus.train(tmp_path / "again"), finished)
+    other = corpus.train(tmp_path / "other", "seed=1")
+    assert not {line[2] for line in losses(other)} & {line[2] for line in losses(finished)}
+
+
+def test_resume_never_refuses_a_started_run(corpus, finished):
+    with pytest.raises(RunError, match=r"--resume never needs an empty run folder, but '.*/run' already holds a run"):
+        training.train(corpus.experiment(finished), ALONE, resume="never")
+
+
+def test_another_experiment_is_refused_naming_every_change(corpus, finished):
+    before = (finished / "config.yaml").read_text()
+    with pytest.raises(RunError) as refused:
+        corpus.train(finished, "seed=5", "stages.0.num_steps=5", "model.encoder.width=24")
+    for change in ("seed from 0 to 5", "stages.0.num_steps from 6 to 5", "model.encoder.width from 16 to 24"):
+        assert change in str(refused.value)
+    assert (finished / "config.yaml").read_text() == before
+
+
+def test_more_steps_are_accepted_and_go_on_from_the_last(corpus, finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    corpus.train(run, "stages.1.num_steps=9")
+    assert losses(run)[:12] == losses(finished)
+    assert [line[:2] for line in losses(run)[12:]] == [(2, 7), (2, 8), (2, 9)]
+
+
+def test_more_steps_are_refused_for_a_stage_that_others_have_built_on(corpus, finished):
+    with pytest.raises(RunError, match=r"stages.0.num_steps from 6 to 9"):
+        corpus.train(finished, "stages.0.num_steps=9")
+
+
+def test_a_finished_run_started_again_changes_nothing(corpus, finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    assert_same_run(corpus.train(run), finished)
+
+
+def test_a_run_in_use_is_refused_naming_who_uses_it(corpus, tmp_path):
+    run, overrides = tmp_path / "run", ("stages.0.num_steps=100000", "stages.0.eval_every_steps=100000")
+    with started(training.train, corpus.experiment(run, *overrides), ALONE) as process:
+        wait_until(lambda: num_lines(run / "metrics.jsonl") > 0, "a step")
+        with pytest.raises(RunError, match=rf'is in use by {{"host": ".+", "pid": {process.pid}}}'):
+            corpus.train(run, *overrides)
+        assert process.is_alive()
+    with started(training.train, corpus.experiment(run, *overrides), ALONE) as process:
+        seen = (run / "environment.json").read_text()
+        wait_until(lambda: (run / "environment.json").read_text() != seen, "the killed run's lock is free")

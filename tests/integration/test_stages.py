@@ -1,0 +1,161 @@
+"""What a stage moves, what it hands on, and on what it trains."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tinyruns import losses
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
+
+from metaser.errors import ConfigError, TrainingError
+from metaser.model.metaser import MetaSERModel, build_model
+from metaser.seeding import seed_generators
+from metaser.targets import resolve_tasks
+from metaser.tasks import TaskSpec
+from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, step_folder
+from shards.manifest import load_index
+
+BOTH = "emotion: 1, asr: 0.5, gender: 0.5, style: 0.5"
+METADATA = "asr: 1, gender: 0.5, style: 0.5"
+
+
+def one_stage(train, weights, *, num_steps=3, name="only"):
+    stage = (
+        f"{{name: {name}, train: [{train}], weights: {{{weights}}}, num_steps: {num_steps}, eval_every_steps: 3, "
+        "learning_rate: {encoder: 1e-2, heads: 1e-2, ari: 1e-2}, schedule: {decay: constant, warmup_fraction: 0}}"
+    )
+    return f"stages=[{stage}]"
+
+
+def fresh_weights(config):
+    index = load_index(config.data.shard_folders)
+    training = index.take([row for row, split in enumerate(index.values("split")) if split == "train"])
+    seed_generators(config.seed, "init")
+    model = build_model(config.model, resolve_tasks(config.tasks, training), config.main_task)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def moved_parts(before, after):
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(
+    ("train", "weights", "prefixes"),
+    [
+        ("heads", METADATA, ("heads.asr.", "heads.gender.", "heads.style.")),
+        ("heads.gender", METADATA, ("heads.gender.",)),
+        ("encoder.layers.1-1", METADATA, ("encoder.layers.1.",)),
+        ("encoder", METADATA, ("encoder.",)),
+        ("ari, heads.asr", METADATA, ("ari.", "heads.asr.")),
+        ("coattention", BOTH, ("coattention.",)),
+        ("heads, coattention", BOTH, ("heads.", "coattention.")),
+    ],
+)
+def test_a_stage_moves_exactly_the_parameters_it_names(corpus, tmp_path, train, weights, prefixes):
+    stage = one_stage(train, weights)
+    before = fresh_weights(corpus.experiment(tmp_path, stage))
+    corpus.train(tmp_path / "run", stage)
+    after = newest_checkpoint(tmp_path / "run/stage1/checkpoints").model_tensors()
+    expected = {name for name in before if name.startswith(prefixes)}
+    if "emotion" not in weights and "ari" in train:
+        # ARI has coefficients of its own for a task that has no weight here.
+        assert torch.equal(before["ari.integration.task_scalars"][0], after["ari.integration.task_scalars"][0])
+    assert moved_parts(before, after) == expected
+
+
+def test_every_stage_starts_from_the_weights_the_one_before_selected(corpus, tmp_path):
+    run = corpus.train(
+        tmp_path / "run",
+        # Far too high a rate: the dev loss is lowest early.
+        "stages.0.learning_rate={encoder: 3e-1, heads: 3e-1, ari: 3e-1}",
+        "stages.0.eval_every_steps=1",
+        "stages.0.schedule={decay: constant, warmup_fraction: 0}",
+        "stages.1.train=[heads.emotion]",
+    )
+    first, second = (run / f"stage{number}" / "checkpoints" for number in (1, 2))
+    last = newest_checkpoint(first)
+    assert 0 < last.state.best_step < last.state.step == 6
+    selected = read_checkpoint(step_folder(first, last.state.best_step)).model_tensors()
+    after = newest_checkpoint(second).model_tensors()
+    assert moved_parts(selected, after) == {name for name in selected if name.startswith("heads.emotion.")}
+    assert "encoder.layers.0.up.weight" in moved_parts(selected, last.model_tensors())
+
+
+def test_missing_labels_need_no_special_case(corpus, tmp_path):
+    index = load_index([str(corpus.shards)])
+    missing = {field: index.values(field).count(None) for field in ("text", "emotion")}
+    assert min(missing.values()) > 0
+    run = corpus.train(tmp_path / "run", "data.batch_utterances=1", one_stage("encoder, heads", BOTH, num_steps=24))
+    found = losses(run)
+    assert all(math.isfinite(value) for *_, by_task in found for value in by_task.values())
+    # One clip a step, one epoch: a step whose clip lacks a label has no loss for that task.
+    assert len(found) == 24
+    assert sum(by_task["emotion"] == 0 for *_, by_task in found) == missing["emotion"]
+    assert sum(by_task["asr"] == 0 for *_, by_task in found) == missing["text"]
+    assert all(by_task["gender"] > 0 for *_, by_task in found)
+
+
+def test_labels_that_are_missing_everywhere_stop_before_the_first_step(corpus, tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"task 'style' has weight 0.1 in stage 'metadata', but none of its 2\d train"
+    ):
+        corpus.train(tmp_path / "run", "tasks.3={name: style, kind: classification, field: intensity}")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_a_layer_that_is_not_there_stops_before_the_first_step_of_any_stage(corpus, tmp_path):
+    with pytest.raises(ConfigError, match=r"0 <= A <= B <= 1, .* got 'encoder.layers.1-2'"):
+        corpus.train(tmp_path / "run", "stages.1.train=[encoder.layers.1-2]")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_bf16_trains_float32_weights(corpus, finished, tmp_path):
+    run = corpus.train(tmp_path / "run", "parallel.precision=bf16")
+    ours, float32 = losses(run), losses(finished)
+    assert [line[:2] for line in ours] == [line[:2] for line in float32]
+    assert ours != float32
+    assert ours[0][2] == pytest.approx(float32[0][2], rel=0.05)
+    assert {value.dtype for value in load_file(run / "best/model.safetensors").values()} == {torch.float32}
+
+
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": (8,) * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "num_buckets": 8,
+    "max_bucket_distance": 16,
+}
+
+
+@pytest.mark.parametrize(("config_class", "model_class"), [(Wav2Vec2Config, Wav2Vec2Model), (WavLMConfig, WavLMModel)])
+def test_a_hugging_face_encoder_trains_through_both_stages(corpus, tmp_path, config_class, model_class):
+    torch.manual_seed(0)
+    source = model_class(config_class(**TINY))
+    source.save_pretrained(tmp_path / "encoder")
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "encoder")
+    run = corpus.train(
+        tmp_path / "run", f"model.encoder={{kind: huggingface, name: {tmp_path / 'encoder'}}}", "model.spec_augment={}"
+    )
+    assert [line[:2] for line in losses(run)] == [(stage, step) for stage in (1, 2) for step in range(1, 7)]
+    (tmp_path / "encoder").rename(tmp_path / "gone")
+    model = MetaSERModel.from_pretrained(run / "best")
+    given, ours = source.state_dict(), model.state_dict()
+
+    def same(part):
+        name = next(name for name in ours if name.startswith("encoder.") and name.endswith(part))
+        return torch.equal(given[next(name for name in given if name.endswith(part))], ours[name])
+
+    assert same("feature_extractor.conv_layers.1.conv.weight")
+    assert not same("layers.1.attention.q_proj.weight")
+    with torch.inference_mode():
+        logits = model(0.1 * torch.randn(1, 8000), torch.tensor([8000])).logits["emotion"]
+    assert logits.shape == (1, 4)
+    assert json.loads((run / "best/config.json").read_text())["id2label"]["0"] == "anger"
+    assert all(isinstance(spec, TaskSpec) for spec in model.task_specs)

@@ -1,0 +1,216 @@
+"""A corpus of 36 short clips, a tiny two-stage experiment on it, and ways to train in processes that may be killed.
+
+Processes are forked from a server that has imported everything already, because importing takes longer than training.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+from tones import pack_items
+
+from launch.cli import main
+from metaser.config.load import load_experiment
+from metaser.config.schema import ExperimentConfig
+from metaser.distributed import DistInfo
+from metaser.tracking import read_metrics
+from metaser.train.run import train
+from shards.labels import FOUR_EMOTIONS
+from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key
+
+REPOSITORY = Path(__file__).parents[1]
+ALONE = DistInfo(rank=0, num_processes=1, local_rank=0)
+TIMEOUT_S = 90.0
+"""Nothing that these tests start may run longer."""
+
+EXPERIMENT = """
+output_dir: runs/tiny
+data: {shards: SHARDS, batch_utterances: 8, max_slot_s: 4, num_workers: 0, worker_timeout_s: 30}
+model:
+  encoder: {kind: logmel, num_mels: 16, width: 16, num_layers: 2, num_heads: 2, feed_forward: 32, dropout: 0.1}
+  coattention: {form: cross, width: 8, num_heads: 2}
+  spec_augment: {num_time_masks: 1, max_time_mask_frames: 4, num_feature_masks: 1, max_feature_mask: 3}
+  head_width: 8
+tasks:
+  - {name: emotion, kind: classification}
+  - {name: asr, kind: ctc}
+  - {name: gender, kind: classification}
+  - {name: style, kind: classification}
+stages:
+  - name: metadata
+    train: [encoder, ari, heads]
+    weights: {asr: 1.0, gender: 0.1, style: 0.1}
+    num_steps: 6
+    learning_rate: {encoder: 1.0e-3, heads: 3.0e-3, ari: 1.0e-2}
+    eval_every_steps: 3
+    save_every_steps: 2
+  - name: emotion
+    train: [encoder, ari, heads, coattention]
+    weights: {emotion: 1.0, asr: 0.1, gender: 0.1, style: 0.1}
+    num_steps: 6
+    learning_rate: {encoder: 1.0e-3, heads: 3.0e-3, ari: 1.0e-2}
+    eval_every_steps: 3
+    save_every_steps: 2
+    select: emotion.ua
+parallel: {device: cpu}
+"""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A voice's tone, wavering as fast as its emotion wants, in noise."""
+
+    pitch_hz: float
+    waver_hz: float
+    duration_s: float
+    seed: int
+
+    def load(self) -> tuple[np.ndarray, int]:
+        time_s = np.arange(round(self.duration_s * RATE_HZ)) / RATE_HZ
+        tone = np.sin(2 * np.pi * self.pitch_hz * time_s) * (1 + np.sin(2 * np.pi * self.waver_hz * time_s))
+        noise = np.random.default_rng(self.seed).standard_normal(len(time_s))
+        return (0.2 * tone + 0.02 * noise).astype(np.float32), RATE_HZ
+
+
+def clip(number: int, **changes: object) -> SourceUtterance:
+    """Return clip `number` of 36: six speakers, one of them dev and one test; some training labels are missing."""
+    speaker, emotion = number % 6, FOUR_EMOTIONS[number // 6 % 4]
+    is_training = speaker < 4
+    metadata = {
+        "text": None if is_training and number % 7 == 0 else f"{emotion[:2]} {'so' if number % 2 else 'no'}",
+        "emotion": None if is_training and number % 5 == 0 else emotion,
+        "gender": ("female", "male")[speaker % 2],
+        "style": ("improvised", "scripted")[number // 12 % 2],
+        "speaker": f"s{speaker}",
+        "split": {4: "dev", 5: "test"}.get(speaker, "train"),
+        **changes,
+    }
+    name = f"u{number:03d}"
+    utterance = Utterance(key=make_key("tiny", name), corpus="tiny", source=f"{name}.wav", **metadata)  # type: ignore[arg-type]
+    waver_hz = 3.0 * (1 + FOUR_EMOTIONS.index(emotion))
+    return SourceUtterance(utterance, Speech(120.0 + 60 * (speaker % 2), waver_hz, 0.3 + 0.015 * number, number))
+
+
+def pack_clips(out: Path, **changes: object) -> Path:
+    """Pack the corpus into `out`, each clip with `changes`."""
+    pack_items([clip(number, **changes) for number in range(36)], out, shard_utterances=20)
+    return out
+
+
+def write_experiment(path: Path, shards: Path) -> Path:
+    """Write the experiment on `shards` as YAML to `path`."""
+    path.write_text(EXPERIMENT.replace("SHARDS", str(shards)))
+    return path
+
+
+@dataclass(frozen=True)
+class TinyCorpus:
+    """Where the packed corpus and the experiment on it lie."""
+
+    shards: Path
+    yaml: Path
+
+    def experiment(self, out: Path, *overrides: str) -> ExperimentConfig:
+        """Return the experiment with its run in `out`."""
+        return load_experiment(self.yaml, [f"output_dir={out}", *overrides])
+
+    def train(self, out: Path, *overrides: str) -> Path:
+        """Train in this process and return the run's folder."""
+        assert train(self.experiment(out, *overrides), ALONE)
+        return out
+
+
+def make_corpus(folder: Path) -> TinyCorpus:
+    """Pack the corpus below `folder`."""
+    return TinyCorpus(pack_clips(folder / "shards"), write_experiment(folder / "tiny.yaml", folder / "shards"))
+
+
+def losses(run: Path) -> list[tuple[int, int, float, dict[str, float]]]:
+    """Return (stage, step, loss, loss by task) of every training step in `metrics.jsonl`, in its order."""
+    lines = read_metrics(run / "metrics.jsonl")
+    return [(line["stage"], line["step"], line["loss"], line["losses"]) for line in lines if "loss" in line]
+
+
+def dev_metrics(run: Path) -> list[tuple[int, int, dict[str, object]]]:
+    """Return (stage, step, dev metrics) of every evaluation, in the order of `metrics.jsonl`."""
+    return [(line["stage"], line["step"], line["dev"]) for line in read_metrics(run / "metrics.jsonl") if "dev" in line]
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait until `condition()` holds; `what` names it in the failure."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.002)
+
+
+def num_lines(path: Path) -> int:
+    """Return how many whole lines `path` has; 0 if it does not exist."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def start_server() -> None:
+    """Start the server that processes are forked from, with everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tinyruns", "metaser.predict", "metaser.eval.protocol", "launch.console"])
+
+
+@contextmanager
+def started(target: Callable[..., object], *arguments: object) -> Iterator[BaseProcess]:
+    """Run `target(*arguments)` in a process of its own, which does not outlive the block."""
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=arguments)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def metaser(
+    *arguments: object, folder: Path, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the `metaser` command, after `before` in its process; return its exit code and output, kept in `folder`."""
+    with started(_command, [str(argument) for argument in arguments], folder, before) as process:
+        process.join(TIMEOUT_S)
+        assert process.exitcode is not None, f"still running after {TIMEOUT_S} s: {arguments}"
+        code = process.exitcode
+    out, err = ((folder / name).read_text() for name in ("stdout.txt", "stderr.txt"))
+    return subprocess.CompletedProcess([str(argument) for argument in arguments], code, out, err)
+
+
+def _command(arguments: list[str], folder: Path, before: Callable[[], None] | None) -> None:
+    for descriptor, name in ((1, "stdout.txt"), (2, "stderr.txt")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.environ["COLUMNS"] = "300"
+    sys.argv = ["metaser", *arguments]
+    if before is not None:
+        before()
+    main()
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one sentence that a command which got something wrong must have ended with."""
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == errors[0], done.stderr
+    return errors[0]
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Return the JSON object in `path`."""
+    values: dict[str, object] = json.loads(path.read_text())
+    return values

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metaser.errors import RunError
+from metaser.rundir import RunDir
+from metaser.tracking import Tracker, read_metrics
+
+
+def line(stage, step, loss=1.5, **more):
+    return {"stage": stage, "step": step, "loss": loss, "losses": {"asr": loss}, **more}
+
+
+def write(folder, lines, *, stage=1, step=0):
+    tracker = Tracker(RunDir(folder), stage=stage, step=step)
+    for item in lines:
+        tracker.log(item)
+    tracker.close()
+
+
+def scalars(folder, tag):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_lines_come_back_as_they_were_written(tmp_path):
+    lines = [line(1, 1), line(1, 2, dev={"tasks": {"asr": {"wer": 0.5}}}), line(2, 1, 0.1)]
+    write(tmp_path, lines)
+    assert list(read_metrics(tmp_path / "metrics.jsonl")) == lines
+    assert scalars(tmp_path, "stage1/losses/asr") == [(1, 1.5), (2, 1.5)]
+    assert scalars(tmp_path, "stage1/dev/tasks/asr/wer") == [(2, 0.5)]
+
+
+def test_stages_follow_one_another_in_tensorboard(tmp_path):
+    write(tmp_path, [line(1, 1), line(1, 2), line(2, 1), line(2, 2), line(3, 1)])
+    assert [step for step, _ in scalars(tmp_path, "stage2/loss")] == [3, 4]
+    assert [step for step, _ in scalars(tmp_path, "stage3/loss")] == [5]
+
+
+def test_what_lies_beyond_the_checkpoint_is_dropped_from_both(tmp_path):
+    write(tmp_path, [line(1, step, float(step)) for step in (1, 2, 3)] + [line(2, step, 9.0) for step in (1, 2)])
+    write(tmp_path, [line(2, 2, 7.0)], stage=2, step=1)
+    kept = [(item["stage"], item["step"], item["loss"]) for item in read_metrics(tmp_path / "metrics.jsonl")]
+    assert kept == [(1, 1, 1.0), (1, 2, 2.0), (1, 3, 3.0), (2, 1, 9.0), (2, 2, 7.0)]
+    assert scalars(tmp_path, "stage1/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert scalars(tmp_path, "stage2/loss") == [(4, 9.0), (5, 7.0)]
+
+
+def test_a_torn_last_line_is_left_out_and_written_anew(tmp_path):
+    write(tmp_path, [line(1, 1), line(1, 2)])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-9])
+    assert [item["step"] for item in read_metrics(path)] == [1]
+    write(tmp_path, [line(1, 2, 4.0)], step=1)
+    assert [json.loads(text)["loss"] for text in path.read_text().splitlines()] == [1.5, 4.0]
+
+
+def test_a_damaged_line_elsewhere_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"stage": 1}\n{"sta\n{"stage": 1}\n')
+    with pytest.raises(RunError, match=r"line 2 of .*metrics.jsonl must be JSON, got '\{\"sta"):
+        list(read_metrics(path))
+
+
+def test_no_file_means_no_lines(tmp_path):
+    assert list(read_metrics(tmp_path / "metrics.jsonl")) == []

@@ -1,0 +1,137 @@
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tones import pack_items, tone
+
+from shards.audio import decode_flac
+from shards.errors import ShardError
+from shards.manifest import load_index
+from shards.plan import Slot
+from shards.read import read_slots, slot_request
+
+SLOTS = [
+    Slot(np.array([3, 0])),
+    Slot(np.array([5])),
+    Slot(np.array([1]), is_dummy=True),
+    Slot(np.array([2, 4, 6, 7])),
+]
+
+
+@pytest.fixture
+def index(tmp_path):
+    pack_items((tone(number) for number in range(8)), tmp_path / "shards")
+    return load_index([str(tmp_path / "shards")])
+
+
+def flip_byte(index, row, *, at=-9):
+    """Change one byte of the audio of `row` as it lies on disk."""
+    path = index.shard_paths[index.shard[row]]
+    data = bytearray(path.read_bytes())
+    start, length = int(index.audio_offset[row]), int(index.audio_bytes[row])
+    data[start + at % length] ^= 0x40
+    path.write_bytes(data)
+
+
+def same(batch, other):
+    names = ("items_B", "wave_BT", "num_samples_B", "valid_B")
+    return batch.problems == other.problems and all(
+        torch.equal(getattr(batch, name), getattr(other, name)) for name in names
+    )
+
+
+def reading(index, slots, *, timeout_s):
+    """Return the batches after the first, and the process that reads them."""
+    before = set(multiprocessing.active_children())
+    batches = read_slots(index, slots, num_workers=1, timeout_s=timeout_s)
+    next(batches)
+    (reader,) = set(multiprocessing.active_children()) - before
+    return batches, reader
+
+
+def test_batches_hold_the_clips_of_their_slots_in_order_padded_with_silence(index):
+    batches = list(read_slots(index, SLOTS, num_workers=0, timeout_s=1))
+    assert [batch.items_B.tolist() for batch in batches] == [[3, 0], [5], [1], [2, 4, 6, 7]]
+    assert [batch.valid_B.tolist() for batch in batches] == [[True, True], [True], [False], [True] * 4]
+    assert batches[0].num_samples_B.tolist() == [800 + 3 * 160, 800]
+    assert batches[0].wave_BT.shape == (2, 1280)
+    assert not batches[0].wave_BT[1, 800:].any()
+    wave, _ = tone(3).audio.load()
+    assert batches[0].wave_BT[0].numpy() == pytest.approx(wave, abs=1e-4)
+    assert all(batch.problems == () for batch in batches)
+
+
+def test_a_request_holds_byte_ranges_and_nothing_of_the_index(index):
+    request = slot_request(index, SLOTS[0])
+    assert [clip.key for clip in request.clips] == ["tones/u003", "tones/u000"]
+    for clip in request.clips:
+        data = Path(clip.path).read_bytes()[clip.offset : clip.offset + clip.num_bytes]
+        assert len(decode_flac(data)) == clip.num_samples
+
+
+@pytest.mark.parametrize("at", [-9, -40, 0])
+def test_a_changed_byte_makes_a_problem_with_the_key_and_silences_that_clip_only(index, at):
+    expected = next(read_slots(index, SLOTS[3:], num_workers=0, timeout_s=1))
+    flip_byte(index, 4, at=at)
+    batch = next(read_slots(index, SLOTS[3:], num_workers=0, timeout_s=1))
+    assert batch.valid_B.tolist() == [True, False, True, True]
+    (problem,) = batch.problems
+    assert "'tones/u004'" in problem
+    assert str(index.shard_paths[index.shard[4]]) in problem
+    assert not batch.wave_BT[1].any()
+    others = [0, 2, 3]
+    assert torch.equal(batch.wave_BT[others], expected.wave_BT[others])
+
+
+def test_a_shard_that_was_cut_makes_a_problem_with_the_key(index):
+    path = index.shard_paths[index.shard[7]]
+    os.truncate(path, int(index.audio_offset[7]) + 20)
+    batch = next(read_slots(index, [Slot(np.array([7]))], num_workers=0, timeout_s=1))
+    assert "'tones/u007'" in batch.problems[0]
+    assert "got 20" in batch.problems[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_is_gone_is_one_sentence(index, num_workers):
+    path = index.shard_paths[0]
+    path.unlink()
+    with pytest.raises(ShardError) as gone:
+        list(read_slots(index, SLOTS, num_workers=num_workers, timeout_s=60))
+    assert str(gone.value) == f"shard {path} must be readable: No such file or directory"
+
+
+def test_reader_processes_deliver_the_same_batches_in_the_same_order(index):
+    flip_byte(index, 4)
+    slots = SLOTS * 3
+    expected = list(read_slots(index, slots, num_workers=0, timeout_s=1))
+    batches = list(read_slots(index, slots, num_workers=2, timeout_s=60))
+    assert len(batches) == len(expected) == 12
+    assert all(same(batch, other) for batch, other in zip(batches, expected, strict=True))
+
+
+def test_a_killed_reader_is_an_error_and_no_hang(index):
+    list(read_slots(index, SLOTS, num_workers=1, timeout_s=60))  # The server of readers runs from here on.
+    batches, reader = reading(index, SLOTS * 1000, timeout_s=4)
+    os.kill(reader.pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(ShardError, match=r"a reader process must deliver a batch within 4 s, but: .*; the shards are"):
+        list(batches)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+def test_readers_are_deaf_to_the_signals_that_stop_a_training(index, name):
+    batches, reader = reading(index, SLOTS * 5, timeout_s=60)
+    os.kill(reader.pid, signal.Signals[name])
+    assert len(list(batches)) == 19
+
+
+def test_starting_readers_leaves_this_process_s_handlers_alone(index):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    list(read_slots(index, SLOTS[:1], num_workers=1, timeout_s=60))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
