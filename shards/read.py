@@ -111,7 +111,7 @@ class SlotDataset(Dataset[Batch]):
 
 @atexit.register
 def _kill_readers() -> None:
-    """Let the process end: at exit multiprocessing asks its children by SIGTERM, to which readers are deaf, and waits."""
+    """Let the process end: multiprocessing asks its children by SIGTERM, to which readers are deaf, and waits."""
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
