@@ -163,7 +163,9 @@ def num_lines(path: Path) -> int:
 def start_server() -> None:
     """Start the server that processes are forked from, with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tinyruns", "metaser.predict", "metaser.eval.protocol", "launch.console"])
+    ours = ["launch.cli", "launch.console", "metaser.predict", "metaser.train.run", "shards.pack"]
+    # Python 3.11's server does not know pytest's sys.path, so that it cannot import this module itself.
+    context.set_forkserver_preload([*ours, "tensorboard", "matplotlib.pyplot"])
 
 
 @contextmanager

@@ -6,9 +6,13 @@ import pytest
 from tinyruns import make_corpus, start_server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _server():
+    start_server()
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    start_server()
     return make_corpus(tmp_path_factory.mktemp("tiny"))
 
 
