@@ -63,13 +63,16 @@ def slot_request(index: Index, slot: Slot) -> SlotRequest:
     return SlotRequest(slot.items, clips, slot.is_dummy)
 
 
-class SlotDataset(Dataset[Batch]):
-    """Maps a `SlotRequest` to its `Batch`; lives in the reader processes."""
+class SlotDataset(Dataset[Batch | ShardError]):
+    """Maps a `SlotRequest` to its `Batch`; lives in the reader processes.
+
+    A shard that cannot be opened is returned, not raised: torch would bury its sentence in a worker's traceback.
+    """
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
 
-    def __getitem__(self, request: SlotRequest) -> Batch:
+    def __getitem__(self, request: SlotRequest) -> Batch | ShardError:
         clips, valid, problems = [], [], []
         for clip in request.clips:
             try:
@@ -79,6 +82,8 @@ class SlotDataset(Dataset[Batch]):
                 clips.append(np.zeros(clip.num_samples, dtype=np.float32))
                 valid.append(False)
                 problems.append(str(error))
+            except ShardError as error:
+                return error
         return collate(request.items, clips, valid, problems)
 
     def _decode(self, clip: ClipRange) -> np.ndarray:
@@ -133,6 +138,12 @@ def start_reader_server() -> None:
             signal.signal(number, handler)
 
 
+def _ignore_stop_signals(_worker: int) -> None:
+    """Again in each reader: torch installs a SIGTERM handler of its own that ends it."""
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def read_slots(
     index: Index, slots: Iterable[Slot], *, num_workers: int, timeout_s: float, pin_memory: bool = False
 ) -> Iterator[Batch]:
@@ -144,11 +155,10 @@ def read_slots(
     requests = (slot_request(index, slot) for slot in slots)
     if num_workers == 0:
         dataset = SlotDataset()
-        for request in requests:
-            yield dataset[request]
+        yield from map(_batch_or_raise, (dataset[request] for request in requests))
         return
     start_reader_server()
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Batch | ShardError] = DataLoader(
         SlotDataset(),
         batch_size=None,
         sampler=requests,
@@ -156,6 +166,7 @@ def read_slots(
         multiprocessing_context="forkserver",
         timeout=timeout_s,
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_stop_signals,
     )
     batches = iter(loader)
     while True:
@@ -163,9 +174,15 @@ def read_slots(
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, ConnectionError, EOFError) as error:  # a dying reader may break its pipe first
             raise ShardError(
-                f"a reader process must deliver a batch within {timeout_s:g} s, but: {str(error).splitlines()[0]}; "
+                f"a reader process must deliver a batch within {timeout_s:g} s, but: {str(error).partition(chr(10))[0]}; "
                 f"the shards are {sorted({str(Path(path).parent) for path in index.shard_paths})}"
             ) from error
-        yield batch
+        yield _batch_or_raise(batch)
+
+
+def _batch_or_raise(result: Batch | ShardError) -> Batch:
+    if isinstance(result, ShardError):
+        raise result
+    return result
