@@ -175,8 +175,9 @@ def read_slots(
         except StopIteration:
             return
         except (RuntimeError, ConnectionError, EOFError) as error:  # a dying reader may break its pipe first
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise ShardError(
-                f"a reader process must deliver a batch within {timeout_s:g} s, but: {str(error).partition(chr(10))[0]}; "
+                f"a reader process must deliver a batch within {timeout_s:g} s, but: {reason}; "
                 f"the shards are {sorted({str(Path(path).parent) for path in index.shard_paths})}"
             ) from error
         yield _batch_or_raise(batch)
