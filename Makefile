@@ -9,7 +9,7 @@ demo: .venv/demo-ready
 	$(BIN)/metaser demo --out runs/demo
 
 test: .venv/all-ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/all-ready
 	$(BIN)/ruff check .
