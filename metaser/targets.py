@@ -16,7 +16,7 @@ from torch import Tensor
 from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask, TaskConfig
 from metaser.errors import TrainingError
 from metaser.tasks import CTC_SPECIAL, CTC_UNKNOWN, TaskSpec, fold_text
-from shards.manifest import Index
+from shards.index import Codes, Index
 
 
 def resolve_tasks(tasks: Sequence[TaskConfig], training: Index) -> tuple[TaskSpec, ...]:
@@ -30,7 +30,7 @@ def resolve_tasks(tasks: Sequence[TaskConfig], training: Index) -> tuple[TaskSpe
 
 def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
     if isinstance(task, CtcTask):
-        characters = sorted({char for text in training.values(task.field) if text for char in fold_text(text)})
+        characters = sorted({char for text in training.stream(task.field) if text for char in fold_text(text)})
         return TaskSpec(name=task.name, kind="ctc", fields=(task.field,), labels=(*CTC_SPECIAL, *characters))
     if isinstance(task, RegressionTask):
         return TaskSpec(
@@ -41,8 +41,10 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
             offset=task.offset,
             scale=task.scale,
         )
-    counts = Counter(value for value in training.values(task.field) if value is not None)
-    labels = task.labels or tuple(sorted(map(str, counts)))
+    counts: Counter[str] = Counter()
+    for value, count in training.codes(task.field).counts().items():
+        counts[str(value)] += count
+    labels = task.labels or tuple(sorted(counts))
     if len(labels) < 2:
         raise TrainingError(
             f"task {task.name!r} needs at least two labels, but the {len(training)} training utterances have "
@@ -97,28 +99,25 @@ class Targets:
         """Labels per task that the model has no class for; they count as missing."""
         for spec in self._specs:
             if spec.kind == "ctc":
-                texts = index.values(spec.fields[0])
-                self._values[spec.name] = np.asarray([fold_text(text) if text else "" for text in texts], dtype=object)
-                self._weights[spec.name] = np.asarray([bool(text and fold_text(text)) for text in texts], dtype=float)
+                texts = index.stream(spec.fields[0])
+                has_words = np.fromiter((bool(text and fold_text(text)) for text in texts), bool, len(index))
+                self._weights[spec.name] = has_words.astype(float)
             elif spec.kind == "classification":
-                self._add_classes(spec, index.values(spec.fields[0]))
+                self._add_classes(spec, index.codes(spec.fields[0]))
             else:
-                columns = [
-                    [np.nan if value is None else value for value in index.values(field)] for field in spec.fields
-                ]
-                values = (np.asarray(columns, dtype=np.float64).T - spec.offset) / spec.scale
+                columns = [index.numbers(field) for field in spec.fields]
+                values = (np.stack(columns, axis=1) - spec.offset) / spec.scale
                 self._values[spec.name] = values.astype(np.float32)
                 self._weights[spec.name] = (~np.isnan(values)).sum(axis=1).astype(float)
 
-    def _add_classes(self, spec: TaskSpec, words: list[str | None]) -> None:
+    def _add_classes(self, spec: TaskSpec, words: Codes) -> None:
         number_of = {label: number for number, label in enumerate(spec.labels)}
-        classes = np.asarray([-1 if word is None else number_of.get(str(word), -1) for word in words], dtype=np.int64)
-        unknown = [word for word, number in zip(words, classes, strict=True) if word is not None and number < 0]
-        if unknown:
-            self.num_unknown[spec.name] = len(unknown)
-        weights = np.asarray(spec.class_weights or (1.0,) * len(spec.labels))
+        classes = words.lookup((number_of.get(str(word), -1) for word in words.words), -1)
+        num_unknown = int(((words.numbers >= 0) & (classes < 0)).sum())
+        if num_unknown:
+            self.num_unknown[spec.name] = num_unknown
         self._values[spec.name] = classes
-        self._weights[spec.name] = np.where(classes < 0, 0.0, weights[classes])
+        self._weights[spec.name] = np.asarray([*(spec.class_weights or (1.0,) * len(spec.labels)), 0.0])[classes]
 
     def present(self, task: str) -> np.ndarray:
         """Return which utterances have a label for `task`, shape (num_utterances,)."""
@@ -134,13 +133,14 @@ class Targets:
         return {spec.name: self._lookup(spec, items) for spec in self._specs}
 
     def _lookup(self, spec: TaskSpec, items: np.ndarray) -> TaskTarget:
-        values = self._values[spec.name][items]
         if spec.kind == "ctc":
             number_of = {char: number for number, char in enumerate(spec.labels)}
-            rows = [[number_of.get(char, CTC_UNKNOWN) for char in text] for text in values]
+            texts = [fold_text(text or "") for text in self._index.take(items).values(spec.fields[0])]
+            rows = [[number_of.get(char, CTC_UNKNOWN) for char in text] for text in texts]
             tokens_BU = np.zeros((len(rows), max(1, *map(len, rows))), dtype=np.int64)
             for row, tokens in zip(tokens_BU, rows, strict=True):
                 row[: len(tokens)] = tokens
             return TaskTarget(torch.from_numpy(tokens_BU), torch.tensor([len(row) for row in rows]))
+        values = self._values[spec.name][items]
         lengths_B = (values >= 0).astype(np.int64) if spec.kind == "classification" else (~np.isnan(values)).sum(axis=1)
         return TaskTarget(torch.from_numpy(values), torch.from_numpy(lengths_B))

@@ -103,7 +103,7 @@ def _missing_sphere_bytes(data: bytes) -> int:
     return header_bytes + num_bytes - len(data)
 
 
-def _reason(error: sf.LibsndfileError | MemoryError) -> str:
+def _reason(error: Exception) -> str:
     """Return what went wrong without the address of the buffer, which differs from run to run."""
     return str(error.error_string) if isinstance(error, sf.LibsndfileError) else "the header asks for too much memory"
 
@@ -132,9 +132,9 @@ def pcm16(samples: Float32[np.ndarray, " T"]) -> Int16[np.ndarray, " T"]:
     return pcm
 
 
-def pcm_sha256(pcm: Int16[np.ndarray, " T"]) -> str:
-    """Return the hexadecimal SHA-256 of the little-endian samples: the same for every encoder."""
-    return hashlib.sha256(pcm.astype("<i2").tobytes()).hexdigest()
+def pcm_sha256(pcm: Int16[np.ndarray, " T"]) -> bytes:
+    """Return the SHA-256 of the little-endian samples: the same for every encoder."""
+    return hashlib.sha256(pcm.astype("<i2").tobytes()).digest()
 
 
 def encode_flac(samples: Float32[np.ndarray, " T"]) -> bytes:
@@ -144,19 +144,28 @@ def encode_flac(samples: Float32[np.ndarray, " T"]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_flac(data: bytes) -> Float32[np.ndarray, " T"]:
-    """Return the samples that `encode_flac` stored, exactly.
+def decode_stored(data: bytes, out: Float32[np.ndarray, " T"]) -> None:
+    """Decode what a shard stores into `out`, which must be as long as the clip is at `RATE_HZ`.
+
+    That is FLAC in this one form, or, in adopted shards, anything that `decode` reads. Straight into a batch's row: on
+    clips of 5 s that takes a fifth less time than decoding into a new array.
 
     Raises:
-        AudioError: if the bytes are damaged.
+        AudioError: if the bytes are damaged, or hold another number of samples.
     """
     try:
-        samples: np.ndarray = sf.read(io.BytesIO(data), dtype="float32")[0]
-    except (sf.LibsndfileError, MemoryError) as error:
-        raise AudioError(
-            f"a shard's audio must be whole FLAC, but decoding failed: {_reason(error)}; pack again"
-        ) from error
-    return samples
+        with sf.SoundFile(io.BytesIO(data)) as file:
+            if (file.samplerate, file.channels, file.frames) == (RATE_HZ, 1, len(out)):
+                num_samples = len(file.read(dtype="float32", out=out))
+            else:
+                samples = prepare(file.read(dtype="float32"), int(file.samplerate))
+                num_samples = len(samples)
+                if num_samples == len(out):
+                    out[:] = samples
+    except (sf.LibsndfileError, MemoryError, ValueError) as error:
+        raise AudioError(f"a shard's audio must be whole, but decoding failed: {_reason(error)}; pack again") from error
+    if num_samples != len(out):
+        raise AudioError(f"a shard's audio must have the {len(out)} samples of its index, got {num_samples}")
 
 
 @dataclass(frozen=True)

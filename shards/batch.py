@@ -57,10 +57,17 @@ def collate(
     wave_BT = np.zeros((len(clips), max(lengths)), dtype=np.float32)
     for row, clip in zip(wave_BT, clips, strict=True):
         row[: len(clip)] = clip
+    return as_batch(items, wave_BT, lengths, valid, problems)
+
+
+def as_batch(
+    items: np.ndarray, wave_BT: np.ndarray, lengths: Sequence[int], valid: Sequence[bool], problems: Sequence[str] = ()
+) -> Batch:
+    """Return arrays as a batch, `wave_BT` without a copy."""
     return Batch(
         items_B=torch.from_numpy(np.asarray(items, dtype=np.int64)),
         wave_BT=torch.from_numpy(wave_BT),
-        num_samples_B=torch.tensor(lengths, dtype=torch.int64),
+        num_samples_B=torch.tensor(list(lengths), dtype=torch.int64),
         valid_B=torch.tensor(list(valid), dtype=torch.bool),
         problems=tuple(problems),
     )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from shards.errors import FilterError
-from shards.manifest import NUMBER_FIELDS, Index
+from shards.index import NUMBER_FIELDS, Codes, Index
 
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -69,46 +69,68 @@ def _link(index: Index, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.nd
     if type(op) not in _COMPARISONS:
         raise FilterError(f"`is` must be followed by None, got `{ast.unparse(right)}`; write == instead")
     compare = _COMPARISONS[type(op)]
-    if _field_name(left) is None and _field_name(right) is None:
-        raise FilterError(
-            f"each comparison must name a field, got `{ast.unparse(left)}` and `{ast.unparse(right)}`; {_HELP}"
-        )
-    lefts, rights = _operand(index, left), _operand(index, right)
-    _check_kinds(left, _kinds(left, lefts), right, _kinds(right, rights))
-    pairs = zip(lefts, rights, strict=True)
-    return _mask(None not in (a, b) and _kind(a) == _kind(b) and compare(a, b) for a, b in pairs)
+    match _field_name(left), _field_name(right):
+        case None, None:
+            raise FilterError(
+                f"each comparison must name a field, got `{ast.unparse(left)}` and `{ast.unparse(right)}`; {_HELP}"
+            )
+        case str(name), None:
+            constant = _constant(right)
+            _check_kinds(left, _kinds(index, left), right, {_kind(constant)})
+            return _where_word(index, name, lambda word: _holds(compare, word, constant))
+        case None, str(name):
+            constant = _constant(left)
+            _check_kinds(left, {_kind(constant)}, right, _kinds(index, right))
+            return _where_word(index, name, lambda word: _holds(compare, constant, word))
+        case str(first), str(second):
+            _check_kinds(left, _kinds(index, left), right, _kinds(index, right))
+            return _where_pair(index.codes(first), index.codes(second), compare)
+    raise AssertionError("a field's name is text or None")
+
+
+def _holds(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
+    return _kind(left) == _kind(right) and compare(left, right)
+
+
+def _where_word(index: Index, field: str, condition: Callable[[Any], bool]) -> np.ndarray:
+    """Return the rows whose value satisfies `condition`, which is asked once for each different value."""
+    codes = index.codes(field)
+    return codes.lookup((condition(word) for word in codes.words), False).astype(bool)
+
+
+def _where_pair(left: Codes, right: Codes, compare: Callable[[Any, Any], bool]) -> np.ndarray:
+    """Return the rows whose two values satisfy `compare`, which is asked once for each different pair."""
+    width = len(right.words) + 1
+    pairs, row_of = np.unique((left.numbers.astype(np.int64) + 1) * width + right.numbers + 1, return_inverse=True)
+    truths = [
+        a > 0 and b > 0 and _holds(compare, left.words[a - 1], right.words[b - 1])
+        for a, b in (divmod(pair, width) for pair in pairs.tolist())
+    ]
+    return np.asarray(truths, dtype=bool)[row_of]
 
 
 def _membership(index: Index, left: ast.expr, is_wanted: bool, right: ast.expr) -> np.ndarray:
-    column = _column(index, left)
+    name = _required_field(left)
     if not isinstance(right, ast.List | ast.Tuple | ast.Set):
         raise FilterError(f"`in` must be followed by a list of values, got `{ast.unparse(right)}`; {_HELP}")
     choices = [_constant(item) for item in right.elts]
     for item, choice in zip(right.elts, choices, strict=True):
-        _check_kinds(left, _kinds(left, column), item, {_kind(choice)})
-    return _mask(value is not None and (value in choices) == is_wanted for value in column)
+        _check_kinds(left, _kinds(index, left), item, {_kind(choice)})
+    return _where_word(index, name, lambda word: (word in choices) == is_wanted)
 
 
 def _presence(index: Index, node: ast.expr, op: ast.cmpop) -> np.ndarray:
     if not isinstance(op, _ABSENCE + _PRESENCE):
         raise FilterError(f"None has no order, but the filter compares `{ast.unparse(node)}` with it; write `is None`")
-    return _mask((value is None) == isinstance(op, _ABSENCE) for value in _column(index, node))
+    is_absent: np.ndarray = index.codes(_required_field(node)).numbers < 0
+    return is_absent == isinstance(op, _ABSENCE)
 
 
-def _mask(truths: Iterable[bool]) -> np.ndarray:
-    return np.fromiter(truths, dtype=bool)
-
-
-def _operand(index: Index, node: ast.expr) -> list[Any]:
-    """Return a field's value in every row, or a constant as often."""
-    return [_constant(node)] * len(index) if _field_name(node) is None else _column(index, node)
-
-
-def _column(index: Index, node: ast.expr) -> list[Any]:
+def _required_field(node: ast.expr) -> str:
     name = _field_name(node)
     if name is None:
         raise FilterError(f"`in` and `None` need a field on the left, got `{ast.unparse(node)}`; {_HELP}")
-    return index.values(name)
+    return name
 
 
 def _field_name(node: ast.expr) -> str | None:
@@ -137,11 +159,13 @@ def _kind(value: object) -> str:
     return "text" if isinstance(value, str) else "a number" if isinstance(value, int | float) else "a table"
 
 
-def _kinds(node: ast.expr, values: list[Any]) -> set[str]:
-    """Return what a side of a comparison may hold; a corpus's own fields tell only by their values."""
-    name = _field_name(node)
-    if name is None or name.startswith("extra.") or name == "emotion_votes":
-        return {_kind(value) for value in values if value is not None}
+def _kinds(index: Index, node: ast.expr) -> set[str]:
+    """Return what a field may hold; a corpus's own fields tell only by their values."""
+    name = _field_name(node) or ""
+    if name.startswith("extra."):
+        return {_kind(word) for word in index.codes(name).words}
+    if name == "emotion_votes":
+        return {"a table"}
     return {"a number" if name in NUMBER_FIELDS else "text"}
 
 

@@ -6,56 +6,48 @@ own utterances only: several processes can write them in any order, and a repeat
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
-import json
-import multiprocessing
-import multiprocessing.connection
-import os
 import re
 import shutil
-import signal
 import tarfile
-import threading
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
-import soundfile as sf
+from typing import Any
 
 from shards.audio import encode_flac, pcm16, pcm_sha256, prepare
-from shards.config import Section
 from shards.corpora.base import CorpusReader, corpus_reader
 from shards.errors import AudioError, CorpusError, ShardError
+from shards.index import index_row, load_index
 from shards.manifest import (
     INDEX_NAME,
-    INDEX_SCHEMA,
     MANIFEST_NAME,
     REJECTED_NAME,
-    FileRecord,
-    Index,
-    IndexRecord,
-    Manifest,
     Settings,
     ShardRecord,
     atomic_file,
     canonical_json,
-    duplicate_rows,
     file_sha256,
-    index_row,
-    label_tables,
-    load_index,
     read_manifest,
-    write_index,
-    write_manifest,
+)
+from shards.publish import (
+    STATE_FOLDER,
+    AudioCounts,
+    OnBad,
+    Origin,
+    PackSummary,
+    Progress,
+    ShardNote,
+    as_error,
+    locked,
+    nothing_left,
+    package_versions,
+    publish,
+    run_jobs,
+    summary_of,
+    without_place,
 )
 from shards.schema import (
     AUDIO_SUFFIX,
@@ -69,58 +61,6 @@ from shards.schema import (
     is_key,
 )
 
-STATE_FOLDER = ".packing"
-"""Inside OUT while packing: what each finished shard holds."""
-_MIN_CLIPS_TO_WARN = 20
-_NUM_SHOWN_DUPLICATES = 5
-
-OnBad = Literal["raise", "skip"]
-
-
-@dataclass(frozen=True)
-class PackSummary:
-    """What `pack_corpus` did."""
-
-    folder: Path
-    corpus: str
-    num_utterances: int
-    num_shards: int
-    num_kept_shards: int
-    """Shards that an earlier, interrupted run had finished."""
-    duration_s: float
-    num_rejected_by_kind: dict[str, int]
-    warnings: tuple[str, ...]
-    was_complete: bool
-    """True if the folder held exactly this corpus already and nothing was written."""
-
-
-class _ShardContents(Section):
-    """What a finished shard holds, kept beside it until the manifest is written."""
-
-    stamp: str
-    shard: ShardRecord
-    rows: tuple[dict[str, Any], ...]
-    """Index rows without the shard's number."""
-    rejections: tuple[Rejection, ...]
-    num_mixed_down: int
-    rates_hz: dict[int, int]
-    """Number of utterances per original rate."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One shard to write."""
-
-    path: Path
-    items: tuple[SourceUtterance, ...]
-    max_duration_s: float
-    stamp: str
-    """Hash of all that decides the shard's bytes, and of its source files' times."""
-
-    @property
-    def contents_path(self) -> Path:
-        return self.path.parent / STATE_FOLDER / f"{self.path.stem}.json"
-
 
 def pack_corpus(
     corpus: str | CorpusReader,
@@ -132,7 +72,7 @@ def pack_corpus(
     seed: int = 0,
     shard_utterances: int = 256,
     max_duration_s: float = 60.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> PackSummary:
     """Write all utterances of a corpus as a shard folder, or finish what an interrupted call began.
 
@@ -158,27 +98,19 @@ def pack_corpus(
     _check_folder(out, reader.name)
     items, rejections = _collect(reader, source, seed, on_bad)
     settings = Settings(
-        seed=seed, shard_utterances=shard_utterances, max_duration_s=max_duration_s, versions=_package_versions()
+        seed=seed, shard_utterances=shard_utterances, max_duration_s=max_duration_s, versions=package_versions()
     )
     fingerprint = _fingerprint(settings, reader.name, items, rejections)
     if (out / MANIFEST_NAME).exists():
-        return _complete_folder(out, fingerprint, on_bad)
-    with _locked(out):
+        return complete_folder(out, fingerprint, on_bad)
+    with locked(out) as state:
         jobs = _plan(reader.name, items, out, settings)
         _remove_leftovers(out, reader.name, jobs)
-        kept = {job.path.name: contents for job in jobs if (contents := _finished(job, on_bad)) is not None}
-        done: list[_ShardContents] = []
-        with closing(_pack_all(jobs, kept, num_workers)) as packed:
-            for contents in packed:
-                if on_bad == "raise" and contents.rejections:
-                    raise _as_error(contents.rejections[0])
-                done.append(contents)
-                if progress is not None:
-                    progress(min(len(done) * shard_utterances, len(items)), len(items))
-        rejections += [_without_place(item, source) for contents in done for item in contents.rejections]
-        manifest = _publish(reader, source, out, settings, fingerprint, done, rejections)
-        shutil.rmtree(out / STATE_FOLDER)
-    return _summary(out, manifest, num_kept=len(kept), was_complete=False)
+        notes, num_kept = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
+        rejections += [without_place(item, source) for note in notes for item in note.rejections]
+        origin = Origin(reader.name, reader.licence, reader.citation, source, settings, fingerprint)
+        manifest = publish(out, state, origin, notes, rejections)
+    return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
 
 
 # ---------------------------------------------------------------- what to pack
@@ -196,10 +128,10 @@ def _collect(
             items[found.utterance.key] = found
         elif rejection is not None:
             if on_bad == "raise":
-                raise _as_error(rejection)
-            rejections.append(_without_place(rejection, source))
+                raise as_error(rejection)
+            rejections.append(without_place(rejection, source))
     if not items:
-        raise _nothing_left(reader.name, source, rejections)
+        raise nothing_left(reader.name, source, rejections)
     return [items[key] for key in sorted(items)], rejections
 
 
@@ -207,8 +139,8 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
     """Return why an utterance cannot be stored whatever its audio is, or None."""
     utterance = found.utterance
     name = _original_name(utterance)
-    if not is_key(utterance.key):
-        return Rejection(name, f"a key must match corpus/[A-Za-z0-9_%-]+, got {utterance.key!r}", "bad key")
+    if not is_key(utterance.key) or not utterance.key.startswith(f"{utterance.corpus}/"):
+        return Rejection(name, f"a key must match {utterance.corpus}/[A-Za-z0-9_%-]+, got {utterance.key!r}", "bad key")
     if utterance.key in items:
         other = _original_name(items[utterance.key].utterance)
         return Rejection(name, f"has the same key {utterance.key!r} as {other}", "duplicate key")
@@ -225,44 +157,6 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
 
 def _original_name(utterance: Utterance) -> str:
     return utterance.source or utterance.key
-
-
-def _without_place(rejection: Rejection, source: Path | None) -> Rejection:
-    """Return `rejection` with paths relative to the corpus, so that bytes repeat wherever the corpus lies."""
-    if source is None:
-        return rejection
-    folder = source if source.is_dir() else source.parent
-    if not folder.name:
-        return rejection
-    prefix = f"{folder}{os.sep}"
-    return Rejection(rejection.source.replace(prefix, ""), rejection.reason.replace(prefix, ""), rejection.kind)
-
-
-def _as_error(rejection: Rejection) -> CorpusError:
-    return CorpusError(
-        f"{rejection.source}: {rejection.reason.rstrip('.')} ({rejection.kind}); correct it, or pass --on-bad skip to "
-        "leave such utterances out"
-    )
-
-
-def _nothing_left(corpus: str, source: Path | None, rejections: Sequence[Rejection]) -> CorpusError:
-    where = f"corpus {corpus!r}" if source is None else f"corpus {corpus!r} in {source}"
-    if not rejections:
-        return CorpusError(f"there must be at least one utterance to pack, but {where} has none; check SOURCE")
-    return CorpusError(
-        f"there must be at least one usable utterance, but all of {where} were rejected "
-        f"({_join_counts(Counter(rejection.kind for rejection in rejections))}); the first was {rejections[0].source}: "
-        f"{rejections[0].reason}"
-    )
-
-
-def _join_counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
-
-
-def _package_versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("pyarrow", "soundfile", "soxr")}
-    return {**packages, "libsndfile": sf.__libsndfile_version__}
 
 
 def _fingerprint(
@@ -296,17 +190,119 @@ def _file_identity(path: Path, with_times: bool) -> str:
     return f"{path.name} {status.st_size}" + (f" {status.st_mtime_ns}" if with_times else "")
 
 
-def _plan(corpus: str, items: Sequence[SourceUtterance], out: Path, settings: Settings) -> list[_Job]:
-    size = settings.shard_utterances
-    jobs = []
-    for number, start in enumerate(range(0, len(items), size)):
-        part = tuple(items[start : start + size])
-        digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, settings.model_dump()]))
-        for item in part:
+@dataclass(frozen=True)
+class _PackJob:
+    """One shard to write from its utterances."""
+
+    path: Path
+    items: tuple[SourceUtterance, ...]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
+    @property
+    def num_bytes(self) -> int | None:
+        return self.path.stat().st_size if self.path.is_file() else None
+
+    @cached_property
+    def stamp(self) -> str:
+        digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, self.settings.model_dump()]))
+        for item in self.items:
             digest.update(_identity(item, with_times=True))
-        path = out / f"{corpus}-{number:06d}.tar"
-        jobs.append(_Job(path, part, settings.max_duration_s, digest.hexdigest()))
-    return jobs
+        return digest.hexdigest()
+
+    def run(self) -> ShardNote:
+        """Write the shard."""
+        rows: list[dict[str, Any]] = []
+        rejections = []
+        counts = AudioCounts()
+        with atomic_file(self.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for item in self.items:
+                try:
+                    samples, rate_hz = item.audio.load()
+                    prepared = prepare(samples, rate_hz)
+                except AudioError as error:
+                    rejections.append(Rejection(_original_name(item.utterance), str(error), "unusable audio"))
+                    continue
+                pcm = pcm16(prepared)
+                rejection = audio_objection(
+                    _original_name(item.utterance), len(pcm), bool(pcm.any()), self.settings.max_duration_s
+                )
+                if rejection is not None:
+                    rejections.append(rejection)
+                    continue
+                rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
+                counts = counts.plus(1 if samples.ndim == 1 else samples.shape[1], rate_hz, pcm)
+        return ShardNote(
+            stamp=self.stamp,
+            shard=ShardRecord(
+                name=self.name,
+                num_bytes=self.path.stat().st_size,
+                sha256=file_sha256(self.path),
+                num_utterances=len(rows),
+                duration_s=sum(row["num_samples"] for row in rows) / RATE_HZ,
+            ),
+            rows=tuple(rows),
+            rejections=tuple(rejections),
+            audio=counts,
+        )
+
+
+def _plan(corpus: str, items: Sequence[SourceUtterance], out: Path, settings: Settings) -> list[_PackJob]:
+    size = settings.shard_utterances
+    return [
+        _PackJob(out / f"{corpus}-{number:06d}.tar", tuple(items[start : start + size]), settings)
+        for number, start in enumerate(range(0, len(items), size))
+    ]
+
+
+def _add_utterance(tar: tarfile.TarFile, utterance: Utterance, flac: bytes, pcm: Any) -> dict[str, Any]:
+    """Append an utterance's two members; return its index row."""
+    audio = {"num_samples": len(pcm), "pcm_sha256": pcm_sha256(pcm).hex()}
+    audio_offset = _add(tar, f"{utterance.key}.{AUDIO_SUFFIX}", flac)
+    meta = canonical_json({"schema_version": SCHEMA_VERSION, **utterance.model_dump(), **audio})
+    return index_row(
+        utterance,
+        **audio,
+        audio_sha256=hashlib.sha256(flac).hexdigest(),
+        audio_offset=audio_offset,
+        audio_bytes=len(flac),
+        meta_offset=_add(tar, f"{utterance.key}.{META_SUFFIX}", meta),
+        meta_bytes=len(meta),
+    )
+
+
+def audio_objection(name: str, num_samples: int, is_audible: bool, max_duration_s: float) -> Rejection | None:
+    """Return why decoded audio cannot be used, or None."""
+    duration_s = num_samples / RATE_HZ
+    if num_samples == 0:
+        return Rejection(name, "holds less than one sample at 16 kHz", "unusable audio")
+    if duration_s > max_duration_s:
+        return Rejection(name, f"lasts {duration_s:.2f} s, longer than max_duration_s {max_duration_s:g}", "too long")
+    if not is_audible:
+        return Rejection(name, f"all {num_samples} samples are zero", "silence")
+    return None
+
+
+def _member(name: str, data: bytes) -> tarfile.TarInfo:
+    """Return a header whose owner, mode and time are fixed, so that bytes repeat."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.mode = 0o644
+    return member
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a member; return where its data begins."""
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(_member(name, data), io.BytesIO(data))
+    return offset
 
 
 # ---------------------------------------------------------------- the folder
@@ -340,8 +336,12 @@ def _is_ours(name: str, corpus: str) -> bool:
     return name in whole or re.fullmatch(rf"{re.escape(corpus)}-\d{{6}}\.tar", name) is not None
 
 
-def _complete_folder(out: Path, fingerprint: str, on_bad: OnBad) -> PackSummary:
-    """Return the summary of a folder that holds the same corpus already."""
+def complete_folder(out: Path, fingerprint: str, on_bad: OnBad) -> PackSummary:
+    """Return the summary of a folder that holds the same corpus already.
+
+    Raises:
+        ShardError: if it holds something else, or leaves out what must not be left out.
+    """
     manifest = read_manifest(out)
     if manifest.fingerprint != fingerprint:
         raise ShardError(
@@ -356,271 +356,12 @@ def _complete_folder(out: Path, fingerprint: str, on_bad: OnBad) -> PackSummary:
     load_index([out])
     # A kill between the manifest and the end leaves it behind.
     shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
-    return _summary(out, manifest, num_kept=len(manifest.shards), was_complete=True)
+    return summary_of(out, manifest, num_kept=len(manifest.shards), was_complete=True)
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Make the folders and keep other packers out of them; the lock ends with the process, however that ends."""
-    state = out / STATE_FOLDER
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        lock = (state / "lock").open("wb")
-    except OSError as error:
-        raise ShardError(f"OUT must be a folder that can be written, but {out} cannot: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardError(
-                f"one process at a time may pack into {out}, but another is at work; wait for it"
-            ) from None
-        except OSError:
-            # Some network file systems have no locks; packing works there, unguarded.
-            pass
-        yield
-
-
-def _remove_leftovers(out: Path, corpus: str, jobs: Sequence[_Job]) -> None:
+def _remove_leftovers(out: Path, corpus: str, jobs: Sequence[_PackJob]) -> None:
     """Remove unfinished files, and shards that the corpus no longer needs."""
-    wanted = {job.path.name for job in jobs} | {STATE_FOLDER}
+    wanted = {job.name for job in jobs} | {STATE_FOLDER}
     for path in out.iterdir():
         if path.name not in wanted and _is_ours(path.name, corpus):
             path.unlink()
-
-
-def _finished(job: _Job, on_bad: OnBad) -> _ShardContents | None:
-    """Return what an earlier run noted about this shard, if the shard is still what it would become."""
-    try:
-        contents = _ShardContents.model_validate_json(job.contents_path.read_bytes())
-        num_bytes = job.path.stat().st_size
-    except (FileNotFoundError, ValueError):
-        return None
-    if contents.stamp != job.stamp or contents.shard.num_bytes != num_bytes:
-        return None
-    return None if on_bad == "raise" and contents.rejections else contents
-
-
-# ---------------------------------------------------------------- packing
-
-
-def _pack_all(
-    jobs: Sequence[_Job], kept: dict[str, _ShardContents], num_workers: int
-) -> Generator[_ShardContents, None, None]:
-    """Yield every shard's contents in order, writing those that are not kept."""
-    pending = [job for job in jobs if job.path.name not in kept]
-    with _mapper(min(num_workers, len(pending))) as mapper:
-        fresh = iter(mapper(_pack_shard, pending))
-        for job in jobs:
-            contents = kept.get(job.path.name)
-            yield next(fresh) if contents is None else contents
-
-
-@contextmanager
-def _mapper(num_workers: int) -> Iterator[Callable[..., Iterable[_ShardContents]]]:
-    if num_workers <= 1:
-        yield map
-        return
-    # Not forkserver: a training in this process starts its readers from that one server, and sets it up for them.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
-    try:
-        yield pool.map
-    except BrokenProcessPool as error:
-        raise ShardError(
-            f"{num_workers} packing processes must stay alive, but one was killed (out of memory?); finished shards "
-            "are kept, so run the same command again with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Make a worker end with its parent: a pool's workers outlive a killed one and wait for work forever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_after(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
-def _pack_shard(job: _Job) -> _ShardContents:
-    """Write one shard and the note about it."""
-    rows: list[dict[str, Any]] = []
-    rejections = []
-    num_mixed_down = 0
-    rates_hz: Counter[int] = Counter()
-    with atomic_file(job.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for item in job.items:
-            try:
-                samples, rate_hz = item.audio.load()
-                prepared = prepare(samples, rate_hz)
-            except AudioError as error:
-                rejections.append(Rejection(_original_name(item.utterance), str(error), "unusable audio"))
-                continue
-            pcm = pcm16(prepared)
-            rejection = _audio_objection(item.utterance, len(pcm), bool(pcm.any()), job.max_duration_s)
-            if rejection is not None:
-                rejections.append(rejection)
-                continue
-            audio: dict[str, Any] = {"num_samples": len(pcm), "pcm_sha256": pcm_sha256(pcm)}
-            _add(tar, f"{item.utterance.key}.{AUDIO_SUFFIX}", encode_flac(prepared))
-            meta = {"schema_version": SCHEMA_VERSION, **item.utterance.model_dump(), **audio}
-            _add(tar, f"{item.utterance.key}.{META_SUFFIX}", canonical_json(meta))
-            rows.append(index_row(item.utterance, **audio))
-            num_mixed_down += samples.ndim > 1 and samples.shape[1] > 1
-            rates_hz[rate_hz] += 1
-    contents = _ShardContents(
-        stamp=job.stamp,
-        shard=ShardRecord(
-            name=job.path.name,
-            num_bytes=job.path.stat().st_size,
-            sha256=file_sha256(job.path),
-            num_utterances=len(rows),
-            duration_s=sum(row["num_samples"] for row in rows) / RATE_HZ,
-        ),
-        rows=tuple(_with_places(rows, job.path)),
-        rejections=tuple(rejections),
-        num_mixed_down=num_mixed_down,
-        rates_hz=dict(sorted(rates_hz.items())),
-    )
-    with atomic_file(job.contents_path) as note:
-        note.write(canonical_json(contents.model_dump(mode="json")))
-    return contents
-
-
-def _audio_objection(
-    utterance: Utterance, num_samples: int, is_audible: bool, max_duration_s: float
-) -> Rejection | None:
-    duration_s = num_samples / RATE_HZ
-    name = _original_name(utterance)
-    if num_samples == 0:
-        return Rejection(name, "holds less than one sample at 16 kHz", "unusable audio")
-    if duration_s > max_duration_s:
-        return Rejection(name, f"lasts {duration_s:.2f} s, longer than max_duration_s {max_duration_s:g}", "too long")
-    if not is_audible:
-        return Rejection(name, f"all {num_samples} samples are zero", "silence")
-    return None
-
-
-def _member(name: str, data: bytes) -> tarfile.TarInfo:
-    """Return a header whose owner, mode and time are fixed, so that bytes repeat."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    member.mode = 0o644
-    return member
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    tar.addfile(_member(name, data), io.BytesIO(data))
-
-
-def _with_places(rows: Iterable[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
-    """Yield `rows` with the byte ranges that the finished tar really has."""
-    with tarfile.open(path, "r:") as tar:
-        members = {member.name: member for member in tar.getmembers()}
-    for row in rows:
-        audio, meta = members[f"{row['key']}.{AUDIO_SUFFIX}"], members[f"{row['key']}.{META_SUFFIX}"]
-        yield {
-            **row,
-            "audio_offset": audio.offset_data,
-            "audio_bytes": audio.size,
-            "meta_offset": meta.offset_data,
-            "meta_bytes": meta.size,
-        }
-
-
-# ---------------------------------------------------------------- publishing
-
-
-def _publish(
-    reader: CorpusReader,
-    source: Path | None,
-    out: Path,
-    settings: Settings,
-    fingerprint: str,
-    done: Sequence[_ShardContents],
-    rejections: Sequence[Rejection],
-) -> Manifest:
-    """Write the index, the rejections and, last, the manifest."""
-    rows = [{**row, "shard": number} for number, contents in enumerate(done) for row in contents.rows]
-    if not rows:
-        raise _nothing_left(reader.name, source, rejections)
-    index = Index(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), tuple(out / part.shard.name for part in done))
-    write_index(out / INDEX_NAME, index.table)
-    with atomic_file(out / REJECTED_NAME) as file:
-        file.writelines(canonical_json(asdict(rejection)) + b"\n" for rejection in rejections)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        corpus=reader.name,
-        licence=reader.licence,
-        citation=reader.citation,
-        source=None if source is None else source.resolve().name,
-        settings=settings,
-        fingerprint=fingerprint,
-        shards=tuple(contents.shard for contents in done),
-        index=IndexRecord(**_file_record(out / INDEX_NAME), num_utterances=len(index)),
-        rejected=FileRecord(**_file_record(out / REJECTED_NAME)),
-        labels=label_tables(index),
-        extra_names=tuple(sorted({name for row in rows for name in json.loads(row["extra"])})),
-        num_rejected_by_kind=dict(sorted(Counter(rejection.kind for rejection in rejections).items())),
-        warnings=tuple(_warnings(index, done)),
-    )
-    write_manifest(out, manifest)
-    return manifest
-
-
-def _file_record(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def _warnings(index: Index, done: Sequence[_ShardContents]) -> Iterator[str]:
-    num_mixed_down = sum(contents.num_mixed_down for contents in done)
-    if num_mixed_down:
-        yield f"{num_mixed_down} of {len(index)} utterances had several channels and were mixed down to one"
-    rates_hz: Counter[int] = Counter()
-    for contents in done:
-        rates_hz.update(contents.rates_hz)
-    if len(rates_hz) > 1:
-        counts = ", ".join(f"{rates_hz[rate]} at {rate} Hz" for rate in sorted(rates_hz))
-        yield f"the sources have several sample rates ({counts}); all are stored at {RATE_HZ} Hz"
-    yield from _duplicate_warning(index)
-    length, num_equal = Counter(index.num_samples.tolist()).most_common(1)[0]
-    if len(index) >= _MIN_CLIPS_TO_WARN and num_equal > len(index) / 2:
-        yield (
-            f"{num_equal} of {len(index)} utterances last exactly {length / RATE_HZ:.3f} s; was this copy of the "
-            "corpus cut or padded?"
-        )
-    emotions = Counter(emotion for emotion in index.values("emotion") if emotion is not None)
-    if len(emotions) == 1 and emotions.total() >= _MIN_CLIPS_TO_WARN:
-        yield f"all {emotions.total()} emotion labels are {next(iter(emotions))!r}, which teaches nothing"
-
-
-def _duplicate_warning(index: Index) -> Iterator[str]:
-    groups = duplicate_rows(index)
-    if not groups:
-        return
-    keys, splits = index.values("key"), index.values("split")
-    shown = "; ".join(" = ".join(keys[row] for row in group) for group in groups[:_NUM_SHOWN_DUPLICATES])
-    more = f"; and {len(groups) - _NUM_SHOWN_DUPLICATES} more" if len(groups) > _NUM_SHOWN_DUPLICATES else ""
-    num_across = sum(len({splits[row] for row in group}) > 1 for group in groups)
-    across = f", {num_across} of them across splits" if num_across else ""
-    yield f"{len(groups)} groups of utterances have identical audio{across}: {shown}{more}"
-
-
-def _summary(out: Path, manifest: Manifest, *, num_kept: int, was_complete: bool) -> PackSummary:
-    return PackSummary(
-        folder=out,
-        corpus=manifest.corpus,
-        num_utterances=manifest.index.num_utterances,
-        num_shards=len(manifest.shards),
-        num_kept_shards=num_kept,
-        duration_s=sum(shard.duration_s for shard in manifest.shards),
-        num_rejected_by_kind=manifest.num_rejected_by_kind,
-        warnings=manifest.warnings,
-        was_complete=was_complete,
-    )

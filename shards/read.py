@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import multiprocessing
-import os
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from shards.audio import decode_flac, pcm16, pcm_sha256
-from shards.batch import Batch, collate
+from shards.audio import decode_stored, pcm16, pcm_sha256
+from shards.batch import Batch, as_batch
 from shards.errors import AudioError, ShardError
-from shards.manifest import Index
+from shards.index import Index
 from shards.plan import Slot
+from shards.store import RangeReader
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_NUM_READS = 3
+"""Times a remote range is read before its bytes count as corrupt: a transfer may have damaged them."""
 
 
 @dataclass(frozen=True)
 class ClipRange:
-    """Where one clip's FLAC bytes lie, and what they must decode to."""
+    """Where one clip's bytes lie, and what they must be."""
 
     key: str
-    path: str
+    place: str
+    """Path or URL of the shard."""
     offset: int
     num_bytes: int
     num_samples: int
-    sha256: str
+    audio_sha256: bytes | None
+    """Of the stored bytes; schema version 1 has none, and its clips are proven by `pcm_sha256`."""
+    pcm_sha256: bytes
 
 
 @dataclass(frozen=True)
@@ -44,74 +49,74 @@ class SlotRequest:
     clips: tuple[ClipRange, ...]
     is_dummy: bool
 
+    def describe(self) -> str:
+        """Return which utterances in which shards these are."""
+        first, more = self.clips[0], len(self.clips) - 1
+        others = f" and {more} more" if more else ""
+        return f"utterance {first.key!r}{others} in {', '.join(sorted({clip.place for clip in self.clips}))}"
+
 
 def slot_request(index: Index, slot: Slot) -> SlotRequest:
     """Return the byte ranges of `slot`, whose items are rows of `index`."""
-    keys = index.table.column("key")
-    hashes = index.table.column("pcm_sha256")
-    clips = tuple(
-        ClipRange(
-            key=keys[row].as_py(),
-            path=str(index.shard_paths[index.shard[row]]),
-            offset=int(index.audio_offset[row]),
-            num_bytes=int(index.audio_bytes[row]),
-            num_samples=int(index.num_samples[row]),
-            sha256=hashes[row].as_py(),
-        )
-        for row in slot.items.tolist()
+    part = index.take(slot.items)
+    columns = (
+        part.values("key"),
+        [index.shard_places[shard] for shard in part.numbers("shard").tolist()],
+        part.numbers("audio_offset").tolist(),
+        part.numbers("audio_bytes").tolist(),
+        part.numbers("num_samples").tolist(),
+        part.values("audio_sha256"),
+        part.values("pcm_sha256"),
     )
-    return SlotRequest(slot.items, clips, slot.is_dummy)
+    return SlotRequest(slot.items, tuple(ClipRange(*row) for row in zip(*columns, strict=True)), slot.is_dummy)
 
 
 class SlotDataset(Dataset[Batch | ShardError]):
     """Maps a `SlotRequest` to its `Batch`; lives in the reader processes.
 
-    A shard that cannot be opened is returned, not raised: torch would bury its sentence in a worker's traceback.
+    A shard that cannot be read is returned, not raised: torch would bury its sentence in a worker's traceback.
     """
 
-    def __init__(self) -> None:
-        self._descriptors: dict[str, int] = {}
+    def __init__(self, ranges: RangeReader | None = None) -> None:
+        self._ranges = ranges or RangeReader()
 
     def __getitem__(self, request: SlotRequest) -> Batch | ShardError:
-        clips, valid, problems = [], [], []
-        for clip in request.clips:
+        lengths = [clip.num_samples for clip in request.clips]
+        wave_BT = np.zeros((len(lengths), max(lengths)), dtype=np.float32)
+        valid, problems = [], []
+        for row, clip in zip(wave_BT, request.clips, strict=True):
             try:
-                clips.append(self._decode(clip))
+                self._read(clip, row[: clip.num_samples])
                 valid.append(not request.is_dummy)
             except AudioError as error:
-                clips.append(np.zeros(clip.num_samples, dtype=np.float32))
+                row[:] = 0.0
                 valid.append(False)
-                problems.append(str(error))
+                problems.append(f"utterance {clip.key!r} in {clip.place}: {error}")
             except ShardError as error:
                 return error
-        return collate(request.items, clips, valid, problems)
+        return as_batch(request.items, wave_BT, lengths, valid, problems)
 
-    def _decode(self, clip: ClipRange) -> np.ndarray:
-        data = os.pread(self._descriptor(clip.path), clip.num_bytes, clip.offset)
-        where = f"utterance {clip.key!r} in {clip.path}"
-        if len(data) != clip.num_bytes:
-            raise AudioError(f"{where} must have {clip.num_bytes} bytes at {clip.offset}, got {len(data)}")
-        try:
-            samples = decode_flac(data)
-        except AudioError as error:
-            raise AudioError(f"{where}: {error}") from error
-        if len(samples) != clip.num_samples or pcm_sha256(pcm16(samples)) != clip.sha256:
-            raise AudioError(
-                f"{where} does not decode to the audio that was packed ({len(samples)} samples, expected "
-                f"{clip.num_samples}); run `metaser inspect --verify`"
-            )
-        return samples
-
-    def _descriptor(self, path: str) -> int:
-        if path not in self._descriptors:
+    def _read(self, clip: ClipRange, out: np.ndarray) -> None:
+        for attempt in range(_NUM_READS):
+            data = self._ranges.read(clip.place, clip.offset, clip.num_bytes, fresh=attempt > 0)
             try:
-                self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise ShardError(f"shard {path} must be readable: {error.strerror}") from error
-        return self._descriptors[path]
+                _decode(clip, data, out)
+                return
+            except AudioError:
+                if attempt == _NUM_READS - 1 or not self._ranges.is_remote(clip.place):
+                    raise
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_descriptors": {}}
+
+def _decode(clip: ClipRange, data: bytes, out: np.ndarray) -> None:
+    if len(data) != clip.num_bytes:
+        raise AudioError(f"the shard must have {clip.num_bytes} bytes at {clip.offset}, got {len(data)}")
+    if clip.audio_sha256 is not None and hashlib.sha256(data).digest() != clip.audio_sha256:
+        raise AudioError(
+            f"its {clip.num_bytes} bytes at {clip.offset} are not the packed ones; run `metaser inspect --verify`"
+        )
+    decode_stored(data, out)
+    if clip.audio_sha256 is None and pcm_sha256(pcm16(out)) != clip.pcm_sha256:
+        raise AudioError("it does not decode to the packed audio; run `metaser inspect --verify`")
 
 
 @atexit.register
@@ -145,23 +150,38 @@ def _ignore_stop_signals(_worker: int) -> None:
 
 
 def read_slots(
-    index: Index, slots: Iterable[Slot], *, num_workers: int, timeout_s: float, pin_memory: bool = False
+    index: Index,
+    slots: Iterable[Slot],
+    *,
+    num_workers: int,
+    timeout_s: float,
+    pin_memory: bool = False,
+    ranges: RangeReader | None = None,
 ) -> Iterator[Batch]:
     """Yield the batch of each slot, in order, read ahead by `num_workers` processes (0: in this one).
 
+    Args:
+        index: The utterances that `slots` count in.
+        slots: What to read.
+        num_workers: Reader processes.
+        timeout_s: How long a reader process may take over one slot.
+        pin_memory: Deliver batches in page-locked memory.
+        ranges: Reads bytes; None reads local files.
+
     Raises:
-        ShardError: if a reader process dies or delivers nothing for `timeout_s`.
+        ShardError: if a reader process dies or delivers nothing for `timeout_s`; the sentence names what it was at.
     """
     requests = (slot_request(index, slot) for slot in slots)
     if num_workers == 0:
-        dataset = SlotDataset()
+        dataset = SlotDataset(ranges)
         yield from map(_batch_or_raise, (dataset[request] for request in requests))
         return
     start_reader_server()
+    awaited: deque[SlotRequest] = deque()
     loader: DataLoader[Batch | ShardError] = DataLoader(
-        SlotDataset(),
+        SlotDataset(ranges),
         batch_size=None,
-        sampler=requests,
+        sampler=_noting(requests, awaited),
         num_workers=num_workers,
         multiprocessing_context="forkserver",
         timeout=timeout_s,
@@ -177,10 +197,18 @@ def read_slots(
         except (RuntimeError, ConnectionError, EOFError) as error:  # a dying reader may break its pipe first
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ShardError(
-                f"a reader process must deliver a batch within {timeout_s:g} s, but: {reason}; "
-                f"the shards are {sorted({str(Path(path).parent) for path in index.shard_paths})}"
+                f"a reader process must deliver a batch within {timeout_s:g} s, but: {reason}; it was to read "
+                f"{awaited[0].describe()}"
             ) from error
+        awaited.popleft()
         yield _batch_or_raise(batch)
+
+
+def _noting(requests: Iterable[SlotRequest], awaited: deque[SlotRequest]) -> Iterator[SlotRequest]:
+    """Yield `requests` as readers take them, and keep in `awaited` what has not come back."""
+    for request in requests:
+        awaited.append(request)
+        yield request
 
 
 def _batch_or_raise(result: Batch | ShardError) -> Batch:

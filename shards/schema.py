@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shards.errors import CorpusError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added to the index the digest of the stored audio, and keeps digests as 32 bytes."""
+READABLE_VERSIONS = (1, 2)
 RATE_HZ = 16_000
 """Every shard stores audio at this rate, mono, 16 bit."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,25 @@ import numpy as np
 
 from shards.config import LeaveOneOut, RandomSpeakers, SplitRule, StoredSplit
 from shards.errors import SplitError
-from shards.manifest import Index
+from shards.index import Codes, Index, duplicate_rows
 from shards.schema import SPLITS
+
+_TRAIN = SPLITS.index("train")
 
 
 @dataclass(frozen=True)
 class SplitAssignment:
     """The split of every utterance, and how it came about."""
 
-    names: np.ndarray
-    """Shape (num_utterances,), each of `train`, `dev`, `test`, in the index's order."""
+    numbers: np.ndarray
+    """Positions in `SPLITS`, int8, shape (num_utterances,), in the index's order."""
     protocol: dict[str, Any]
     """What a report must say: the rule per corpus and whether speakers overlap."""
+
+    @property
+    def names(self) -> np.ndarray:
+        """The splits as words, shape (num_utterances,)."""
+        return np.asarray(SPLITS)[self.numbers]
 
     def rows(self, split: str) -> np.ndarray:
         """Return the index rows of `split`, ascending.
@@ -33,7 +40,7 @@ class SplitAssignment:
         """
         if split not in SPLITS:
             raise SplitError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        return np.flatnonzero(self.names == split)
+        return np.flatnonzero(self.numbers == SPLITS.index(split))
 
 
 def assign_splits(index: Index, rules: Sequence[SplitRule], *, allow_speaker_overlap: bool = False) -> SplitAssignment:
@@ -43,22 +50,22 @@ def assign_splits(index: Index, rules: Sequence[SplitRule], *, allow_speaker_ove
         SplitError: if a corpus has no rule, a rule does not fit its corpus, or two splits share a speaker and
             `allow_speaker_overlap` is false.
     """
-    corpora = np.asarray(index.values("corpus"), dtype=object)
-    speakers = np.asarray(index.values("speaker"), dtype=object)
-    present = sorted(set(corpora.tolist()))
+    corpora = index.codes("corpus")
+    present = list(corpora.counts())
     by_corpus = {rule.corpus: rule for rule in rules}
     absent = sorted(name for name in by_corpus if name is not None and name not in present)
     if absent:
         raise SplitError(f"data.splits names corpora {absent} that the shards do not hold; they hold {present}")
 
-    names = np.full(len(index), "", dtype=object)
+    numbers = np.full(len(index), _TRAIN, dtype=np.int8)
     for corpus in present:
         rule = by_corpus.get(corpus, by_corpus.get(None))
         if rule is None:
             raise SplitError(f"data.splits has no rule for corpus {corpus!r}; add one with `corpus: {corpus}`")
-        rows = np.flatnonzero(corpora == corpus)
-        names[rows] = _apply(rule, corpus, index.take(rows))
-    overlap = _shared_speakers(speakers, names)
+        rows = np.flatnonzero(corpora.numbers == corpora.words.index(corpus))
+        numbers[rows] = _apply(rule, corpus, index.take(rows))
+    splits_of = _splits_of_speakers(index.codes("speaker"), numbers)
+    overlap = sorted(speaker for speaker, splits in splits_of.items() if len(splits) > 1)
     if overlap and not allow_speaker_overlap:
         raise SplitError(
             f"train, dev and test must not share speakers, but {len(overlap)} do (first: {overlap[0]!r}); change "
@@ -67,40 +74,51 @@ def assign_splits(index: Index, rules: Sequence[SplitRule], *, allow_speaker_ove
     protocol = {
         "splits": [rule.model_dump(mode="json") for rule in rules],
         "speaker_overlap": bool(overlap),
-        "num_utterances": {split: int((names == split).sum()) for split in SPLITS},
-        "num_speakers": {split: len(set(speakers[names == split]) - {None}) for split in SPLITS},
+        "num_utterances": {split: int((numbers == number).sum()) for number, split in enumerate(SPLITS)},
+        "num_speakers": {
+            split: sum(number in splits for splits in splits_of.values()) for number, split in enumerate(SPLITS)
+        },
     }
-    return SplitAssignment(names, protocol)
+    return SplitAssignment(numbers, protocol)
 
 
-def _apply(rule: SplitRule, corpus: str, index: Index) -> list[str]:
+def _apply(rule: SplitRule, corpus: str, index: Index) -> np.ndarray:
     if isinstance(rule, StoredSplit):
         return _stored(rule, corpus, index)
     field = rule.field if isinstance(rule, LeaveOneOut) else "speaker"
-    groups = index.values(field)
-    if None in groups:
+    groups = index.codes(field)
+    num_absent = int((groups.numbers < 0).sum())
+    if num_absent:
         raise SplitError(
             f"split policy {rule.policy!r} needs {field} for every utterance of corpus {corpus!r}, but "
-            f"{groups.count(None)} of {len(groups)} have none; use the policy 'stored' or add the metadata"
+            f"{num_absent} of {len(index)} have none; use the policy 'stored' or add the metadata"
         )
     if isinstance(rule, LeaveOneOut):
-        held_out = _leave_one_out(rule, corpus, sorted(set(groups)))
+        held_out = _leave_one_out(rule, corpus, list(groups.counts()))
     else:
-        held_out = _draw_speakers(rule, corpus, index)
-    return [held_out.get(group, "train") for group in groups]
+        held_out = _draw_speakers(rule, corpus, groups, index.codes("gender"))
+    return _by_group(groups, held_out)
 
 
-def _stored(rule: StoredSplit, corpus: str, index: Index) -> list[str]:
-    names = index.values("split")
-    if None in names:
+def _by_group(groups: Codes, split_of: Mapping[str, str]) -> np.ndarray:
+    """Return the split of each row by its group; groups that are not named train."""
+    return groups.lookup((SPLITS.index(split_of.get(group, "train")) for group in groups.words), _TRAIN)
+
+
+def _stored(rule: StoredSplit, corpus: str, index: Index) -> np.ndarray:
+    names = index.codes("split")
+    num_absent = int((names.numbers < 0).sum())
+    if num_absent:
         raise SplitError(
-            f"split policy 'stored' needs a split for every utterance, but {names.count(None)} of {len(names)} of "
+            f"split policy 'stored' needs a split for every utterance, but {num_absent} of {len(index)} of "
             f"corpus {corpus!r} have none; use leave_one_out or random_speakers in data.splits"
         )
-    if "dev" in names or not rule.num_dev_speakers:
-        return names
-    speakers = index.values("speaker")
-    training = sorted({speaker for speaker, name in zip(speakers, names, strict=True) if name == "train" and speaker})
+    stored = names.lookup(map(SPLITS.index, names.words), _TRAIN)
+    if "dev" in names.counts() or not rule.num_dev_speakers:
+        return stored
+    speakers = index.codes("speaker")
+    is_training = stored == _TRAIN
+    training = list(Codes(speakers.numbers[is_training], speakers.words).counts())
     if len(training) <= rule.num_dev_speakers:
         raise SplitError(
             f"num_dev_speakers must be below the number of training speakers of corpus {corpus!r} "
@@ -108,8 +126,8 @@ def _stored(rule: StoredSplit, corpus: str, index: Index) -> list[str]:
         )
     # Evenly spaced over the sorted names: corpora often sort by gender (AN4: f..., m...), and dev needs both.
     positions = np.linspace(0, len(training) - 1, rule.num_dev_speakers).round().astype(int)
-    dev = {training[position] for position in positions}
-    return ["dev" if speaker in dev else name for speaker, name in zip(speakers, names, strict=True)]
+    dev = _by_group(speakers, {training[position]: "dev" for position in positions})
+    return np.where(dev == _TRAIN, stored, dev)
 
 
 def _leave_one_out(rule: LeaveOneOut, corpus: str, groups: list[str]) -> dict[str, str]:
@@ -128,8 +146,12 @@ def _leave_one_out(rule: LeaveOneOut, corpus: str, groups: list[str]) -> dict[st
     return held_out
 
 
-def _draw_speakers(rule: RandomSpeakers, corpus: str, index: Index) -> dict[str, str]:
-    gender_of = dict(zip(index.values("speaker"), index.values("gender"), strict=True))
+def _draw_speakers(rule: RandomSpeakers, corpus: str, speakers: Codes, genders: Codes) -> dict[str, str]:
+    numbers, first_rows = np.unique(speakers.numbers, return_index=True)
+    gender_of = {
+        speakers.words[number]: "" if gender < 0 else genders.words[gender]
+        for number, gender in zip(numbers.tolist(), genders.numbers[first_rows].tolist(), strict=True)
+    }
     num_held_out = rule.num_test_speakers + rule.num_dev_speakers
     if num_held_out >= len(gender_of):
         raise SplitError(
@@ -138,7 +160,7 @@ def _draw_speakers(rule: RandomSpeakers, corpus: str, index: Index) -> dict[str,
         )
     by_gender: dict[str, list[str]] = defaultdict(list)
     for speaker in sorted(gender_of):
-        by_gender[gender_of[speaker] or ""].append(speaker)
+        by_gender[gender_of[speaker]].append(speaker)
     generator = random.Random(rule.seed)  # noqa: S311 (a repeatable draw, not a secret)
     for speakers in by_gender.values():
         generator.shuffle(speakers)
@@ -152,9 +174,15 @@ def _draw_speakers(rule: RandomSpeakers, corpus: str, index: Index) -> dict[str,
     return dict(zip(in_turn, names, strict=False))
 
 
-def _shared_speakers(speakers: np.ndarray, names: np.ndarray) -> list[str]:
-    splits_of: dict[str, set[str]] = defaultdict(set)
-    for speaker, name in zip(speakers, names, strict=True):
-        if speaker is not None:
-            splits_of[speaker].add(name)
-    return sorted(speaker for speaker, splits in splits_of.items() if len(splits) > 1)
+def _splits_of_speakers(speakers: Codes, splits: np.ndarray) -> dict[str, set[int]]:
+    known = speakers.numbers >= 0
+    pairs = np.unique(speakers.numbers[known].astype(np.int64) * len(SPLITS) + splits[known])
+    splits_of: dict[str, set[int]] = defaultdict(set)
+    for pair in pairs.tolist():
+        splits_of[speakers.words[pair // len(SPLITS)]].add(pair % len(SPLITS))
+    return splits_of
+
+
+def duplicates_across(index: Index, splits: SplitAssignment) -> list[list[int]]:
+    """Return groups of rows with identical audio that stand in more than one split."""
+    return [rows for rows in duplicate_rows(index) if len({int(splits.numbers[row]) for row in rows}) > 1]

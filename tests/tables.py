@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards.manifest import INDEX_SCHEMA, Index
+from shards.index import INDEX_SCHEMA, Index
 
 
 def index_of(**columns: list[Any]) -> Index:
@@ -17,4 +17,4 @@ def index_of(**columns: list[Any]) -> Index:
     columns.setdefault("num_samples", [16_000] * count)
     columns.setdefault("extra", ["{}"] * count)
     table = {name: columns.get(name, [None] * count) for name in INDEX_SCHEMA.names}
-    return Index(pa.table(table, schema=INDEX_SCHEMA), ())
+    return Index.of_table(pa.table(table, schema=INDEX_SCHEMA))

@@ -9,7 +9,8 @@ import numpy as np
 
 from shards.corpora.base import CorpusReader
 from shards.errors import AudioError
-from shards.pack import PackSummary, pack_corpus
+from shards.pack import pack_corpus
+from shards.publish import PackSummary
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
 

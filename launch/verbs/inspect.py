@@ -26,7 +26,8 @@ def inspect(
 ) -> None:
     """Show utterances, hours, speakers, labels, durations, missing metadata and duplicates."""
     from shards.errors import ShardError
-    from shards.manifest import load_index, read_manifest
+    from shards.index import load_index
+    from shards.manifest import read_manifest
     from shards.survey import survey
     from shards.survey import verify as verify_shards
 

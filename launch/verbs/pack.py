@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from shards.pack import PackSummary
+    from shards.publish import PackSummary
 
 _DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 

@@ -17,7 +17,7 @@ from metaser.train.objective import utterance_losses
 from shards.batch import Batch
 from shards.config import DataConfig
 from shards.errors import ShardError
-from shards.manifest import Index
+from shards.index import Index
 from shards.plan import evaluation_slots
 from shards.read import read_slots
 from shards.schema import RATE_HZ

@@ -25,7 +25,7 @@ from metaser.train.stage import select_utterances
 from shards.batch import Batch
 from shards.config import SplitRule, StoredSplit
 from shards.errors import SplitError
-from shards.manifest import Index, load_index
+from shards.index import Index, load_index
 from shards.splits import SplitAssignment, assign_splits
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopRequest
 from shards.batch import Batch
-from shards.manifest import Index
+from shards.index import Index
 from shards.read import read_slots
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopRequest
 from shards.errors import InputError
-from shards.manifest import Index, load_index
+from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.schema import RATE_HZ
 from shards.splits import SplitAssignment, assign_splits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from metaser.model.metaser import MetaSERModel
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from shards.filter import select_rows
-from shards.manifest import Index
+from shards.index import Index
 from shards.splits import SplitAssignment
 
 
@@ -41,8 +40,8 @@ def training_rows(config: ExperimentConfig, index: Index, splits: SplitAssignmen
     admitted = np.zeros(len(index), dtype=bool)
     for stage in config.stages:
         admitted |= np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
-    rows: np.ndarray = np.flatnonzero(admitted & (splits.names == "train"))
-    return rows
+    rows = splits.rows("train")
+    return rows[admitted[rows]]
 
 
 def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment) -> StageData:
@@ -78,13 +77,12 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
 def _refuse_unknown_labels(spec: TaskSpec, stage: StageConfig, training: Index) -> None:
     if spec.kind != "classification":
         return
-    unknown = Counter(
-        str(value) for value in training.values(spec.fields[0]) if value is not None and str(value) not in spec.labels
-    )
+    counts = training.codes(spec.fields[0]).counts()
+    unknown = {str(value): count for value, count in counts.items() if str(value) not in spec.labels}
     if unknown:
         raise TrainingError(
             f"every {spec.fields[0]} that stage {stage.name!r} trains on must be a label of task {spec.name!r} "
-            f"{list(spec.labels)}, but found {dict(unknown)}; add the labels, or select with stages.N.filter"
+            f"{list(spec.labels)}, but found {unknown}; add the labels, or select with stages.N.filter"
         )
 
 

@@ -21,7 +21,7 @@ from metaser.train.objective import num_ctc_too_long, slot_loss
 from metaser.train.optim import schedule_factor, set_learning_rates
 from metaser.train.state import TrainState
 from shards.batch import Batch
-from shards.manifest import Index
+from shards.index import Index
 from shards.plan import Schedule, Slot, step_slots
 from shards.schema import RATE_HZ
 

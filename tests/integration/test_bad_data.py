@@ -9,7 +9,7 @@ from metaser.errors import TrainingError
 from metaser.train.checkpoint import newest_checkpoint
 from metaser.train.run import train
 from shards.errors import ShardError
-from shards.manifest import load_index
+from shards.index import load_index
 
 
 def corrupted(corpus, folder, row):

@@ -15,7 +15,7 @@ from metaser.seeding import seed_generators
 from metaser.targets import resolve_tasks
 from metaser.tasks import TaskSpec
 from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, step_folder
-from shards.manifest import load_index
+from shards.index import load_index
 
 BOTH = "emotion: 1, asr: 0.5, gender: 0.5, style: 0.5"
 METADATA = "asr: 1, gender: 0.5, style: 0.5"

@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from shards.audio import (
     AudioFile,
     decode,
-    decode_flac,
+    decode_stored,
     encode_flac,
     pcm16,
     pcm_sha256,
@@ -171,14 +171,32 @@ def test_flac_keeps_every_pcm_value(pcm: np.ndarray) -> None:
     samples = pcm.astype(np.float32) / 32_768
     stored = encode_flac(samples)
     assert stored == encode_flac(samples)
-    np.testing.assert_array_equal(decode_flac(stored), samples)
-    assert pcm_sha256(pcm16(decode_flac(stored))) == hashlib.sha256(pcm.astype("<i2").tobytes()).hexdigest()
+    decoded = np.empty(len(pcm), np.float32)
+    decode_stored(stored, decoded)
+    np.testing.assert_array_equal(decoded, samples)
+    assert pcm_sha256(pcm16(decoded)) == hashlib.sha256(pcm.astype("<i2").tobytes()).digest()
 
 
-def test_damaged_flac_is_an_error() -> None:
+def test_damaged_audio_in_a_shard_is_an_error() -> None:
     stored = encode_flac(noise())
-    with pytest.raises(AudioError, match="must be whole FLAC, but decoding failed"):
-        decode_flac(stored[: len(stored) // 2])
+    with pytest.raises(AudioError, match=r"must be whole, but decoding failed|must have the 16000 samples"):
+        decode_stored(stored[: len(stored) // 2], np.empty(16_000, np.float32))
+
+
+@pytest.mark.parametrize("num_samples", [15_999, 16_001])
+def test_stored_audio_must_have_the_length_of_its_index(num_samples) -> None:
+    with pytest.raises(AudioError, match=f"must have the {num_samples} samples of its index, got 16000"):
+        decode_stored(encode_flac(noise()), np.empty(num_samples, np.float32))
+
+
+@pytest.mark.parametrize(("rate_hz", "num_channels"), [(16_000, 2), (44_100, 1), (96_000, 2)])
+def test_what_others_stored_is_decoded_as_packing_would_have_prepared_it(rate_hz, num_channels) -> None:
+    samples = np.stack([noise(rate_hz)] * num_channels, axis=1).squeeze()
+    data = encoded(samples, "WAV", "FLOAT", rate_hz)
+    expected = prepare(samples, rate_hz)
+    decoded = np.empty(len(expected), np.float32)
+    decode_stored(data, decoded)
+    np.testing.assert_array_equal(decoded, expected)
 
 
 @pytest.fixture

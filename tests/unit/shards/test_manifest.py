@@ -2,24 +2,26 @@ import json
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tones import pack_items, reader, tone, utterance
+from hypothesis import given
+from hypothesis import strategies as st
+from tables import index_of
+from tones import Tone, pack_items, reader, tone, utterance
 
 from shards.errors import FilterError, ShardError
-from shards.manifest import (
-    Index,
-    atomic_file,
-    canonical_json,
-    index_row,
-    label_tables,
-    load_index,
-    read_manifest,
-    write_manifest,
-)
+from shards.index import index_row, label_tables, load_index
+from shards.labels import age_group
+from shards.manifest import atomic_file, canonical_json, read_manifest, write_manifest
 from shards.pack import pack_corpus
+from shards.plan import Slot
+from shards.read import read_slots
 from shards.schema import SourceUtterance, Utterance
+from shards.survey import verify
+
+V1 = Path(__file__).parent / "v1"
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +40,13 @@ def folder(packed, tmp_path):
 def test_index_points_at_the_bytes_of_every_utterance(packed):
     index = load_index([packed])
     assert index.values("key") == [f"tones/u{number:03d}" for number in range(6)]
-    assert index.shard.tolist() == [0, 0, 0, 0, 1, 1]
+    assert index.numbers("shard").tolist() == [0, 0, 0, 0, 1, 1]
     for row, key in enumerate(index.values("key")):
-        path = index.shard_paths[index.shard[row]]
+        path = Path(index.shard_places[index.numbers("shard")[row]])
         with tarfile.open(path) as tar, path.open("rb") as file:
             for suffix, part in (("flac", "audio"), ("json", "meta")):
-                offset = index.table.column(f"{part}_offset")[row].as_py()
-                num_bytes = index.table.column(f"{part}_bytes")[row].as_py()
+                offset = int(index.numbers(f"{part}_offset")[row])
+                num_bytes = int(index.numbers(f"{part}_bytes")[row])
                 file.seek(offset)
                 assert file.read(num_bytes) == tar.extractfile(f"{key}.{suffix}").read()
     assert index.num_samples.tolist() == [800 + 160 * number for number in range(6)]
@@ -97,8 +99,8 @@ def test_take_keeps_order_paths_and_known_fields(packed):
     index = load_index([packed])
     part = index.take(np.asarray([5, 0]))
     assert part.values("key") == ["tones/u005", "tones/u000"]
-    assert part.shard.tolist() == [1, 0]
-    assert part.shard_paths == index.shard_paths
+    assert part.numbers("shard").tolist() == [1, 0]
+    assert part.shard_places == index.shard_places
     assert part.fields == index.fields
     assert len(index.take(np.empty(0, dtype=np.int64))) == 0
 
@@ -109,8 +111,8 @@ def test_several_folders_are_one_index(packed, tmp_path):
     pack_corpus(reader([SourceUtterance(other, item.audio)], "others"), None, tmp_path)
     index = load_index([tmp_path, packed])
     assert index.values("corpus") == ["others"] + ["tones"] * 6
-    assert index.shard.tolist() == [0, 1, 1, 1, 1, 2, 2]
-    assert [path.name for path in index.shard_paths] == ["others-000000.tar", "tones-000000.tar", "tones-000001.tar"]
+    assert index.numbers("shard").tolist() == [0, 1, 1, 1, 1, 2, 2]
+    assert [Path(place).name for place in index.shard_places] == ["others-000000.tar", "tones-000000.tar", "tones-000001.tar"]
     assert index.values("speaker")[:3] == ["others:s1", "tones:s0", "tones:s1"]
     assert index.extra_names == ("mic", "take")
 
@@ -166,8 +168,8 @@ def _edit(folder, edit):
         (lambda folder: (folder / "manifest.json").unlink(), r"is not a shard folder: no manifest.json; pack it with"),
         (shutil.rmtree, r"is not a shard folder: no such directory"),
         (lambda folder: (folder / "manifest.json").write_text("{"), r"manifest.json must be JSON, but"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), r"schema_version 1, got None"),
-        (lambda folder: _edit(folder, lambda content: content.update(schema_version=2)), r"schema_version 1, got 2"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), r"schema_version of 1, 2, got None"),
+        (lambda folder: _edit(folder, lambda content: content.update(schema_version=3)), r"schema_version of 1, 2, got 3"),
         (lambda folder: _edit(folder, lambda content: content.pop("labels")), r"damaged at labels: Field required"),
         (
             lambda folder: _edit(folder, lambda content: content["index"].update(name="../index.parquet")),
@@ -229,6 +231,50 @@ def test_index_row_qualifies_speaker_and_session():
     assert (row["speaker"], row["session"], row["num_samples"], row["extra"]) == ("c:03", "c:1", 5, "{}")
 
 
-def test_index_is_a_plain_table_with_paths(packed):
-    index = load_index([packed])
-    assert Index(index.table, index.shard_paths).values("emotion") == index.values("emotion")
+def test_what_schema_version_1_wrote_still_reads(tmp_path):
+    # Packed by version 0.1.0: digests in hexadecimal, none of the stored audio.
+    index = load_index([V1])
+    assert index.values("key") == ["tones/Ses01F%2Eimpro01", "tones/u000", "tones/u001"]
+    assert index.values("text") == [None, "Grüße", None]
+    assert index.numbers("valence").tolist()[1:] == pytest.approx([np.nan, 2.5], nan_ok=True)
+    assert index.values("emotion_votes") == [{"neutral": 1.0, "sadness": 2.0}, None, None]
+    assert index.values("audio_sha256") == [None] * 3
+    batch = next(read_slots(index, [Slot(np.arange(3))], num_workers=0, timeout_s=1))
+    assert batch.problems == ()
+    assert batch.num_samples_B.tolist() == [1_000, 800, 960]
+    assert batch.wave_BT[2, :960].numpy() == pytest.approx(tone(1).audio.load()[0], abs=1e-4)
+    assert verify([V1]) == []
+    pack_items([SourceUtterance(Utterance(key="others/a", corpus="others"), Tone(400))], tmp_path, shard_utterances=1)
+    both = load_index([tmp_path, V1])
+    assert [digest is None for digest in both.values("audio_sha256")] == [False, True, True, True]
+    assert both.numbers("shard").tolist() == [0, 1, 1, 2]
+
+
+def test_damage_in_what_schema_version_1_wrote_is_found(tmp_path):
+    copy = shutil.copytree(V1, tmp_path / "copy")
+    shard = copy / "tones-000001.tar"
+    data = bytearray(shard.read_bytes())
+    data[load_index([V1]).numbers("audio_offset")[2] + 300] ^= 1
+    shard.write_bytes(data)
+    batch = next(read_slots(load_index([copy]), [Slot(np.arange(3))], num_workers=0, timeout_s=1))
+    assert "'tones/u001'" in batch.problems[0]
+    assert batch.valid_B.tolist() == [True, True, False]
+
+
+words = st.one_of(st.none(), st.sampled_from(["a", "b", "ü", ""]))
+ages = st.one_of(st.none(), st.floats(0, 99))
+
+
+@given(st.lists(st.tuples(words, ages), min_size=1, max_size=30), st.data())
+def test_every_view_of_a_field_tells_the_same(rows, data):
+    index = index_of(text=[text for text, _ in rows], age=[age for _, age in rows])
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=40))
+    part = index.take(np.asarray(chosen, int))
+    for field, column in (("text", 0), ("age", 1)):
+        expected = [rows[row][column] for row in chosen]
+        codes = part.codes(field)
+        assert part.values(field) == list(part.stream(field)) == expected
+        assert [None if number < 0 else codes.words[number] for number in codes.numbers] == expected
+        assert codes.counts() == {word: expected.count(word) for word in expected if word is not None}
+    assert part.values("age_group") == [None if rows[row][1] is None else age_group(rows[row][1]) for row in chosen]
+    assert part.take(np.arange(len(chosen))[::-1]).values("key") == part.values("key")[::-1]

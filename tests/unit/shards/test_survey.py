@@ -1,10 +1,12 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from tones import Tone, folder_bytes, pack_items, reader, tone, utterance
 
-from shards.manifest import load_index, read_manifest
+from shards.index import load_index
+from shards.manifest import read_manifest
 from shards.pack import pack_corpus
 from shards.schema import Rejection, SourceUtterance, Utterance
 from shards.survey import DurationBin, survey, verify
@@ -100,11 +102,9 @@ def test_damage_inside_an_utterance_names_its_key(packed, tmp_path, part):
     copy = shutil.copytree(packed, tmp_path / "copy")
     index = load_index([packed])
     for row, key in enumerate(index.values("key")):
-        shard = copy / index.shard_paths[index.shard[row]].name
+        shard = copy / Path(index.shard_places[index.numbers("shard")[row]]).name
         data = shard.read_bytes()
-        middle = (
-            index.table.column(f"{part}_offset")[row].as_py() + index.table.column(f"{part}_bytes")[row].as_py() // 2
-        )
+        middle = int(index.numbers(f"{part}_offset")[row]) + int(index.numbers(f"{part}_bytes")[row]) // 2
         shard.write_bytes(_flipped(data, middle))
         (problem,) = verify([copy])
         assert f"utterance {key!r} in {shard}" in problem
@@ -122,7 +122,7 @@ def test_damage_between_utterances_names_the_file(packed, tmp_path):
 def test_metadata_that_is_well_formed_but_not_the_packed_one_is_found(packed, tmp_path):
     copy = shutil.copytree(packed, tmp_path / "copy")
     index = load_index([packed])
-    offset, size = index.table.column("meta_offset")[0].as_py(), index.table.column("meta_bytes")[0].as_py()
+    offset, size = (int(index.numbers(f"meta_{part}")[0]) for part in ("offset", "bytes"))
     shard = copy / "tones-000000.tar"
     data = shard.read_bytes()
     swapped = data[offset : offset + size].replace(b'"tones/long"', b'"tones/Long"')

@@ -1,0 +1,373 @@
+"""One row per utterance: where its bytes lie and what is known of it, by column and only as far as asked.
+
+Columns are read when they are first needed, and words are kept as numbers: a plan over ten million utterances needs
+lengths, speakers and splits, never their transcripts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.errors import FilterError, ShardError
+from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
+from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, file_sha256, read_manifest
+from shards.schema import METADATA_FIELDS, RATE_HZ, Utterance
+
+_NUMBERS = ("valence", "arousal", "dominance", "age")
+_DIGEST = pa.binary(32)
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("corpus", pa.string()),
+        ("shard", pa.int32()),
+        ("audio_offset", pa.int64()),
+        ("audio_bytes", pa.int64()),
+        ("audio_sha256", _DIGEST),
+        ("meta_offset", pa.int64()),
+        ("meta_bytes", pa.int64()),
+        ("num_samples", pa.int64()),
+        ("pcm_sha256", _DIGEST),
+        ("source", pa.string()),
+        *((name, pa.float64() if name in _NUMBERS else pa.string()) for name in METADATA_FIELDS),
+        ("extra", pa.string()),
+    ]
+)
+_ROWS_PER_GROUP = 1 << 17
+
+IDENTITY_FIELDS = ("key", "corpus", "source")
+DERIVED_FIELDS = ("age_group", "duration_s")
+NUMBER_FIELDS = (*_NUMBERS, "duration_s")
+"""Fields that hold numbers; all others but `emotion_votes` and `extra.*` hold text."""
+LABEL_FIELDS = ("corpus", "emotion", "gender", "style", "language", "intensity", "session", "split", "age_group")
+"""Fields whose values are few enough to count one by one."""
+
+
+class Codes(NamedTuple):
+    """A field as numbers, so that what is done to a word is done once."""
+
+    numbers: np.ndarray
+    """Positions in `words`, int32, shape (num_utterances,); -1 where the field is absent."""
+    words: tuple[Any, ...]
+    """Different values; some may occur in no row."""
+
+    def counts(self) -> dict[Any, int]:
+        """Return how often each value that occurs does, values sorted."""
+        present = np.bincount(self.numbers[self.numbers >= 0], minlength=len(self.words))
+        found = [(word, int(count)) for word, count in zip(self.words, present, strict=True) if count]
+        return dict(sorted(found, key=lambda item: (isinstance(item[0], str), item[0])))
+
+    def lookup(self, by_word: Iterable[Any], absent: Any) -> np.ndarray:
+        """Return for every row what `by_word` (in the order of `words`) has for its word, else `absent`."""
+        return np.asarray([*by_word, absent])[self.numbers]
+
+
+class _Columns:
+    """The columns of several tables, one below the other; each is read once, when it is first needed."""
+
+    def __init__(self, tables: Sequence[pa.Table | pq.ParquetFile], first_shards: Sequence[int]) -> None:
+        self._tables = tables
+        self._first_shards = first_shards
+        self._read: dict[str, pa.Array] = {}
+        self._codes: dict[str, Codes] = {}
+        self.num_rows = sum(_num_rows(table) for table in tables)
+
+    def __getitem__(self, name: str) -> pa.Array:
+        if name not in self._read:
+            parts = [part for table in self._tables for part in _chunks(table, name)]
+            # Positions in 32 bits would end at 2 GiB of text.
+            wide = pa.large_string() if INDEX_SCHEMA.field(name).type == pa.string() else INDEX_SCHEMA.field(name).type
+            self._read[name] = pa.concat_arrays([part.cast(wide) for part in parts] or [pa.array([], wide)])
+            if name == "shard" and len(self._tables) > 1:
+                counts = [_num_rows(table) for table in self._tables]
+                shifted = self._read[name].to_numpy() + np.repeat(np.asarray(self._first_shards, np.int32), counts)
+                self._read[name] = pa.array(shifted, pa.int32())
+        return self._read[name]
+
+    def codes(self, name: str) -> Codes:
+        if name not in self._codes:
+            numbers: list[np.ndarray] = []
+            words: dict[str, int] = {}
+            for table in self._tables:
+                for chunk in _chunks(table, name):
+                    encoded = chunk.dictionary_encode()
+                    of_word = [words.setdefault(word, len(words)) for word in encoded.dictionary.to_pylist()]
+                    positions = encoded.indices.fill_null(len(of_word)).to_numpy()
+                    numbers.append(np.asarray([*of_word, -1], np.int32)[positions])
+            self._codes[name] = Codes(np.concatenate([np.empty(0, np.int32), *numbers]), tuple(words))
+        return self._codes[name]
+
+
+def _num_rows(table: pa.Table | pq.ParquetFile) -> int:
+    return int(table.num_rows if isinstance(table, pa.Table) else table.metadata.num_rows)
+
+
+def _chunks(table: pa.Table | pq.ParquetFile, name: str) -> Iterable[pa.Array]:
+    """Yield one column piece by piece; what schema version 1 wrote otherwise is turned into today's form."""
+    if isinstance(table, pa.Table):
+        yield from table.column(name).chunks
+        return
+    if name not in table.schema_arrow.names:
+        yield pa.nulls(_num_rows(table), INDEX_SCHEMA.field(name).type)
+        return
+    for group in range(table.metadata.num_row_groups):
+        for chunk in table.read_row_group(group, columns=[name]).column(name).chunks:
+            if INDEX_SCHEMA.field(name).type == _DIGEST and chunk.type == pa.string():
+                chunk = pa.array([None if text is None else bytes.fromhex(text) for text in chunk.to_pylist()], _DIGEST)
+            yield chunk.cast(INDEX_SCHEMA.field(name).type)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Utterances of one or several shard folders: folders as given, rows by key within a folder.
+
+    `speaker` and `session` are qualified by corpus (`emodb:03`), so that two corpora's "03" are two people.
+    """
+
+    columns: _Columns
+    shard_places: tuple[str, ...]
+    """Paths or URLs of all tars; `shard` is a position here."""
+    extra_names: tuple[str, ...] = ()
+    """What may follow `extra.` in a field's name, whether or not these rows have it."""
+    rows: np.ndarray | None = field(default=None, compare=False)
+    """Positions in `columns`; None is all of them."""
+
+    @classmethod
+    def of_table(cls, table: pa.Table, shard_places: Sequence[str] = (), extra_names: Sequence[str] = ()) -> Index:
+        """Return the rows of a table with the columns of `INDEX_SCHEMA`."""
+        return cls(_Columns([table], [0]), tuple(shard_places), tuple(extra_names))
+
+    def __len__(self) -> int:
+        return self.columns.num_rows if self.rows is None else len(self.rows)
+
+    @cached_property
+    def num_samples(self) -> np.ndarray:
+        """Audio samples of each utterance at 16 kHz, shape (num_utterances,)."""
+        return self.numbers("num_samples")
+
+    @property
+    def duration_s(self) -> np.ndarray:
+        """Length of each utterance in seconds."""
+        return self.num_samples / RATE_HZ
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every name that `values` knows."""
+        return (*IDENTITY_FIELDS, *METADATA_FIELDS, *DERIVED_FIELDS, *(f"extra.{name}" for name in self.extra_names))
+
+    def column(self, name: str) -> pa.Array:
+        """Return a column of `INDEX_SCHEMA` as it is stored."""
+        return self.columns[name] if self.rows is None else self.columns[name].take(pa.array(self.rows))
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Return a column of numbers, shape (num_utterances,); NaN where an optional one is absent.
+
+        Raises:
+            FilterError: if no utterance of the corpus could have such a field.
+        """
+        self._check_field(name)
+        if name == "duration_s":
+            return self.duration_s
+        return np.asarray(self.column(name).to_numpy(zero_copy_only=False))
+
+    def codes(self, name: str) -> Codes:
+        """Return a field as numbers and the words they stand for.
+
+        Raises:
+            FilterError: if no utterance of the corpus could have such a field.
+        """
+        self._check_field(name)
+        if name == "age_group":
+            ages = self.numbers("age")
+            groups = np.digitize(ages, AGE_GROUP_BOUNDS_YEARS).astype(np.int32)
+            return Codes(np.where(np.isnan(ages), np.int32(-1), groups), AGE_GROUPS)
+        if name in NUMBER_FIELDS:
+            values = self.numbers(name)
+            different, positions = np.unique(values[~np.isnan(values)], return_inverse=True)
+            numbers = np.full(len(values), -1, np.int32)
+            numbers[~np.isnan(values)] = positions
+            return Codes(numbers, tuple(different.tolist()))
+        if name.startswith("extra."):
+            return _inside(self._stored_codes("extra"), name.removeprefix("extra."))
+        return self._stored_codes(name)
+
+    def values(self, name: str) -> list[Any]:
+        """Return a field of every row, None where it is absent; `emotion_votes` as dictionaries.
+
+        Raises:
+            FilterError: if no utterance of the corpus could have such a field.
+        """
+        self._check_field(name)
+        if name in ("age_group", "duration_s") or name.startswith("extra."):
+            codes = self.codes(name)
+            return [None if number < 0 else codes.words[number] for number in codes.numbers.tolist()]
+        stored: list[Any] = self.column(name).to_pylist()
+        if name == "emotion_votes":
+            return [None if votes is None else json.loads(votes) for votes in stored]
+        return stored
+
+    def stream(self, name: str) -> Iterator[Any]:
+        """Yield what `values` returns, never holding more than a part of it as Python objects."""
+        for start in range(0, len(self), _ROWS_PER_GROUP):
+            yield from self.take(np.arange(start, min(start + _ROWS_PER_GROUP, len(self)))).values(name)
+
+    def take(self, rows: np.ndarray) -> Index:
+        """Return the utterances at positions `rows`, in that order; costs as much as there are rows."""
+        rows = np.asarray(rows, np.int64)
+        return Index(self.columns, self.shard_places, self.extra_names, rows if self.rows is None else self.rows[rows])
+
+    def _check_field(self, name: str) -> None:
+        if name not in self.fields and name not in INDEX_SCHEMA.names:
+            raise FilterError(f"a metadata field must be one of {', '.join(self.fields)}; got {name!r}")
+
+    def _stored_codes(self, name: str) -> Codes:
+        whole = self.columns.codes(name)
+        return whole if self.rows is None else Codes(whole.numbers[self.rows], whole.words)
+
+
+def _inside(codes: Codes, name: str) -> Codes:
+    """Return one value inside JSON objects that are coded as a whole."""
+    values = [json.loads(word).get(name) for word in codes.words]
+    # 1, 1.0 and True are one key of a dictionary, and three different values here.
+    number_of: dict[tuple[type, Any], int] = {}
+    numbers = [-1 if value is None else number_of.setdefault((type(value), value), len(number_of)) for value in values]
+    return Codes(codes.lookup(numbers, -1).astype(np.int32), tuple(value for _, value in number_of))
+
+
+def index_row(utterance: Utterance, **where: int | str | bytes) -> dict[str, Any]:
+    """Return an utterance's row; `where` gives shard, offsets, sizes, `num_samples` and digests."""
+    fields = utterance.model_dump(mode="json")
+    for name in ("speaker", "session"):
+        if fields[name] is not None:
+            fields[name] = f"{utterance.corpus}:{fields[name]}"
+    if utterance.emotion_votes is not None:
+        fields["emotion_votes"] = canonical_json(utterance.emotion_votes).decode()
+    fields["extra"] = canonical_json(utterance.extra).decode()
+    return {**fields, **where}
+
+
+def label_tables(index: Index) -> dict[str, dict[str, int]]:
+    """Return, for every label field with any value, the number of utterances per value, values sorted."""
+    tables = {name: index.codes(name).counts() for name in LABEL_FIELDS}
+    return {name: table for name, table in tables.items() if table}
+
+
+def duplicate_rows(index: Index) -> list[list[int]]:
+    """Return groups of rows whose decoded audio is identical, in order of their first row."""
+    digests = index.column("pcm_sha256")
+    if not len(digests):
+        return []
+    # Sixty-four bits find the few candidates without ten million Python objects; all 256 decide.
+    heads = np.frombuffer(digests.buffers()[1], dtype="<u8")[:: 32 // 8][digests.offset :][: len(digests)]
+    order = np.argsort(heads, kind="stable")
+    twin_of_last = np.flatnonzero(heads[order[1:]] == heads[order[:-1]])
+    candidates = np.unique(order[np.concatenate([twin_of_last, twin_of_last + 1])])
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row in candidates.tolist():
+        groups[digests[row].as_py()].append(row)
+    return [rows for rows in groups.values() if len(rows) > 1]
+
+
+# ---------------------------------------------------------------- files
+
+
+def load_index(folders: Sequence[str | Path]) -> Index:
+    """Return the utterances of `folders` as one, after checking that each folder is whole.
+
+    Shard files are checked by size only; `survey.verify` reads them.
+
+    Raises:
+        ShardError: if a folder is not a shard folder, a file is missing or differs, or a key stands in two folders.
+    """
+    if not folders:
+        raise ShardError("at least one shard folder must be given, got none")
+    manifests = [read_manifest(folder) for folder in folders]
+    tables: list[pq.ParquetFile] = []
+    first_shards: list[int] = []
+    places: list[str] = []
+    for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+        first_shards.append(len(places))
+        for shard in manifest.shards:
+            path = tar_path(folder, manifest, shard.name)
+            _check_size(path, shard)
+            places.append(str(path))
+        tables.append(_open_table(folder / manifest.index.name, manifest.index))
+    extra_names = {name for manifest in manifests for name in manifest.extra_names}
+    index = Index(_Columns(tables, first_shards), tuple(places), tuple(sorted(extra_names)))
+    _check_keys(index, folders, manifests)
+    return index
+
+
+def open_index(table: pq.ParquetFile, shard_places: Sequence[str]) -> Index:
+    """Return the utterances of one table, not checked; `extra.*` fields are not known."""
+    return Index(_Columns([table], [0]), tuple(shard_places))
+
+
+def tar_path(folder: Path, manifest: Manifest, name: str) -> Path:
+    """Return where a tar of the shard folder `folder` lies."""
+    return (folder if manifest.tars is None else folder / manifest.tars) / name
+
+
+def _check_keys(index: Index, folders: Sequence[str | Path], manifests: Sequence[Manifest]) -> None:
+    """Refuse a key in two folders. Within a folder packing has seen to it, and keys begin with their corpus."""
+    corpora = [corpus for manifest in manifests for corpus in manifest.labels["corpus"]]
+    if len(set(corpora)) == len(corpora):
+        return
+    counts = pc.value_counts(index.column("key"))
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        first = repeated[0].as_py()
+        raise ShardError(
+            f"every utterance must stand in one shard folder only, but {first['values']!r} occurs {first['counts']} "
+            f"times in {', '.join(map(str, folders))}; give each corpus once"
+        )
+
+
+def _check_size(path: Path, record: FileRecord) -> None:
+    try:
+        num_bytes = path.stat().st_size
+    except FileNotFoundError:
+        raise ShardError(f"{path} must exist: {MANIFEST_NAME} lists it; pack or copy the folder again") from None
+    if num_bytes != record.num_bytes:
+        raise ShardError(
+            f"{path} must have {record.num_bytes} bytes as {MANIFEST_NAME} says, but has {num_bytes}; pack or copy "
+            "the folder again"
+        )
+
+
+def _open_table(path: Path, record: FileRecord) -> pq.ParquetFile:
+    _check_size(path, record)
+    digest = file_sha256(path)
+    if digest != record.sha256:
+        raise ShardError(
+            f"{path} must have sha256 {record.sha256} as {MANIFEST_NAME} says, but has {digest}; pack or copy the "
+            "folder again"
+        )
+    return pq.ParquetFile(path, memory_map=True)
+
+
+def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write `rows`, in the order of their keys, whole or not at all; equal rows give equal bytes.
+
+    A large corpus's rows never stand in memory together.
+    """
+    coming = iter(rows)
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(
+            file, INDEX_SCHEMA, version="2.6", compression="zstd", compression_level=3, store_schema=False
+        ) as writer,
+    ):
+        while group := list(islice(coming, _ROWS_PER_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=INDEX_SCHEMA), row_group_size=_ROWS_PER_GROUP)

@@ -1,0 +1,426 @@
+"""Shards written one by one by several processes, and the folder published when all are there.
+
+What a finished shard holds is noted beside it, so that a killed run goes on where it was, and so that a large corpus's
+rows never stand in memory together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import soundfile as sf
+from pydantic import Field
+
+from shards.config import Section
+from shards.errors import CorpusError, ShardError
+from shards.index import Index, duplicate_rows, label_tables, open_index, write_index
+from shards.manifest import (
+    INDEX_NAME,
+    REJECTED_NAME,
+    FileRecord,
+    IndexRecord,
+    Manifest,
+    Settings,
+    ShardRecord,
+    atomic_file,
+    canonical_json,
+    file_sha256,
+    write_manifest,
+)
+from shards.schema import RATE_HZ, SCHEMA_VERSION, Rejection
+
+STATE_FOLDER = ".packing"
+"""Inside OUT while packing: what each finished shard holds."""
+_DIGESTS = ("audio_sha256", "pcm_sha256")
+_QUIET_PEAK = 33
+"""Of 32,768: -60 dB below full scale."""
+_MIN_FLAT_SAMPLES = 3
+_MIN_CLIPS_TO_WARN = 20
+_NUM_SHOWN_DUPLICATES = 5
+
+OnBad = Literal["raise", "skip"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What packing did."""
+
+    folder: Path
+    corpus: str
+    num_utterances: int
+    num_shards: int
+    num_kept_shards: int
+    """Shards that an earlier, interrupted run had finished."""
+    duration_s: float
+    num_rejected_by_kind: dict[str, int]
+    warnings: tuple[str, ...]
+    was_complete: bool
+    """True if the folder held exactly this corpus already and nothing was written."""
+
+
+class AudioCounts(Section):
+    """What is odd about a shard's audio."""
+
+    num_mixed_down: int = 0
+    num_clipped: int = 0
+    num_quiet: int = 0
+    rates_hz: dict[int, int] = Field(default_factory=dict)
+    """Number of utterances per original rate."""
+
+    def plus(self, num_channels: int, rate_hz: int, pcm: np.ndarray) -> AudioCounts:
+        """Return the counts with one more clip, `pcm` as 16-bit samples."""
+        is_full = (pcm >= 32_767) | (pcm <= -32_767)
+        runs = np.convolve(is_full, np.ones(_MIN_FLAT_SAMPLES, int)) if is_full.any() else np.zeros(1)
+        return AudioCounts(
+            num_mixed_down=self.num_mixed_down + (num_channels > 1),
+            num_clipped=self.num_clipped + bool((runs == _MIN_FLAT_SAMPLES).any()),
+            num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < _QUIET_PEAK),
+            rates_hz={**self.rates_hz, rate_hz: self.rates_hz.get(rate_hz, 0) + 1},
+        )
+
+
+class ShardNote(Section):
+    """What a finished shard holds, kept beside it until the manifest is written."""
+
+    stamp: str
+    """Hash of all that decides the shard's contents, and of its source files' times."""
+    shard: ShardRecord
+    rows: tuple[dict[str, Any], ...]
+    """Index rows without the shard's number, digests in hexadecimal."""
+    rejections: tuple[Rejection, ...]
+    audio: AudioCounts
+
+
+class ShardJob(Protocol):
+    """One shard to write or to read through; must be picklable."""
+
+    @property
+    def name(self) -> str:
+        """The tar's name."""
+        ...
+
+    @property
+    def stamp(self) -> str:
+        """As in `ShardNote`."""
+        ...
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Size of the tar as it lies there; None if there is none."""
+        ...
+
+    @property
+    def num_items(self) -> int:
+        """Size of the work, in the units of progress."""
+        ...
+
+    def run(self) -> ShardNote:
+        """Do the work."""
+        ...
+
+
+# ---------------------------------------------------------------- the folder
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[Path]:
+    """Make the folders and keep other packers out of them; the lock ends with the process, however that ends."""
+    state = out / STATE_FOLDER
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        lock = (state / "lock").open("wb")
+    except OSError as error:
+        raise ShardError(f"OUT must be a folder that can be written, but {out} cannot: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShardError(
+                f"one process at a time may pack into {out}, but another is at work; wait for it"
+            ) from None
+        except OSError:
+            # Some network file systems have no locks; packing works there, unguarded.
+            pass
+        yield state
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a shard's bytes."""
+    packages = {name: version(name) for name in ("pyarrow", "soundfile", "soxr")}
+    return {**packages, "libsndfile": sf.__libsndfile_version__}
+
+
+# ---------------------------------------------------------------- the work
+
+
+def run_jobs(
+    jobs: Sequence[ShardJob], state: Path, *, on_bad: OnBad, num_workers: int, progress: Progress | None
+) -> tuple[list[ShardNote], int]:
+    """Do what no earlier run has done; return the notes, without their rows, and how many an earlier run had left.
+
+    Raises:
+        CorpusError: if something is unusable and `on_bad` is `raise`.
+        ShardError: if a process dies or the disk is full.
+    """
+    kept = {job.name: note for job in jobs if (note := _earlier_note(job, state, on_bad)) is not None}
+    pending = [(job, state) for job in jobs if job.name not in kept]
+    num_all, num_done = sum(job.num_items for job in jobs), 0
+    notes = []
+    with _mapper(min(num_workers, len(pending))) as mapper:
+        fresh = iter(mapper(_run_job, pending))
+        for job in jobs:
+            note = kept.get(job.name) or next(fresh)
+            if on_bad == "raise" and note.rejections:
+                raise as_error(note.rejections[0])
+            notes.append(note)
+            num_done += job.num_items
+            if progress is not None:
+                progress(num_done, num_all)
+    return notes, len(kept)
+
+
+def _run_job(job_and_state: tuple[ShardJob, Path]) -> ShardNote:
+    job, state = job_and_state
+    note = job.run()
+    with atomic_file(_note_path(job.name, state)) as file:
+        file.write(canonical_json(note.model_dump(mode="json")))
+    return note.model_copy(update={"rows": ()})
+
+
+def _earlier_note(job: ShardJob, state: Path, on_bad: OnBad) -> ShardNote | None:
+    """Return what an earlier run noted about this shard, if the shard is still what it would become."""
+    try:
+        note = _read_note(job.name, state)
+    except (FileNotFoundError, ValueError):
+        return None
+    if note.stamp != job.stamp or note.shard.num_bytes != job.num_bytes:
+        return None
+    return None if on_bad == "raise" and note.rejections else note.model_copy(update={"rows": ()})
+
+
+def _note_path(name: str, state: Path) -> Path:
+    return state / f"{name}.json"
+
+
+def _read_note(name: str, state: Path) -> ShardNote:
+    return ShardNote.model_validate_json(_note_path(name, state).read_bytes())
+
+
+@contextmanager
+def _mapper(num_workers: int) -> Iterator[Callable[..., Iterable[ShardNote]]]:
+    if num_workers <= 1:
+        yield map
+        return
+    # Not forkserver: a training in this process starts its readers from that one server, and sets it up for them.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
+    try:
+        yield pool.map
+    except BrokenProcessPool as error:
+        raise ShardError(
+            f"{num_workers} packing processes must stay alive, but one was killed (out of memory?); finished shards "
+            "are kept, so run the same command again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Make a worker end with its parent: a pool's workers outlive a killed one and wait for work forever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+# ---------------------------------------------------------------- what is unusable
+
+
+def as_error(rejection: Rejection) -> CorpusError:
+    """Return what `--on-bad raise` says of a rejection."""
+    return CorpusError(
+        f"{rejection.source}: {rejection.reason.rstrip('.')} ({rejection.kind}); correct it, or pass --on-bad skip to "
+        "leave such utterances out"
+    )
+
+
+def without_place(rejection: Rejection, source: Path | None) -> Rejection:
+    """Return `rejection` with paths relative to the corpus, so that bytes repeat wherever the corpus lies."""
+    if source is None:
+        return rejection
+    folder = source if source.is_dir() else source.parent
+    if not folder.name:
+        return rejection
+    prefix = f"{folder}{os.sep}"
+    return Rejection(rejection.source.replace(prefix, ""), rejection.reason.replace(prefix, ""), rejection.kind)
+
+
+def nothing_left(corpus: str, source: Path | None, rejections: Sequence[Rejection]) -> CorpusError:
+    """Return the error of a corpus without any usable utterance."""
+    where = f"corpus {corpus!r}" if source is None else f"corpus {corpus!r} in {source}"
+    if not rejections:
+        return CorpusError(f"there must be at least one utterance to pack, but {where} has none; check SOURCE")
+    counts = sorted(Counter(rejection.kind for rejection in rejections).items())
+    return CorpusError(
+        f"there must be at least one usable utterance, but all of {where} were rejected "
+        f"({', '.join(f'{kind}: {count}' for kind, count in counts)}); the first was {rejections[0].source}: "
+        f"{rejections[0].reason}"
+    )
+
+
+# ---------------------------------------------------------------- publishing
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the manifest says of where the utterances come from."""
+
+    corpus: str
+    licence: str
+    citation: str
+    source: Path | None
+    settings: Settings
+    fingerprint: str
+    tars: str | None = None
+
+
+def publish(
+    out: Path, state: Path, origin: Origin, notes: Sequence[ShardNote], rejections: Sequence[Rejection]
+) -> Manifest:
+    """Write the index, the rejections and, last, the manifest; then remove the notes.
+
+    Raises:
+        CorpusError: if nothing usable is left, or two utterances have one key.
+    """
+    if not any(note.shard.num_utterances for note in notes):
+        raise nothing_left(origin.corpus, origin.source, rejections)
+    extra_names: set[str] = set()
+    write_index(out / INDEX_NAME, _numbered_rows(state, notes, extra_names))
+    index = open_index(pq.ParquetFile(out / INDEX_NAME, memory_map=True), [note.shard.name for note in notes])
+    try:
+        _check_unique(index)
+    except CorpusError:
+        (out / INDEX_NAME).unlink()
+        raise
+    with atomic_file(out / REJECTED_NAME) as file:
+        file.writelines(canonical_json(asdict(rejection)) + b"\n" for rejection in rejections)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        corpus=origin.corpus,
+        licence=origin.licence,
+        citation=origin.citation,
+        source=None if origin.source is None else origin.source.resolve().name,
+        settings=origin.settings,
+        fingerprint=origin.fingerprint,
+        shards=tuple(note.shard for note in notes),
+        index=IndexRecord(**_file_record(out / INDEX_NAME), num_utterances=len(index)),
+        rejected=FileRecord(**_file_record(out / REJECTED_NAME)),
+        labels=label_tables(index),
+        extra_names=tuple(sorted(extra_names)),
+        num_rejected_by_kind=dict(sorted(Counter(rejection.kind for rejection in rejections).items())),
+        warnings=tuple(_warnings(index, notes)),
+        tars=origin.tars,
+    )
+    write_manifest(out, manifest)
+    shutil.rmtree(state)
+    return manifest
+
+
+def _numbered_rows(state: Path, notes: Sequence[ShardNote], extra_names: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield all rows from the notes on disk, adding what stands in `extra` to `extra_names`."""
+    for number, note in enumerate(notes):
+        for row in _read_note(note.shard.name, state).rows:
+            extra_names.update(json.loads(row["extra"]))
+            yield {**row, **{name: bytes.fromhex(row[name]) for name in _DIGESTS}, "shard": number}
+
+
+def _check_unique(index: Index) -> None:
+    counts = pc.value_counts(index.column("key"))
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        first = repeated[0].as_py()
+        raise CorpusError(f"every key must stand once, but {first['values']!r} occurs {first['counts']} times; rename")
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "num_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
+    total = len(index)
+    num_mixed_down, num_clipped, num_quiet = (
+        sum(getattr(note.audio, name) for note in notes) for name in ("num_mixed_down", "num_clipped", "num_quiet")
+    )
+    if num_mixed_down:
+        yield f"{num_mixed_down} of {total} utterances had several channels and were mixed down to one"
+    rates_hz: Counter[int] = Counter()
+    for note in notes:
+        rates_hz.update(note.audio.rates_hz)
+    if len(rates_hz) > 1:
+        counts = ", ".join(f"{rates_hz[rate]} at {rate} Hz" for rate in sorted(rates_hz))
+        yield f"the sources have several sample rates ({counts}); all are brought to {RATE_HZ} Hz"
+    if num_clipped:
+        yield f"{num_clipped} of {total} utterances are clipped ({_MIN_FLAT_SAMPLES} or more samples at full scale)"
+    if num_quiet:
+        yield f"{num_quiet} of {total} utterances are all but silent (peak below -60 dB of full scale)"
+    yield from _duplicate_warning(index)
+    lengths, counts = np.unique(index.num_samples, return_counts=True)
+    if total >= _MIN_CLIPS_TO_WARN and counts.max() > total / 2:
+        yield (
+            f"{counts.max()} of {total} utterances last exactly {lengths[counts.argmax()] / RATE_HZ:.3f} s; was this "
+            "copy of the corpus cut or padded?"
+        )
+    emotions = index.codes("emotion").counts()
+    if len(emotions) == 1 and sum(emotions.values()) >= _MIN_CLIPS_TO_WARN:
+        yield f"all {sum(emotions.values())} emotion labels are {next(iter(emotions))!r}, which teaches nothing"
+
+
+def _duplicate_warning(index: Index) -> Iterator[str]:
+    groups = duplicate_rows(index)
+    if not groups:
+        return
+    shown = "; ".join(" = ".join(index.take(group).values("key")) for group in groups[:_NUM_SHOWN_DUPLICATES])
+    more = f"; and {len(groups) - _NUM_SHOWN_DUPLICATES} more" if len(groups) > _NUM_SHOWN_DUPLICATES else ""
+    num_across = sum(len(set(index.take(group).values("split"))) > 1 for group in groups)
+    across = f", {num_across} of them across splits" if num_across else ""
+    yield f"{len(groups)} groups of utterances have identical audio{across}: {shown}{more}"
+
+
+def summary_of(out: Path, manifest: Manifest, *, num_kept: int, was_complete: bool) -> PackSummary:
+    """Return what a finished folder holds."""
+    return PackSummary(
+        folder=out,
+        corpus=manifest.corpus,
+        num_utterances=manifest.index.num_utterances,
+        num_shards=len(manifest.shards),
+        num_kept_shards=num_kept,
+        duration_s=sum(shard.duration_s for shard in manifest.shards),
+        num_rejected_by_kind=manifest.num_rejected_by_kind,
+        warnings=manifest.warnings,
+        was_complete=was_complete,
+    )
