@@ -41,8 +41,9 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
             offset=task.offset,
             scale=task.scale,
         )
-    counts = Counter(value for value in training.values(task.field) if value is not None)
-    labels = task.labels or tuple(sorted(map(str, counts)))
+    merged = task.merge
+    counts = Counter(merged.get(str(value), str(value)) for value in training.values(task.field) if value is not None)
+    labels = task.labels or tuple(sorted(counts))
     if len(labels) < 2:
         raise TrainingError(
             f"task {task.name!r} needs at least two labels, but the {len(training)} training utterances have "
@@ -53,6 +54,7 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
         kind="classification",
         fields=(task.field,),
         labels=labels,
+        merge=task.merge,
         class_weights=_class_weights(task, labels, counts),
         label_smoothing=task.label_smoothing,
     )
@@ -101,7 +103,7 @@ class Targets:
                 self._values[spec.name] = np.asarray([fold_text(text) if text else "" for text in texts], dtype=object)
                 self._weights[spec.name] = np.asarray([bool(text and fold_text(text)) for text in texts], dtype=float)
             elif spec.kind == "classification":
-                self._add_classes(spec, index.values(spec.fields[0]))
+                self._add_classes(spec, [spec.label_of(value) for value in index.values(spec.fields[0])])
             else:
                 columns = [
                     [np.nan if value is None else value for value in index.values(field)] for field in spec.fields
@@ -112,7 +114,7 @@ class Targets:
 
     def _add_classes(self, spec: TaskSpec, words: list[str | None]) -> None:
         number_of = {label: number for number, label in enumerate(spec.labels)}
-        classes = np.asarray([-1 if word is None else number_of.get(str(word), -1) for word in words], dtype=np.int64)
+        classes = np.asarray([-1 if word is None else number_of.get(word, -1) for word in words], dtype=np.int64)
         unknown = [word for word, number in zip(words, classes, strict=True) if word is not None and number < 0]
         if unknown:
             self.num_unknown[spec.name] = len(unknown)

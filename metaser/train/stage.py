@@ -78,13 +78,13 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
 def _refuse_unknown_labels(spec: TaskSpec, stage: StageConfig, training: Index) -> None:
     if spec.kind != "classification":
         return
-    unknown = Counter(
-        str(value) for value in training.values(spec.fields[0]) if value is not None and str(value) not in spec.labels
-    )
+    words = map(spec.label_of, training.values(spec.fields[0]))
+    unknown = Counter(word for word in words if word is not None and word not in spec.labels)
     if unknown:
         raise TrainingError(
             f"every {spec.fields[0]} that stage {stage.name!r} trains on must be a label of task {spec.name!r} "
-            f"{list(spec.labels)}, but found {dict(unknown)}; add the labels, or select with stages.N.filter"
+            f"{list(spec.labels)}, but found {dict(unknown)}; add the labels, merge them with tasks.N.merge, or "
+            "select with stages.N.filter"
         )
 
 

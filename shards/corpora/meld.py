@@ -153,8 +153,8 @@ def _repaired(text: str) -> str:
     """Return `text` with the characters that were lost between Windows' code page and UTF-8."""
     text = text.translate(_CONTROLS)
     try:
-        # Some copies hold UTF-8 that was once read as code page 1252; undamaged text is never valid both ways,
-        # or the same both ways.
+        # Some copies hold UTF-8 that was once read as code page 1252. Of undamaged text only ASCII survives this, and
+        # stays as it is.
         return text.encode("cp1252").decode("utf-8")
     except UnicodeError:
         return text
