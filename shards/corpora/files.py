@@ -11,6 +11,9 @@ from pathlib import Path
 from shards.errors import CorpusError
 from shards.schema import Rejection
 
+_BLANKS = " \t\r\n\N{NO-BREAK SPACE}"
+"""Not all that `str.strip` takes away: U+0085 is an ellipsis where Windows' text was taken for Latin-1."""
+
 
 def audio_files(folder: Path, suffixes: Sequence[str] = (".wav",)) -> list[Path]:
     """Return the files of `folder` that end in one of `suffixes` in any case, sorted; none if there is no such folder.
@@ -70,7 +73,7 @@ def read_table(table: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[
     for number, cells in rows[1:]:
         name = f"{table.name} row {number}"
         if len(cells) == len(header):
-            yield name, {column: cell.strip() for column, cell in zip(header, cells, strict=True)}
+            yield name, {column: cell.strip(_BLANKS) for column, cell in zip(header, cells, strict=True)}
         else:
             yield Rejection(name, f"a row must have the header's {len(header)} cells, got {len(cells)}", "bad row")
 

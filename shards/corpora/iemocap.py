@@ -120,7 +120,7 @@ def _read_session(session: Path) -> Iterator[SourceUtterance | Rejection]:
 def _blocks(text: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each turn's first line, `[start - end] turn label [v, a, d]`, and the lines below it."""
     head, below = None, []
-    for line in [*text.splitlines(), "["]:
+    for line in [*text.split("\n"), "["]:
         if not line.startswith("["):
             below.append(line)
             continue
@@ -203,7 +203,7 @@ def _texts(path: Path) -> dict[str, str]:
     """Return the words of each turn; they stand as `Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.` or alike."""
     if not path.is_file():
         return {}
-    matches = (_TRANSCRIPT.fullmatch(line.strip()) for line in read_text(path).splitlines())
+    matches = (_TRANSCRIPT.fullmatch(line.strip()) for line in read_text(path).split("\n"))
     return {match["turn"]: match["text"].strip() for match in matches if match and match["text"].strip()}
 
 
