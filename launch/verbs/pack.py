@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from shards.pack import PackSummary
 
 _CORPUS_HELP = (
-    "Which corpus SOURCE holds: emodb, ravdess, iemocap, crema-d, msp-podcast, meld, nemo or an4 as published, csv for a "
-    "table of your own, demo for the embedded corpus."
+    "Which corpus SOURCE holds: emodb, ravdess, iemocap, crema-d, msp-podcast, meld, nemo or an4 as published, csv for "
+    "a table of your own, demo for the embedded corpus."
 )
 _DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 
