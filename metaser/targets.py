@@ -43,7 +43,7 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
         )
     counts: Counter[str] = Counter()
     for value, count in training.codes(task.field).counts().items():
-        counts[str(value)] += count
+        counts[task.merge.get(str(value), str(value))] += count
     labels = task.labels or tuple(sorted(counts))
     if len(labels) < 2:
         raise TrainingError(
@@ -55,6 +55,7 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
         kind="classification",
         fields=(task.field,),
         labels=labels,
+        merge=task.merge,
         class_weights=_class_weights(task, labels, counts),
         label_smoothing=task.label_smoothing,
     )
@@ -112,7 +113,7 @@ class Targets:
 
     def _add_classes(self, spec: TaskSpec, words: Codes) -> None:
         number_of = {label: number for number, label in enumerate(spec.labels)}
-        classes = words.lookup((number_of.get(str(word), -1) for word in words.words), -1)
+        classes = words.lookup((number_of.get(spec.label_of(word), -1) for word in words.words), -1)
         num_unknown = int(((words.numbers >= 0) & (classes < 0)).sum())
         if num_unknown:
             self.num_unknown[spec.name] = num_unknown

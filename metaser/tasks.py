@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from shards.config import Section
 
 CTC_BLANK = 0
@@ -24,6 +26,8 @@ class TaskSpec(Section):
     """Metadata fields it reads: one for ctc and classification."""
     labels: tuple[str, ...]
     """classification: classes in logit order; ctc: `<blank>`, `<unk>`, then the alphabet; regression: the fields."""
+    merge: dict[str, str] = Field(default_factory=dict)
+    """classification: metadata values that count as another one."""
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
     offset: float = 0.0
@@ -33,6 +37,10 @@ class TaskSpec(Section):
     def num_outputs(self) -> int:
         """Width of the head's output."""
         return len(self.labels)
+
+    def label_of(self, value: object) -> str:
+        """Return the label that a metadata value stands for, whether or not the model has it."""
+        return self.merge.get(str(value), str(value))
 
 
 def fold_text(text: str) -> str:

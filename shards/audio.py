@@ -25,6 +25,8 @@ _STREAMED_BYTES = 0x7FFFF000
 """Programs that write WAV or AIFF into a pipe declare about this size or more, because they cannot know it."""
 _UNKNOWN_FRAMES = 1 << 36
 """FLAC, the format with the widest counter, has 36 bits for it; libsndfile says more where there is no length."""
+_GIT_LFS_POINTER = b"version https://git-lfs"
+"""What a clone holds in place of audio (CREMA-D's, for one) where Git LFS is not installed."""
 _END_TOLERANCE_S = 0.01
 """Tables often give segment ends rounded to 10 ms, which may lie just behind the last sample."""
 
@@ -45,6 +47,10 @@ def decode(data: bytes, name: str) -> tuple[Float32[np.ndarray, "T *channels"], 
     Raises:
         AudioError: if the audio is unreadable, truncated, empty or has NaN or infinite samples.
     """
+    if data.startswith(_GIT_LFS_POINTER):
+        raise AudioError(
+            f"audio must be there itself, but {name} is a pointer of Git LFS; run `git lfs pull` in its clone"
+        )
     try:
         with sf.SoundFile(io.BytesIO(data)) as file:
             rate_hz, num_promised = int(file.samplerate), int(file.frames)

@@ -122,8 +122,8 @@ def _membership(index: Index, left: ast.expr, is_wanted: bool, right: ast.expr) 
 def _presence(index: Index, node: ast.expr, op: ast.cmpop) -> np.ndarray:
     if not isinstance(op, _ABSENCE + _PRESENCE):
         raise FilterError(f"None has no order, but the filter compares `{ast.unparse(node)}` with it; write `is None`")
-    is_absent: np.ndarray = index.codes(_required_field(node)).numbers < 0
-    return is_absent == isinstance(op, _ABSENCE)
+    chosen: np.ndarray = (index.codes(_required_field(node)).numbers < 0) == isinstance(op, _ABSENCE)
+    return chosen
 
 
 def _required_field(node: ast.expr) -> str:

@@ -70,7 +70,8 @@ class Codes(NamedTuple):
 
     def lookup(self, by_word: Iterable[Any], absent: Any) -> np.ndarray:
         """Return for every row what `by_word` (in the order of `words`) has for its word, else `absent`."""
-        return np.asarray([*by_word, absent])[self.numbers]
+        found: np.ndarray = np.asarray([*by_word, absent])[self.numbers]
+        return found
 
 
 class _Columns:
@@ -222,7 +223,7 @@ class Index:
         for start in range(0, len(self), _ROWS_PER_GROUP):
             yield from self.take(np.arange(start, min(start + _ROWS_PER_GROUP, len(self)))).values(name)
 
-    def take(self, rows: np.ndarray) -> Index:
+    def take(self, rows: np.ndarray | Sequence[int]) -> Index:
         """Return the utterances at positions `rows`, in that order; costs as much as there are rows."""
         rows = np.asarray(rows, np.int64)
         return Index(self.columns, self.shard_places, self.extra_names, rows if self.rows is None else self.rows[rows])

@@ -264,7 +264,7 @@ def _plan(corpus: str, items: Sequence[SourceUtterance], out: Path, settings: Se
 
 def _add_utterance(tar: tarfile.TarFile, utterance: Utterance, flac: bytes, pcm: Any) -> dict[str, Any]:
     """Append an utterance's two members; return its index row."""
-    audio = {"num_samples": len(pcm), "pcm_sha256": pcm_sha256(pcm).hex()}
+    audio: dict[str, Any] = {"num_samples": len(pcm), "pcm_sha256": pcm_sha256(pcm).hex()}
     audio_offset = _add(tar, f"{utterance.key}.{AUDIO_SUFFIX}", flac)
     meta = canonical_json({"schema_version": SCHEMA_VERSION, **utterance.model_dump(), **audio})
     return index_row(

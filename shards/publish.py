@@ -382,8 +382,8 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
     for note in notes:
         rates_hz.update(note.audio.rates_hz)
     if len(rates_hz) > 1:
-        counts = ", ".join(f"{rates_hz[rate]} at {rate} Hz" for rate in sorted(rates_hz))
-        yield f"the sources have several sample rates ({counts}); all are brought to {RATE_HZ} Hz"
+        found = ", ".join(f"{rates_hz[rate]} at {rate} Hz" for rate in sorted(rates_hz))
+        yield f"the sources have several sample rates ({found}); all are brought to {RATE_HZ} Hz"
     if num_clipped:
         yield f"{num_clipped} of {total} utterances are clipped ({_MIN_FLAT_SAMPLES} or more samples at full scale)"
     if num_quiet:

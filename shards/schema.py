@@ -103,6 +103,11 @@ class Rejection:
     kind: str
     """A short category to count by, e.g. `unknown label`."""
 
+    def __post_init__(self) -> None:
+        # A file's name may be no Unicode at all (Latin-1 from an old disk); what is written down must be.
+        for name in ("source", "reason"):
+            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
+
 
 def make_key(corpus: str, *parts: str) -> str:
     """Return a key of `[A-Za-z0-9_/-]` and percent-encoded rest, so that no name can collide or escape.

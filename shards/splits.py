@@ -30,7 +30,8 @@ class SplitAssignment:
     @property
     def names(self) -> np.ndarray:
         """The splits as words, shape (num_utterances,)."""
-        return np.asarray(SPLITS)[self.numbers]
+        names: np.ndarray = np.asarray(SPLITS)[self.numbers]
+        return names
 
     def rows(self, split: str) -> np.ndarray:
         """Return the index rows of `split`, ascending.
@@ -162,13 +163,13 @@ def _draw_speakers(rule: RandomSpeakers, corpus: str, speakers: Codes, genders: 
     for speaker in sorted(gender_of):
         by_gender[gender_of[speaker]].append(speaker)
     generator = random.Random(rule.seed)  # noqa: S311 (a repeatable draw, not a secret)
-    for speakers in by_gender.values():
-        generator.shuffle(speakers)
+    for people in by_gender.values():
+        generator.shuffle(people)
     in_turn = [
-        speakers[position]
+        people[position]
         for position in range(max(map(len, by_gender.values())))
-        for speakers in by_gender.values()
-        if position < len(speakers)
+        for people in by_gender.values()
+        if position < len(people)
     ]
     names = ["test"] * rule.num_test_speakers + ["dev"] * rule.num_dev_speakers
     return dict(zip(in_turn, names, strict=False))

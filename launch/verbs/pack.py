@@ -14,12 +14,16 @@ import typer
 if TYPE_CHECKING:
     from shards.publish import PackSummary
 
+_CORPUS_HELP = (
+    "Which corpus SOURCE holds: emodb, ravdess, iemocap, crema-d, msp-podcast, meld, nemo or an4 as published, csv for "
+    "a table of your own, demo for the embedded corpus."
+)
 _DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 
 
 def pack(
-    corpus: Annotated[str, typer.Argument(help="Which corpus SOURCE holds: emodb, an4, csv, or demo.")],
-    source: Annotated[str, typer.Argument(help="Its folder or table as published; - for demo.")],
+    corpus: Annotated[str, typer.Argument(help=_CORPUS_HELP)],
+    source: Annotated[str, typer.Argument(help="Its folder as published, the table of csv, or - for demo.")],
     out: Annotated[str, typer.Argument(help="Shard folder to write.")],
     on_bad: Annotated[
         Literal["raise", "skip"],

@@ -123,6 +123,8 @@ class ClassificationTask(Section):
     labels: tuple[str, ...] = ()
     """In the order of the logits. Empty: the built-in inventory of this field, or (`speaker`, `language`, `session`,
     `extra.*`) the sorted values of the training set."""
+    merge: dict[str, str] = Field(default_factory=dict)
+    """Metadata values that count as one of the labels: `{excitement: happiness}` is IEMOCAP's usual four-class set."""
     class_weights: Literal["balanced"] | tuple[PositiveFloat, ...] | None = None
     """`balanced` weighs by inverse frequency in the training set."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -140,6 +142,12 @@ class ClassificationTask(Section):
     def _check(self) -> ClassificationTask:
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
+        strange = sorted(set(self.merge.values()) - set(self.labels)) if self.labels else []
+        if strange:
+            raise ValueError(f"merge must lead to labels, which are {list(self.labels)}, but leads to {strange}")
+        both = sorted(set(self.merge) & {*self.labels, *self.merge.values()})
+        if both:
+            raise ValueError(f"merge must rename values that are no labels, but {both} are; remove them from one place")
         if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(self.labels):
             raise ValueError(f"class_weights has {len(self.class_weights)} values for {len(self.labels)} labels")
         return self

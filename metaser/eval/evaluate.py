@@ -107,7 +107,7 @@ def _task_results(
             tuple(row) for row in zip(*(part.values(field) for field in spec.fields), strict=True)
         ]
     else:
-        references = [None if value is None else str(value) for value in part.values(spec.fields[0])]
+        references = [None if value is None else spec.label_of(value) for value in part.values(spec.fields[0])]
     return [
         TaskResult(
             reference=reference if known else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +41,9 @@ def training_rows(config: ExperimentConfig, index: Index, splits: SplitAssignmen
     admitted = np.zeros(len(index), dtype=bool)
     for stage in config.stages:
         admitted |= np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
-    rows = splits.rows("train")
-    return rows[admitted[rows]]
+    training = splits.rows("train")
+    rows: np.ndarray = training[admitted[training]]
+    return rows
 
 
 def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment) -> StageData:
@@ -77,12 +79,15 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
 def _refuse_unknown_labels(spec: TaskSpec, stage: StageConfig, training: Index) -> None:
     if spec.kind != "classification":
         return
-    counts = training.codes(spec.fields[0]).counts()
-    unknown = {str(value): count for value, count in counts.items() if str(value) not in spec.labels}
+    unknown: Counter[str] = Counter()
+    for value, count in training.codes(spec.fields[0]).counts().items():
+        if spec.label_of(value) not in spec.labels:
+            unknown[spec.label_of(value)] += count
     if unknown:
         raise TrainingError(
             f"every {spec.fields[0]} that stage {stage.name!r} trains on must be a label of task {spec.name!r} "
-            f"{list(spec.labels)}, but found {unknown}; add the labels, or select with stages.N.filter"
+            f"{list(spec.labels)}, but found {dict(unknown)}; add the labels, merge them with tasks.N.merge, or "
+            "select with stages.N.filter"
         )
 
 

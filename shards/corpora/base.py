@@ -27,7 +27,7 @@ class CorpusReader:
     read: Callable[[Path | None, int], Iterator[SourceUtterance | Rejection]]
 
 
-CORPORA = ("emodb", "an4", "csv", "demo")
+CORPORA = ("emodb", "ravdess", "iemocap", "crema-d", "msp-podcast", "meld", "nemo", "an4", "csv", "demo")
 
 
 def corpus_reader(name: str) -> CorpusReader:
@@ -38,5 +38,5 @@ def corpus_reader(name: str) -> CorpusReader:
     """
     if name not in CORPORA:
         raise CorpusError(f"CORPUS must be one of {', '.join(CORPORA)}, got {name!r}")
-    reader: CorpusReader = import_module(f"shards.corpora.{name}").READER
+    reader: CorpusReader = import_module(f"shards.corpora.{name.replace('-', '_')}").READER
     return reader

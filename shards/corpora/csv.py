@@ -6,8 +6,6 @@ names the utterance, everything else is kept in `extra`. A blank cell is absent.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.audio import AudioFile
 from shards.corpora.base import CorpusReader
+from shards.corpora.files import finite_number, table_rows
 from shards.errors import CorpusError
 from shards.labels import STYLES, canonical_emotion, canonical_gender
 from shards.schema import METADATA_FIELDS, SPLITS, Rejection, SourceUtterance, Utterance, make_key
@@ -34,7 +33,7 @@ class _RowError(Exception):
 def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
     if source is None or not source.is_file():
         raise CorpusError(f"SOURCE of a csv corpus must be a table (.csv or .tsv), but {source} is no file")
-    rows = _rows(source)
+    rows = table_rows(source)
     columns = _header(source, rows[0][1] if rows else [])
     make_key(source.stem)  # a name that no key can carry is the table's fault, not each row's
     for number, cells in rows[1:]:
@@ -42,24 +41,6 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
             yield _item(source, columns, cells)
         except _RowError as error:
             yield Rejection(f"{source.name} row {number}", str(error), error.kind)
-
-
-def _rows(table: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows that are not blank, numbered from 1 as spreadsheets do."""
-    data = table.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    first_line = text.partition("\n")[0]
-    delimiter = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=first_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        return [(number, cells) for number, cells in enumerate(reader, start=1) if any(map(str.strip, cells))]
-    except csv.Error as error:
-        raise CorpusError(
-            f"{table} must be a well-formed table, but its line {reader.line_num} is not ({error}); correct its quotes"
-        ) from error
 
 
 def _header(table: Path, cells: list[str]) -> list[str]:
@@ -111,12 +92,9 @@ def _is_file(path: Path) -> bool:
 
 def _number(name: str, cell: str) -> float:
     try:
-        value = float(cell.replace(",", "."))
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise _RowError("bad number", f"{name} must be a finite number, got {cell!r}")
-    return value
+        return finite_number(cell)
+    except ValueError as error:
+        raise _RowError("bad number", f"{name} must be a finite number, got {cell!r}") from error
 
 
 def _labels(words: dict[str, str]) -> dict[str, str | dict[str, float]]:

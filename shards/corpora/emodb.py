@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import CorpusReader
+from shards.corpora.files import audio_files
 from shards.errors import CorpusError
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
@@ -52,7 +53,7 @@ _NAME = re.compile(r"(?P<speaker>\d\d)(?P<text>[ab]\d\d)(?P<emotion>[A-Z])[a-z]"
 def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
     folder = _wav_folder(source)
     listening = _listening_test(folder)
-    for path in _wavs(folder):
+    for path in audio_files(folder):
         match = _NAME.fullmatch(path.stem)
         if match is None:
             yield Rejection(
@@ -86,14 +87,10 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
         yield SourceUtterance(utterance, AudioFile(path))
 
 
-def _wavs(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.[wW][aA][vV]") if not path.name.startswith("."))
-
-
 def _wav_folder(source: Path | None) -> Path:
     if source is not None:
         for folder in (source / "wav", source):
-            if _wavs(folder):
+            if audio_files(folder):
                 return folder
     raise CorpusError(f"not an EMO-DB folder: neither {source}/wav nor {source} holds a .wav file; give its folder")
 

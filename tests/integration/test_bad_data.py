@@ -1,6 +1,7 @@
 """What happens when the shards are not what was packed."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from tinyruns import ALONE, TinyCorpus, losses, write_experiment
@@ -16,9 +17,9 @@ def corrupted(corpus, folder, row):
     """Return the corpus with one bit of the audio of `row` changed, and the key of that utterance."""
     shutil.copytree(corpus.shards, folder / "shards")
     index = load_index([str(folder / "shards")])
-    path = index.shard_paths[index.shard[row]]
+    path = Path(index.shard_places[index.numbers("shard")[row]])
     data = bytearray(path.read_bytes())
-    data[int(index.audio_offset[row] + index.audio_bytes[row]) - 20] ^= 1
+    data[int(index.numbers("audio_offset")[row] + index.numbers("audio_bytes")[row]) - 20] ^= 1
     path.write_bytes(data)
     return TinyCorpus(folder / "shards", write_experiment(folder / "tiny.yaml", folder / "shards")), index.values(
         "key"

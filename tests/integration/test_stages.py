@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tinyruns import losses
+from tinyruns import clip, dev_metrics, losses
+from tones import pack_items
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
 
 from metaser.errors import ConfigError, TrainingError
@@ -96,6 +98,22 @@ def test_missing_labels_need_no_special_case(corpus, tmp_path):
     assert sum(by_task["emotion"] == 0 for *_, by_task in found) == missing["emotion"]
     assert sum(by_task["asr"] == 0 for *_, by_task in found) == missing["text"]
     assert all(by_task["gender"] > 0 for *_, by_task in found)
+
+
+def test_a_merged_label_trains_and_is_judged_as_if_it_had_been_packed_so(corpus, finished, tmp_path):
+    clips = [clip(number) for number in range(36)]
+    happy = [c.utterance.emotion == "happiness" and c.utterance.key[-1] in "02468" for c in clips]
+    excited = [
+        replace(c, utterance=c.utterance.model_copy(update={"emotion": "excitement"})) if is_happy else c
+        for c, is_happy in zip(clips, happy, strict=True)
+    ]
+    assert {c.utterance.split for c, is_happy in zip(clips, happy, strict=True) if is_happy} == {"train", "dev"}
+    pack_items(excited, tmp_path / "shards", shard_utterances=20)
+    split = corpus.train(
+        tmp_path / "run", f"data.shards={tmp_path / 'shards'}", "tasks.0.merge={excitement: happiness}"
+    )
+    assert losses(split) == losses(finished)
+    assert dev_metrics(split) == dev_metrics(finished)
 
 
 def test_labels_that_are_missing_everywhere_stop_before_the_first_step(corpus, tmp_path):

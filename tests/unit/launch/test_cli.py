@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import typer
 
 from launch.cli import exit_with_code
 from metaser.errors import ConfigError
+from shards.corpora.base import CORPORA
 from shards.errors import InputError, ShardError
 
 
@@ -74,6 +76,12 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     assert done.stdout.endswith("[]\n"), done.stderr
     for verb in ("demo", "pack", "inspect", "train", "evaluate", "predict"):
         assert f"\n  {verb} " in done.stdout
+
+
+def test_help_of_pack_names_every_corpus():
+    shown = " ".join(command("pack", "--help").stdout.replace("│", " ").split())
+    for name in CORPORA:
+        assert re.search(rf"\b{name}\b", shown), name
 
 
 def test_what_typer_refuses_is_2_without_a_traceback():

@@ -76,6 +76,12 @@ def test_all_problems_are_reported_at_once_with_path_and_value(tmp_path):
         ({"stages": [{**MINIMAL["stages"][0], "weights": {"emotion": 0}}]}, "must give some task a positive weight"),
         ({"stages": [{**MINIMAL["stages"][0], "train": ["decoder"]}]}, "unknown parameter groups ['decoder']"),
         ({"tasks": [{"name": "emotion", "kind": "classification", "labels": ["a", "a"]}]}, "two different words"),
+        ({"tasks": [{**MINIMAL["tasks"][0], "merge": {"excitement": "joy"}}]}, "'sadness'], but leads to ['joy']"),
+        ({"tasks": [{**MINIMAL["tasks"][0], "merge": {"anger": "sadness"}}]}, "no labels, but ['anger'] are"),
+        (
+            {"tasks": [*MINIMAL["tasks"], {"name": "x", "kind": "classification", "merge": {"a": "b", "b": "c"}}]},
+            "no labels, but ['b'] are",
+        ),
     ],
 )
 def test_relations_between_values_are_checked(tmp_path, change, words):

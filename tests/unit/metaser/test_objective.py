@@ -64,6 +64,29 @@ def test_balanced_class_weights_make_every_class_count_alike():
         resolve_tasks([task], index_of(gender=["male"]))
 
 
+def test_merged_values_count_as_the_label_they_lead_to():
+    task = ClassificationTask(
+        kind="classification",
+        name="emotion",
+        labels=("happiness", "neutral"),
+        merge={"excitement": "happiness"},
+        class_weights="balanced",
+    )
+    index = index_of(emotion=["excitement", "neutral", None, "happiness", "excitement", "anger"])
+    (spec,) = resolve_tasks([task], index)
+    assert spec.class_weights == pytest.approx((4 / 6, 2.0))
+    targets = Targets([spec], index)
+    assert targets.lookup(np.arange(6))["emotion"].values.tolist() == [0, 1, -1, 0, 0, -1]
+    assert targets.num_unknown == {"emotion": 1}
+    assert [spec.label_of(word) for word in ("excitement", "anger")] == ["happiness", "anger"]
+
+
+def test_merging_an_open_label_set_leaves_the_merged_values_out():
+    task = ClassificationTask(kind="classification", name="language", merge={"en-GB": "en", "en-US": "en"})
+    (spec,) = resolve_tasks([task], index_of(language=["en-GB", "en-US", "de", None]))
+    assert spec.labels == ("de", "en")
+
+
 def test_losses_are_those_of_torch_one_utterance_at_a_time():
     specs = resolve_tasks(TASKS, table())
     targets = Targets(specs, table())

@@ -86,6 +86,17 @@ def test_a_weighted_task_without_any_label_is_named_with_its_weight_and_field():
         stage_data(stage(), SPECS, index, splits_of(index))
 
 
+def test_what_a_stage_trains_on_must_be_a_label_or_merged_into_one():
+    index = six()
+    words = r"label of task 'emotion' \['anger', 'neutral'\], but found \{'joy': 1\}; add the labels, merge them"
+    by_words = stage(weights={"asr": 1, "emotion": 1})
+    with pytest.raises(TrainingError, match=words):
+        stage_data(by_words, SPECS, index, splits_of(index))
+    merged = (SPECS[0].model_copy(update={"merge": {"joy": "anger"}}), *SPECS[1:])
+    assert len(stage_data(by_words, merged, index, splits_of(index)).training) == 4
+    assert select_utterances(stage(weights={"emotion": 1}), merged, index).tolist() == [0, 2, 4, 5]
+
+
 def test_a_filter_over_unknown_fields_is_an_error():
     index = six()
     with pytest.raises(FilterError, match="shoe_size"):

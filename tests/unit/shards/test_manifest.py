@@ -112,7 +112,11 @@ def test_several_folders_are_one_index(packed, tmp_path):
     index = load_index([tmp_path, packed])
     assert index.values("corpus") == ["others"] + ["tones"] * 6
     assert index.numbers("shard").tolist() == [0, 1, 1, 1, 1, 2, 2]
-    assert [Path(place).name for place in index.shard_places] == ["others-000000.tar", "tones-000000.tar", "tones-000001.tar"]
+    assert [Path(place).name for place in index.shard_places] == [
+        "others-000000.tar",
+        "tones-000000.tar",
+        "tones-000001.tar",
+    ]
     assert index.values("speaker")[:3] == ["others:s1", "tones:s0", "tones:s1"]
     assert index.extra_names == ("mic", "take")
 
@@ -169,7 +173,10 @@ def _edit(folder, edit):
         (shutil.rmtree, r"is not a shard folder: no such directory"),
         (lambda folder: (folder / "manifest.json").write_text("{"), r"manifest.json must be JSON, but"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), r"schema_version of 1, 2, got None"),
-        (lambda folder: _edit(folder, lambda content: content.update(schema_version=3)), r"schema_version of 1, 2, got 3"),
+        (
+            lambda folder: _edit(folder, lambda content: content.update(schema_version=3)),
+            r"version of 1, 2, got 3",
+        ),
         (lambda folder: _edit(folder, lambda content: content.pop("labels")), r"damaged at labels: Field required"),
         (
             lambda folder: _edit(folder, lambda content: content["index"].update(name="../index.parquet")),

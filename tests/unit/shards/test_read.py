@@ -138,9 +138,7 @@ def test_a_stuck_reader_is_an_error_within_the_stated_time_and_names_the_clip(in
     os.kill(reader.pid, signal.SIGSTOP)
     started = time.monotonic()
     try:
-        with pytest.raises(
-            ShardError, match=r"within 1 s, but: .*; it was to read utterance 'tones/u00\d'.*\.tar"
-        ):
+        with pytest.raises(ShardError, match=r"within 1 s, but: .*; it was to read utterance 'tones/u00\d'.*\.tar"):
             list(batches)
     finally:
         os.kill(reader.pid, signal.SIGKILL)
