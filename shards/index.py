@@ -246,7 +246,7 @@ def _inside(codes: Codes, name: str) -> Codes:
     return Codes(codes.lookup(numbers, -1).astype(np.int32), tuple(value for _, value in number_of))
 
 
-def index_row(utterance: Utterance, **where: int | str | bytes) -> dict[str, Any]:
+def index_row(utterance: Utterance, **where: int | str | bytes | None) -> dict[str, Any]:
     """Return an utterance's row; `where` gives shard, offsets, sizes, `num_samples` and digests."""
     fields = utterance.model_dump(mode="json")
     for name in ("speaker", "session"):

@@ -170,8 +170,11 @@ def _verify_shard(path: Path, record: ShardRecord, rows: Sequence[dict[str, Any]
         for row in rows:
             file.seek(row["audio_offset"])
             audio = file.read(row["audio_bytes"])
-            file.seek(row["meta_offset"])
-            for problem in filter(None, (_audio_problem(audio, row), _meta_problem(file.read(row["meta_bytes"]), row))):
+            found = [_audio_problem(audio, row)]
+            if row["meta_offset"] is not None:  # adopted shards need not hold our JSON
+                file.seek(row["meta_offset"])
+                found.append(_meta_problem(file.read(row["meta_bytes"]), row))
+            for problem in filter(None, found):
                 is_explained = True
                 yield f"utterance {row['key']!r} in {path}: {problem}"
     if not is_unchanged and not is_explained:

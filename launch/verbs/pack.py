@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 _CORPUS_HELP = (
     "Which corpus SOURCE holds: emodb, ravdess, iemocap, crema-d, msp-podcast, meld, nemo or an4 as published, csv for "
-    "a table of your own, demo for the embedded corpus."
+    "a table of your own, wds for WebDataset shards to adopt where they lie, demo for the embedded corpus."
 )
 _DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 
 
 def pack(
     corpus: Annotated[str, typer.Argument(help=_CORPUS_HELP)],
-    source: Annotated[str, typer.Argument(help="Its folder as published, the table of csv, or - for demo.")],
+    source: Annotated[str, typer.Argument(help="Its folder as published, a table for csv, - for demo.")],
     out: Annotated[str, typer.Argument(help="Shard folder to write.")],
     on_bad: Annotated[
         Literal["raise", "skip"],
@@ -33,18 +34,22 @@ def pack(
     seed: Annotated[int, typer.Option(help="For corpora that are made.")] = 0,
 ) -> None:
     """Pack a corpus into shards; a repeated call finishes what a killed one began."""
+    from shards.adopt import ADOPTED, adopt_shards
     from shards.pack import pack_corpus
 
-    with _progress() as progress:
-        summary = pack_corpus(
-            corpus,
-            None if source == "-" else Path(source),
-            Path(out),
-            on_bad=on_bad,
-            num_workers=workers,
-            seed=seed,
-            progress=progress,
-        )
+    with _progress("bytes" if corpus == ADOPTED else "utterances") as progress:
+        if corpus == ADOPTED:
+            summary = adopt_shards(Path(source), Path(out), on_bad=on_bad, num_workers=workers, progress=progress)
+        else:
+            summary = pack_corpus(
+                corpus,
+                None if source == "-" else Path(source),
+                Path(out),
+                on_bad=on_bad,
+                num_workers=workers,
+                seed=seed,
+                progress=progress,
+            )
     print(describe(summary))
 
 
@@ -69,10 +74,10 @@ def describe(summary: PackSummary) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that draws a bar on a terminal, and writes a line now and then into a log."""
     if not sys.stderr.isatty():
-        yield _log_line
+        yield partial(_log_line, unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -83,5 +88,5 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda num_done, num_all: bar.update(task, completed=num_done, total=num_all)
 
 
-def _log_line(num_done: int, num_all: int) -> None:
-    print(f"packed {num_done} of {num_all} utterances", file=sys.stderr, flush=True)
+def _log_line(unit: str, num_done: int, num_all: int) -> None:
+    print(f"packed {num_done} of {num_all} {unit}", file=sys.stderr, flush=True)

@@ -37,6 +37,6 @@ def corpus_reader(name: str) -> CorpusReader:
         CorpusError: if no such corpus is known.
     """
     if name not in CORPORA:
-        raise CorpusError(f"CORPUS must be one of {', '.join(CORPORA)}, got {name!r}")
+        raise CorpusError(f"CORPUS must be one of {', '.join(CORPORA)} or wds, got {name!r}")
     reader: CorpusReader = import_module(f"shards.corpora.{name.replace('-', '_')}").READER
     return reader

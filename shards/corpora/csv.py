@@ -6,28 +6,19 @@ names the utterance, everything else is kept in `extra`. A blank cell is absent.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from shards.audio import AudioFile
 from shards.corpora.base import CorpusReader
-from shards.corpora.files import finite_number, table_rows
+from shards.corpora.cells import CellError, metadata_in, number_in
+from shards.corpora.files import table_rows
 from shards.errors import CorpusError
-from shards.labels import STYLES, canonical_emotion, canonical_gender
-from shards.schema import METADATA_FIELDS, SPLITS, Rejection, SourceUtterance, Utterance, make_key
+from shards.schema import METADATA_FIELDS, Rejection, SourceUtterance, Utterance, make_key
 
-_NUMBERS = ("valence", "arousal", "dominance", "age", "start", "end")
 _COLUMNS = frozenset({"file", "key", "start", "end", *METADATA_FIELDS})
 _AUDIO_SUFFIXES = frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".sph", ".wav"})
 """Left out of keys. Any other suffix stays, because in `Ses01F.impro01` it tells utterances apart."""
-
-
-class _RowError(Exception):
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
 
 
 def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
@@ -39,7 +30,7 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
     for number, cells in rows[1:]:
         try:
             yield _item(source, columns, cells)
-        except _RowError as error:
+        except CellError as error:
             yield Rejection(f"{source.name} row {number}", str(error), error.kind)
 
 
@@ -56,30 +47,24 @@ def _header(table: Path, cells: list[str]) -> list[str]:
 
 def _item(table: Path, columns: list[str], cells: list[str]) -> SourceUtterance:
     if len(cells) != len(columns):
-        raise _RowError("bad row", f"a row must have the header's {len(columns)} cells, got {len(cells)}")
+        raise CellError("bad row", f"a row must have the header's {len(columns)} cells, got {len(cells)}")
     # Columns without a name are spreadsheets' row numbers or trailing separators.
     row = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if name and cell.strip()}
     if "file" not in row:
-        raise _RowError("row without audio", "the column file must name the audio, but is blank")
-    numbers = {name: _number(name, row[name]) for name in _NUMBERS if name in row}
-    start_s, end_s = numbers.pop("start", None), numbers.pop("end", None)
+        raise CellError("row without audio", "the column file must name the audio, but is blank")
+    start_s, end_s = (number_in(name, row[name]) if name in row else None for name in ("start", "end"))
     if (start_s or 0.0) < 0 or (end_s is not None and end_s <= (start_s or 0.0)):
-        raise _RowError("bad number", f"start and end must satisfy 0 <= start < end, got {start_s} and {end_s}")
+        raise CellError("bad number", f"start and end must satisfy 0 <= start < end, got {start_s} and {end_s}")
     path = table.parent / row["file"]
     if not _is_file(path):
-        raise _RowError("row without audio", f"{row['file']} is no file (looked for {path})")
-    words = {name: row[name] for name in METADATA_FIELDS if name in row and name not in numbers}
+        raise CellError("row without audio", f"{row['file']} is no file (looked for {path})")
     try:
         key = make_key(table.stem, *_key_parts(row, start_s, end_s))
     except CorpusError as error:
-        raise _RowError("bad key", str(error)) from error
-    try:
-        labels = _labels(words)
-    except CorpusError as error:
-        raise _RowError("unknown label", str(error)) from error
+        raise CellError("bad key", str(error)) from error
     extra = {name: cell for name, cell in row.items() if name not in _COLUMNS}
     identity = {"key": key, "corpus": make_key(table.stem), "source": row["file"]}
-    utterance = Utterance.model_validate({**identity, **words, **numbers, **labels, "extra": extra})
+    utterance = Utterance.model_validate({**identity, **metadata_in(row), "extra": extra})
     return SourceUtterance(utterance, AudioFile(path, start_s, end_s))
 
 
@@ -88,44 +73,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name longer than the file system allows, a folder nobody may enter
         return False
-
-
-def _number(name: str, cell: str) -> float:
-    try:
-        return finite_number(cell)
-    except ValueError as error:
-        raise _RowError("bad number", f"{name} must be a finite number, got {cell!r}") from error
-
-
-def _labels(words: dict[str, str]) -> dict[str, str | dict[str, float]]:
-    """Return the fields whose words come from a fixed list."""
-    labels: dict[str, str | dict[str, float]] = {}
-    if "emotion" in words:
-        labels["emotion"] = canonical_emotion(words["emotion"])
-    if "gender" in words:
-        labels["gender"] = canonical_gender(words["gender"])
-    for name, allowed in (("style", STYLES), ("split", SPLITS)):
-        if name in words:
-            labels[name] = words[name].lower()
-            if labels[name] not in allowed:
-                raise _RowError("unknown label", f"{name} must be one of {', '.join(allowed)}, got {words[name]!r}")
-    if "emotion_votes" in words:
-        labels["emotion_votes"] = _votes(words["emotion_votes"])
-    return labels
-
-
-def _votes(cell: str) -> dict[str, float]:
-    try:
-        votes = json.loads(cell, parse_int=float)
-    except ValueError:
-        votes = None
-    if not isinstance(votes, dict) or not all(isinstance(v, float) and 0 <= v < math.inf for v in votes.values()):
-        raise _RowError("bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {cell!r}')
-    total: dict[str, float] = {}
-    for word, share in votes.items():
-        emotion = canonical_emotion(word)
-        total[emotion] = total.get(emotion, 0.0) + share
-    return total
 
 
 def _key_parts(row: dict[str, str], start_s: float | None, end_s: float | None) -> list[str]:

@@ -22,7 +22,7 @@ def test_readers_are_complete(name: str) -> None:
 
 
 def test_unknown_corpus_is_refused() -> None:
-    with pytest.raises(CorpusError, match=r"must be one of emodb, ravdess, iemocap, .* csv, demo, got 'iemodb'"):
+    with pytest.raises(CorpusError, match=r"must be one of emodb, ravdess, iemocap, .* csv, demo or wds, got 'iemodb'"):
         corpus_reader("iemodb")
 
 

@@ -16,7 +16,7 @@ from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut, RandomSpeakers
 from shards.errors import CorpusError
-from shards.manifest import Index, load_index
+from shards.index import Index, load_index
 from shards.pack import pack_corpus
 from shards.publish import PackSummary
 from shards.splits import assign_splits
@@ -171,8 +171,8 @@ def test_containers_channels_and_rates_may_differ_within_a_corpus(tmp_path) -> N
     assert index.num_samples.tolist() == [1600] * 5
     assert summary.warnings == (
         "2 of 5 utterances had several channels and were mixed down to one",
-        "the sources have several sample rates (3 at 16000 Hz, 1 at 48000 Hz, 1 at 96000 Hz); all are stored at 16000 "
-        "Hz",
+        "the sources have several sample rates (3 at 16000 Hz, 1 at 48000 Hz, 1 at 96000 Hz); all are brought to "
+        "16000 Hz",
     )
 
 

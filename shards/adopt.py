@@ -1,0 +1,310 @@
+"""WebDataset shards that somebody else wrote, made a corpus where they lie: nothing is copied, only looked through.
+
+An utterance is what one key of a tar holds: audio in any format that packing reads, and beside it any of `.json` (our
+own, or an object with fields named like ours; the rest is kept in `extra`), `.txt` (the text), and members named like a
+field (`.speaker`, `.emotion`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shards.audio import decode, pcm16, pcm_sha256, prepare
+from shards.corpora.cells import CellError, metadata_in
+from shards.errors import AudioError, CorpusError, ShardError
+from shards.index import index_row
+from shards.manifest import MANIFEST_NAME, Settings, ShardRecord, canonical_json, file_sha256
+from shards.pack import audio_objection, complete_folder
+from shards.publish import (
+    AudioCounts,
+    OnBad,
+    Origin,
+    PackSummary,
+    Progress,
+    ShardNote,
+    locked,
+    package_versions,
+    publish,
+    run_jobs,
+    summary_of,
+    without_place,
+)
+from shards.schema import METADATA_FIELDS, RATE_HZ, SCHEMA_VERSION, Rejection, Utterance, is_key, make_key
+
+ADOPTED = "wds"
+"""What `metaser pack` calls this instead of a corpus."""
+_AUDIO_SUFFIXES = ("flac", "wav", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au", "sph")
+_META_SUFFIXES = ("json", "txt", *METADATA_FIELDS)
+_MAX_META_BYTES = 1 << 20
+
+
+def adopt_shards(
+    source: Path,
+    out: Path,
+    *,
+    on_bad: OnBad = "raise",
+    num_workers: int = 1,
+    max_duration_s: float = 60.0,
+    progress: Progress | None = None,
+) -> PackSummary:
+    """Write index and manifest over the tars in `source` into `out`, which may be `source` itself.
+
+    Args:
+        source: Folder of `*.tar`; they are only read.
+        out: Absent, empty, `source`, or the folder of an earlier, perhaps interrupted call. Where it is another folder,
+            the manifest holds the way to `source`, so that both must move together.
+        on_bad: `raise` stops at the first unusable thing, `skip` lists it in `rejected.jsonl` and goes on.
+        num_workers: Processes that decode.
+        max_duration_s: Longer clips are rejected.
+        progress: Called with the number of bytes looked through and that of all.
+
+    Raises:
+        CorpusError: if there are no tars or nothing usable, or something is unusable and `on_bad` is `raise`.
+        ShardError: if `out` cannot be written or holds something else.
+    """
+    tars = _tars(source)
+    folder_name = source.resolve().name
+    corpus = make_key(folder_name)
+    settings = Settings(seed=0, shard_utterances=0, max_duration_s=max_duration_s, versions=package_versions())
+    jobs = [_AdoptJob(tar, folder_name, settings) for tar in tars]
+    fingerprint = hashlib.sha256(
+        canonical_json([SCHEMA_VERSION, corpus, settings.model_dump(), [[job.name, job.num_bytes] for job in jobs]])
+    ).hexdigest()
+    if (out / MANIFEST_NAME).exists():
+        return complete_folder(out, fingerprint, on_bad)
+    if out.exists() and not out.is_dir():
+        raise ShardError(f"OUT must be a folder, but {out} is a file; choose another")
+    with locked(out) as state:
+        notes, num_kept = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
+        rejections = [without_place(item, source) for note in notes for item in note.rejections]
+        is_in_place = out.resolve() == source.resolve()
+        origin = Origin(
+            corpus=corpus,
+            licence="as its owner says",
+            citation="",
+            source=source,
+            settings=settings,
+            fingerprint=fingerprint,
+            tars=None if is_in_place else os.path.relpath(source.resolve(), out.resolve()),
+        )
+        manifest = publish(out, state, origin, notes, rejections)
+    return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
+
+
+def _tars(source: Path) -> list[Path]:
+    if not source.is_dir():
+        raise CorpusError(f"SOURCE of {ADOPTED} must be a folder of WebDataset shards, but {source} is none")
+    tars = sorted(path for path in source.glob("*.tar") if not path.name.startswith("."))
+    if not tars:
+        packed = sorted(path.name for path in source.glob("*.tar.*"))
+        also = f" ({packed[0]} is compressed, and bytes inside it cannot be reached: unpack it)" if packed else ""
+        raise CorpusError(f"SOURCE of {ADOPTED} must hold WebDataset shards (*.tar), but {source} has none{also}")
+    return tars
+
+
+@dataclass(frozen=True)
+class _AdoptJob:
+    """One tar to look through."""
+
+    path: Path
+    folder_name: str
+    """Names the corpus of utterances that name none."""
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def num_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def num_items(self) -> int:
+        return self.num_bytes
+
+    @cached_property
+    def stamp(self) -> str:
+        identity = [SCHEMA_VERSION, self.settings.model_dump(), self.name, self.path.stat().st_mtime_ns]
+        return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+    def run(self) -> ShardNote:
+        """Decode every utterance once."""
+        rows: list[dict[str, Any]] = []
+        rejections: list[Rejection] = []
+        counts = AudioCounts()
+        for sample in _samples(self.path):
+            found = sample if isinstance(sample, Rejection) else self._row(sample, counts)
+            if isinstance(found, Rejection):
+                rejections.append(found)
+            else:
+                row, counts = found
+                rows.append(row)
+        rows.sort(key=lambda row: row["key"])
+        return ShardNote(
+            stamp=self.stamp,
+            shard=ShardRecord(
+                name=self.name,
+                num_bytes=self.num_bytes,
+                sha256=file_sha256(self.path),
+                num_utterances=len(rows),
+                duration_s=sum(row["num_samples"] for row in rows) / RATE_HZ,
+            ),
+            rows=tuple(rows),
+            rejections=tuple(rejections),
+            audio=counts,
+        )
+
+    def _row(self, sample: _Sample, counts: AudioCounts) -> tuple[dict[str, Any], AudioCounts] | Rejection:
+        name = f"{self.path}: {sample.name}"
+        if len(sample.audio) != 1:
+            held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
+            return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
+        try:
+            utterance = self._utterance(sample)
+            canonical_json(utterance.model_dump())
+            member = next(iter(sample.audio.values()))
+            samples, rate_hz = decode(member.data, name)
+        except CellError as error:
+            return Rejection(name, str(error), error.kind)
+        except CorpusError as error:
+            return Rejection(name, str(error), "bad key")
+        except AudioError as error:
+            return Rejection(name, str(error), "unusable audio")
+        except ValueError as error:
+            return Rejection(name, f"metadata must be Unicode text and finite numbers, but {error}", "bad metadata")
+        pcm = pcm16(prepare(samples, rate_hz))
+        objection = audio_objection(name, len(pcm), bool(pcm.any()), self.settings.max_duration_s)
+        if objection is not None:
+            return objection
+        ours = sample.meta.get("json") if sample.is_ours else None
+        row = index_row(
+            utterance,
+            num_samples=len(pcm),
+            pcm_sha256=pcm_sha256(pcm).hex(),
+            audio_sha256=hashlib.sha256(member.data).hexdigest(),
+            audio_offset=member.offset,
+            audio_bytes=len(member.data),
+            meta_offset=None if ours is None else ours.offset,
+            meta_bytes=None if ours is None else len(ours.data),
+        )
+        return row, counts.plus(1 if samples.ndim == 1 else samples.shape[1], rate_hz, pcm)
+
+    def _utterance(self, sample: _Sample) -> Utterance:
+        described = sample.description
+        if sample.is_ours:
+            about_audio = ("schema_version", "num_samples", "pcm_sha256")
+            fields = {name: value for name, value in described.items() if name not in about_audio}
+            try:
+                utterance = Utterance.model_validate(fields)
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise CellError("bad metadata", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            if not is_key(utterance.key) or not utterance.key.startswith(f"{utterance.corpus}/"):
+                raise CorpusError(f"a key must match {utterance.corpus}/[A-Za-z0-9_%-]+, got {utterance.key!r}")
+            return utterance
+        cells = {name: _as_cell(value) for name, value in described.items() if name in METADATA_FIELDS}
+        cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
+        if "txt" in sample.meta:
+            cells.setdefault("text", sample.meta["txt"].text)
+        cells = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
+        return Utterance(
+            key=make_key(self.folder_name, *filter(None, sample.name.removeprefix("./").split("/"))),
+            corpus=make_key(self.folder_name),
+            source=sample.name,
+            extra={
+                name: value
+                for name, value in described.items()
+                if name not in METADATA_FIELDS and isinstance(value, str | int | float | bool)
+            },
+            **metadata_in(cells),
+        )
+
+
+def _as_cell(value: Any) -> str:
+    """Return a JSON value as a table would hold it."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True)
+class _Member:
+    offset: int
+    data: bytes
+
+    @property
+    def text(self) -> str:
+        return self.data.decode("utf-8", errors="replace")
+
+
+@dataclass
+class _Sample:
+    """What one key holds."""
+
+    name: str
+    audio: dict[str, _Member] = field(default_factory=dict)
+    meta: dict[str, _Member] = field(default_factory=dict)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The object in `.json`.
+
+        Raises:
+            CellError: if it is none.
+        """
+        if "json" not in self.meta:
+            return {}
+        try:
+            described = json.loads(self.meta["json"].data)
+        except ValueError as error:
+            raise CellError("bad metadata", f".json must be JSON, but {error}") from error
+        if not isinstance(described, dict):
+            raise CellError("bad metadata", f".json must hold an object, got {str(described)[:60]!r}")
+        return described
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether MetaSER wrote it."""
+        return {"schema_version", "key", "corpus"} <= self.description.keys()
+
+
+def _samples(path: Path) -> Iterator[_Sample | Rejection]:
+    """Yield what the keys of a tar hold, as WebDataset reads it: neighbours with one name up to its first dot."""
+    current: _Sample | None = None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isdir():
+                    continue
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                name = f"{folder}/{stem}" if folder else stem
+                if not member.isreg() or member.issparse():
+                    yield Rejection(f"{path}: {member.name}", "a member must be a plain file, not a link", "bad member")
+                    continue
+                if current is None or name != current.name:
+                    if current is not None:
+                        yield current
+                    current = _Sample(name)
+                kind = suffix.lower()
+                kept = current.audio if kind in _AUDIO_SUFFIXES else current.meta if kind in _META_SUFFIXES else None
+                if kept is None or (kept is current.meta and member.size > _MAX_META_BYTES):
+                    continue
+                data = tar.extractfile(member)
+                kept[kind] = _Member(member.offset_data, b"" if data is None else data.read())
+    except (tarfile.TarError, EOFError) as error:
+        yield Rejection(str(path), f"a shard must be a whole, uncompressed tar, but {error}", "broken tar")
+        return
+    if current is not None:
+        yield current
