@@ -47,6 +47,19 @@ class RandomSpeakers(Section):
 SplitRule = Annotated[StoredSplit | LeaveOneOut | RandomSpeakers, Field(discriminator="policy")]
 
 
+class SamplingConfig(Section):
+    """How often utterances are drawn; an epoch has as many draws as utterances. Nothing set: each exactly once."""
+
+    corpora: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Share of the draws per corpus, e.g. {emodb: 1, an4: 3}; all of the stage's corpora or none."""
+    balance: str | None = None
+    """Metadata field whose values are drawn equally often, e.g. `emotion`; utterances without it stay as they were."""
+    balance_power: float = Field(default=1.0, ge=0, le=1)
+    """1 balances fully, 0 not at all."""
+    weight: str | None = None
+    """Metadata field with each utterance's weight, e.g. `extra.weight`."""
+
+
 class DataConfig(Section):
     """Shards, split and schedule."""
 

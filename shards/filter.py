@@ -77,11 +77,11 @@ def _link(index: Index, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.nd
         case str(name), None:
             constant = _constant(right)
             _check_kinds(left, _kinds(index, left), right, {_kind(constant)})
-            return _where_word(index, name, lambda word: _holds(compare, word, constant))
+            return _where_value(index, name, lambda value: compare(value, constant), _kind(constant))
         case None, str(name):
             constant = _constant(left)
             _check_kinds(left, {_kind(constant)}, right, _kinds(index, right))
-            return _where_word(index, name, lambda word: _holds(compare, constant, word))
+            return _where_value(index, name, lambda value: compare(constant, value), _kind(constant))
         case str(first), str(second):
             _check_kinds(left, _kinds(index, left), right, _kinds(index, right))
             return _where_pair(index.codes(first), index.codes(second), compare)
@@ -90,6 +90,15 @@ def _link(index: Index, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.nd
 
 def _holds(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
     return _kind(left) == _kind(right) and compare(left, right)
+
+
+def _where_value(index: Index, field: str, condition: Callable[[Any], Any], kind: str) -> np.ndarray:
+    """Return the rows whose value is of `kind` and satisfies `condition`."""
+    if field not in NUMBER_FIELDS:
+        return _where_word(index, field, lambda word: _kind(word) == kind and condition(word))
+    values = index.numbers(field)
+    found: np.ndarray = condition(values) & ~np.isnan(values)
+    return found
 
 
 def _where_word(index: Index, field: str, condition: Callable[[Any], bool]) -> np.ndarray:

@@ -58,7 +58,7 @@ class Codes(NamedTuple):
     """A field as numbers, so that what is done to a word is done once."""
 
     numbers: np.ndarray
-    """Positions in `words`, int32, shape (num_utterances,); -1 where the field is absent."""
+    """Positions in `words`, shape (num_utterances,), of an integer type that just holds them; -1: absent."""
     words: tuple[Any, ...]
     """Different values; some may occur in no row."""
 
@@ -75,46 +75,82 @@ class Codes(NamedTuple):
 
 
 class _Columns:
-    """The columns of several tables, one below the other; each is read once, when it is first needed."""
+    """The columns of several tables, one below the other; each is read once, when it is first needed.
+
+    Columns stay in the pieces in which they are stored: putting ten million keys into one array would hold them twice.
+    """
 
     def __init__(self, tables: Sequence[pa.Table | pq.ParquetFile], first_shards: Sequence[int]) -> None:
         self._tables = tables
         self._first_shards = first_shards
-        self._read: dict[str, pa.Array] = {}
+        self._read: dict[str, tuple[list[pa.Array], np.ndarray]] = {}
+        self._numbers: dict[str, np.ndarray] = {}
         self._codes: dict[str, Codes] = {}
         self.num_rows = sum(_num_rows(table) for table in tables)
 
-    def __getitem__(self, name: str) -> pa.Array:
-        if name not in self._read:
-            parts = [part for table in self._tables for part in _chunks(table, name)]
-            # Positions in 32 bits would end at 2 GiB of text.
-            wide = pa.large_string() if INDEX_SCHEMA.field(name).type == pa.string() else INDEX_SCHEMA.field(name).type
-            self._read[name] = pa.concat_arrays([part.cast(wide) for part in parts] or [pa.array([], wide)])
-            if name == "shard" and len(self._tables) > 1:
-                counts = [_num_rows(table) for table in self._tables]
-                shifted = self._read[name].to_numpy() + np.repeat(np.asarray(self._first_shards, np.int32), counts)
-                self._read[name] = pa.array(shifted, pa.int32())
-        return self._read[name]
+    def take(self, name: str, rows: np.ndarray | None) -> pa.Array:
+        """Return some rows of a column, or all."""
+        pieces, starts = self._pieces(name)
+        wide = _wide(INDEX_SCHEMA.field(name).type)
+        if rows is None:
+            return pa.concat_arrays([pa.array([], wide), *(piece.cast(wide) for piece in pieces)])
+        piece_of = np.searchsorted(starts, rows, side="right") - 1
+        order = np.argsort(piece_of, kind="stable")
+        bounds = np.searchsorted(piece_of[order], np.arange(len(pieces) + 1))
+        taken = [pa.array([], wide)]
+        for number, (start, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+            if start < end:
+                places = pa.array(rows[order[start:end]] - starts[number])
+                taken.append(pieces[number].take(places).cast(wide))
+        place_of = np.empty(len(rows), np.int64)
+        place_of[order] = np.arange(len(rows))
+        return pa.concat_arrays(taken).take(pa.array(place_of))
+
+    def numbers(self, name: str) -> np.ndarray:
+        """Return a column of numbers; NaN where an optional one is absent."""
+        if name not in self._numbers:
+            column = np.empty(self.num_rows, INDEX_SCHEMA.field(name).type.to_pandas_dtype())
+            end = 0
+            for table, first_shard in zip(self._tables, self._first_shards, strict=True):
+                for piece in _stored_pieces(table, name):
+                    start, end = end, end + len(piece)
+                    column[start:end] = piece.to_numpy(zero_copy_only=False)
+                    if name == "shard":
+                        column[start:end] += first_shard
+            self._numbers[name] = column
+        return self._numbers[name]
 
     def codes(self, name: str) -> Codes:
+        """Return a column of words as numbers."""
         if name not in self._codes:
-            numbers: list[np.ndarray] = []
+            numbers: list[np.ndarray] = [np.empty(0, np.int8)]
             words: dict[str, int] = {}
             for table in self._tables:
-                for chunk in _chunks(table, name):
-                    encoded = chunk.dictionary_encode()
+                for piece in _stored_pieces(table, name):
+                    encoded = piece.dictionary_encode()
                     of_word = [words.setdefault(word, len(words)) for word in encoded.dictionary.to_pylist()]
                     positions = encoded.indices.fill_null(len(of_word)).to_numpy()
-                    numbers.append(np.asarray([*of_word, -1], np.int32)[positions])
-            self._codes[name] = Codes(np.concatenate([np.empty(0, np.int32), *numbers]), tuple(words))
+                    numbers.append(np.asarray([*of_word, -1], np.min_scalar_type(-len(words) - 1))[positions])
+            self._codes[name] = Codes(np.concatenate(numbers), tuple(words))
         return self._codes[name]
+
+    def _pieces(self, name: str) -> tuple[list[pa.Array], np.ndarray]:
+        if name not in self._read:
+            pieces = [piece for table in self._tables for piece in _stored_pieces(table, name)]
+            self._read[name] = pieces, np.cumsum([0, *map(len, pieces)])[:-1]
+        return self._read[name]
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """Positions in 32 bits would end at 2 GiB of text."""
+    return pa.large_string() if kind == pa.string() else kind
 
 
 def _num_rows(table: pa.Table | pq.ParquetFile) -> int:
     return int(table.num_rows if isinstance(table, pa.Table) else table.metadata.num_rows)
 
 
-def _chunks(table: pa.Table | pq.ParquetFile, name: str) -> Iterable[pa.Array]:
+def _stored_pieces(table: pa.Table | pq.ParquetFile, name: str) -> Iterable[pa.Array]:
     """Yield one column piece by piece; what schema version 1 wrote otherwise is turned into today's form."""
     if isinstance(table, pa.Table):
         yield from table.column(name).chunks
@@ -169,7 +205,7 @@ class Index:
 
     def column(self, name: str) -> pa.Array:
         """Return a column of `INDEX_SCHEMA` as it is stored."""
-        return self.columns[name] if self.rows is None else self.columns[name].take(pa.array(self.rows))
+        return self.columns.take(name, self.rows)
 
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers, shape (num_utterances,); NaN where an optional one is absent.
@@ -180,7 +216,8 @@ class Index:
         self._check_field(name)
         if name == "duration_s":
             return self.duration_s
-        return np.asarray(self.column(name).to_numpy(zero_copy_only=False))
+        whole = self.columns.numbers(name)
+        return whole if self.rows is None else whole[self.rows]
 
     def codes(self, name: str) -> Codes:
         """Return a field as numbers and the words they stand for.
@@ -355,7 +392,7 @@ def _open_table(path: Path, record: FileRecord) -> pq.ParquetFile:
             f"{path} must have sha256 {record.sha256} as {MANIFEST_NAME} says, but has {digest}; pack or copy the "
             "folder again"
         )
-    return pq.ParquetFile(path, memory_map=True)
+    return pq.ParquetFile(path, memory_map=False)
 
 
 def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.errors import PlanError
+from shards.sampling import draw_epoch
 
 
 def stable_seed(*parts: object) -> int:
@@ -40,8 +41,23 @@ class Schedule:
     and cut into steps, and the steps are shuffled. The last incomplete batch of an epoch is kept.
     """
 
-    def __init__(self, num_samples: np.ndarray, *, batch_utterances: int, pool_utterances: int, seed: int) -> None:
-        """`num_samples` has shape (num_utterances,).
+    def __init__(
+        self,
+        num_samples: np.ndarray,
+        *,
+        batch_utterances: int,
+        pool_utterances: int,
+        seed: int,
+        weights: np.ndarray | None = None,
+    ) -> None:
+        """Set up the sequence; nothing is drawn yet.
+
+        Args:
+            num_samples: Length of each utterance, shape (num_utterances,).
+            batch_utterances: Utterances of one step.
+            pool_utterances: Utterances sorted by length together.
+            seed: Another seed is another sequence.
+            weights: How often each utterance is drawn per epoch (`sampling.sampling_weights`); None is once.
 
         Raises:
             PlanError: if there is no utterance.
@@ -52,6 +68,7 @@ class Schedule:
         self.batch_utterances = batch_utterances
         self.pool_utterances = max(pool_utterances, batch_utterances)
         self.seed = seed
+        self.weights = weights
         self.steps_per_epoch = math.ceil(len(num_samples) / batch_utterances)
         self._cached_epoch = -1
         self._order = np.empty(0, dtype=np.int64)
@@ -73,7 +90,10 @@ class Schedule:
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         generator = np.random.Generator(np.random.PCG64(stable_seed("schedule", self.seed, epoch)))
-        order = generator.permutation(len(self.num_samples))
+        if self.weights is None:
+            order = generator.permutation(len(self.num_samples))
+        else:
+            order = draw_epoch(self.weights, generator)
         for number, start in enumerate(range(0, len(order), self.pool_utterances)):
             pool = order[start : start + self.pool_utterances]
             by_length = pool[np.argsort(self.num_samples[pool], kind="stable")]

@@ -8,7 +8,6 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from multiprocessing import forkserver
 
 import numpy as np
@@ -19,56 +18,12 @@ from shards.batch import Batch, as_batch
 from shards.errors import AudioError, ShardError
 from shards.index import Index
 from shards.plan import Slot
+from shards.request import ClipRange, SlotRequest, slot_request
 from shards.store import RangeReader
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _NUM_READS = 3
 """Times a remote range is read before its bytes count as corrupt: a transfer may have damaged them."""
-
-
-@dataclass(frozen=True)
-class ClipRange:
-    """Where one clip's bytes lie, and what they must be."""
-
-    key: str
-    place: str
-    """Path or URL of the shard."""
-    offset: int
-    num_bytes: int
-    num_samples: int
-    audio_sha256: bytes | None
-    """Of the stored bytes; schema version 1 has none, and its clips are proven by `pcm_sha256`."""
-    pcm_sha256: bytes
-
-
-@dataclass(frozen=True)
-class SlotRequest:
-    """All that a reader process needs to know of one slot."""
-
-    items: np.ndarray
-    clips: tuple[ClipRange, ...]
-    is_dummy: bool
-
-    def describe(self) -> str:
-        """Return which utterances in which shards these are."""
-        first, more = self.clips[0], len(self.clips) - 1
-        others = f" and {more} more" if more else ""
-        return f"utterance {first.key!r}{others} in {', '.join(sorted({clip.place for clip in self.clips}))}"
-
-
-def slot_request(index: Index, slot: Slot) -> SlotRequest:
-    """Return the byte ranges of `slot`, whose items are rows of `index`."""
-    part = index.take(slot.items)
-    columns = (
-        part.values("key"),
-        [index.shard_places[shard] for shard in part.numbers("shard").tolist()],
-        part.numbers("audio_offset").tolist(),
-        part.numbers("audio_bytes").tolist(),
-        part.numbers("num_samples").tolist(),
-        part.values("audio_sha256"),
-        part.values("pcm_sha256"),
-    )
-    return SlotRequest(slot.items, tuple(ClipRange(*row) for row in zip(*columns, strict=True)), slot.is_dummy)
 
 
 class SlotDataset(Dataset[Batch | ShardError]):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from shards.config import DataConfig, Section
+from shards.config import DataConfig, SamplingConfig, Section
 from shards.labels import AGE_GROUPS, FOUR_EMOTIONS, GENDERS, STYLES
 
 # ---------------------------------------------------------------- model
@@ -204,6 +204,7 @@ class StageConfig(Section):
     num_steps: PositiveInt
     filter: str | None = None
     """Expression over metadata, e.g. `emotion in ["anger", "neutral"] and duration_s < 20`."""
+    sampling: SamplingConfig = SamplingConfig()
     learning_rate: LearningRates = LearningRates()
     schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: NonNegativeFloat = 0.01

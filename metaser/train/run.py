@@ -40,6 +40,7 @@ from metaser.train.stop import StopRequest
 from shards.errors import InputError
 from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
+from shards.sampling import sampling_weights
 from shards.schema import RATE_HZ
 from shards.splits import SplitAssignment, assign_splits
 
@@ -259,6 +260,7 @@ class _Training:
                 batch_utterances=config.data.batch_utterances,
                 pool_utterances=config.data.pool_utterances,
                 seed=stable_seed(config.seed, number),
+                weights=sampling_weights(training, stage.sampling),
             ),
             engine=engine,
         )

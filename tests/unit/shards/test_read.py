@@ -14,7 +14,8 @@ from shards.audio import decode_stored
 from shards.errors import ShardError
 from shards.index import load_index
 from shards.plan import Slot
-from shards.read import read_slots, slot_request
+from shards.read import read_slots
+from shards.request import slot_request
 
 SLOTS = [
     Slot(np.array([3, 0])),
@@ -110,11 +111,12 @@ def test_a_shard_that_is_gone_is_one_sentence(index, num_workers):
     assert str(gone.value) == f"shard {path} must be readable: No such file or directory"
 
 
-def test_reader_processes_deliver_the_same_batches_in_the_same_order(index):
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_reader_processes_deliver_the_same_batches_in_the_same_order(index, num_workers):
     flip_byte(index, 4)
     slots = SLOTS * 3
     expected = list(read_slots(index, slots, num_workers=0, timeout_s=1))
-    batches = list(read_slots(index, slots, num_workers=2, timeout_s=60))
+    batches = list(read_slots(index, slots, num_workers=num_workers, timeout_s=60))
     assert len(batches) == len(expected) == 12
     assert all(same(batch, other) for batch, other in zip(batches, expected, strict=True))
 

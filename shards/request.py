@@ -1,0 +1,58 @@
+"""What a reader process is told of a slot: byte ranges, and what the bytes must be. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.index import Index
+from shards.plan import Slot
+
+
+@dataclass(frozen=True)
+class ClipRange:
+    """Where one clip's bytes lie, and what they must be."""
+
+    key: str
+    place: str
+    """Path or URL of the shard."""
+    offset: int
+    num_bytes: int
+    num_samples: int
+    audio_sha256: bytes | None
+    """Of the stored bytes; schema version 1 has none, and its clips are proven by the samples' digest instead."""
+    pcm_sha256: bytes | None
+
+
+@dataclass(frozen=True)
+class SlotRequest:
+    """All that a reader process needs to know of one slot."""
+
+    items: np.ndarray
+    clips: tuple[ClipRange, ...]
+    is_dummy: bool
+
+    def describe(self) -> str:
+        """Return which utterances in which shards these are."""
+        first, more = self.clips[0], len(self.clips) - 1
+        others = f" and {more} more" if more else ""
+        return f"utterance {first.key!r}{others} in {', '.join(sorted({clip.place for clip in self.clips}))}"
+
+
+def slot_request(index: Index, slot: Slot) -> SlotRequest:
+    """Return the byte ranges of `slot`, whose items are rows of `index`."""
+    part = index.take(slot.items)
+    audio_digests = part.values("audio_sha256")
+    # The other digest is needed only where this one is missing, and in a large corpus it is 32 bytes times millions.
+    pcm_digests = part.values("pcm_sha256") if None in audio_digests else [None] * len(part)
+    columns = (
+        part.values("key"),
+        [index.shard_places[shard] for shard in part.numbers("shard").tolist()],
+        part.numbers("audio_offset").tolist(),
+        part.numbers("audio_bytes").tolist(),
+        part.numbers("num_samples").tolist(),
+        audio_digests,
+        pcm_digests,
+    )
+    return SlotRequest(slot.items, tuple(ClipRange(*row) for row in zip(*columns, strict=True)), slot.is_dummy)
