@@ -2,14 +2,9 @@
 
 import pytest
 from test_processes import EXACT, train
-from tinyruns import losses
+from tinyruns import AUGMENTED, losses
 
 pytestmark = pytest.mark.distributed
-
-NAMES = ("speed", "reverberation", "noise", "gain", "band_limit", "vtlp")
-AUGMENTED = tuple(
-    f"stages.{stage}.augment={{{', '.join(f'{name}: {{probability: 0.6}}' for name in NAMES)}}}" for stage in (0, 1)
-)
 
 
 def test_two_processes_augment_as_one_does(corpus, tmp_path):

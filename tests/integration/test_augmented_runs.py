@@ -2,12 +2,8 @@
 
 import pytest
 from test_resume import assert_same_run, interrupted
-from tinyruns import dev_metrics, error_line, losses, metaser
+from tinyruns import AUGMENTED, dev_metrics, error_line, losses, metaser
 
-NAMES = ("speed", "reverberation", "noise", "gain", "band_limit", "vtlp")
-AUGMENTED = tuple(
-    f"stages.{stage}.augment={{{', '.join(f'{name}: {{probability: 0.6}}' for name in NAMES)}}}" for stage in (0, 1)
-)
 EXACT = ("model.encoder.dropout=0", "model.coattention.dropout=0", "model.head_dropout=0")
 STILL = tuple(f"stages.{stage}.learning_rate={{encoder: 0, heads: 0, ari: 0}}" for stage in (0, 1))
 
@@ -47,12 +43,12 @@ def test_dev_and_test_are_not_augmented(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("stages.1.augment={noise: {probability: 1, folder: nowhere}}", "got 'nowhere', which is none"),
+        ("stages.1.augment.noise={probability: 1, folder: nowhere}", "got 'nowhere', which is none"),
         ("data.max_slot_s=0.85", "data.max_slot_s must hold the longest clip at the slowest speed"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_before_the_first_step(corpus, tmp_path, override, words):
     run = tmp_path / "run"
-    done = metaser("train", corpus.yaml, f"output_dir={run}", AUGMENTED[0], override, folder=tmp_path)
+    done = metaser("train", corpus.yaml, f"output_dir={run}", *AUGMENTED, override, folder=tmp_path)
     assert words in error_line(done)
     assert not (run / "metrics.jsonl").exists()
