@@ -4,8 +4,8 @@
     python bench/augment.py --mean-s 4.5    clips of IEMOCAP-like lengths
 
 Every augmentation changes every clip (probability 1), drawing and computing included. The passes and all augmentations
-are timed in turn, round after round, on the same batch; times, and shares of the same round's pass, are medians over the
-rounds. Runs on a GPU if there is one, else on a CPU.
+are timed in turn, round after round, on the same batch; times, and shares of the same round's pass, are medians over
+the rounds. Runs on a GPU if there is one, else on a CPU.
 """
 
 from __future__ import annotations

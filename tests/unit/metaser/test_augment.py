@@ -173,6 +173,17 @@ def test_each_change_meets_about_its_share_of_the_clips_independently():
     assert (gained & limited).mean() == pytest.approx(0.15, abs=0.03)
 
 
+def test_nothing_is_computed_on_another_device_than_the_audios():
+    # Tensors of torch's meta device have shapes only, and refuse to meet others.
+    batch = batch_of([speech(4000), speech(900)])
+    for band in ("telephone", "8khz", "mu_law"):
+        config = always(speed={"factors": [0.9]}, reverberation={}, noise={}, gain={}, band_limit={"kinds": [band]})
+        augmenter = Augmenter(config, seed=0)
+        after = augmenter.apply(batch.to(torch.device("meta")), augmenter.draw(batch, ["a", "b"], 0))
+        assert after.wave_BT.device.type == after.num_samples_B.device.type == "meta"
+        assert after.wave_BT.shape == (2, 4445)
+
+
 # ---------------------------------------------------------------- what it measures
 
 
