@@ -41,7 +41,7 @@ _FFT_BLOCK = 8192
 """Convolutions are padded to multiples of it: the FFT is slow at sizes with large prime factors."""
 _FILTER_TAPS = 511
 _KAISER_BETA = 5.65
-"""60 dB in the stop band, which with so many taps begins 57 Hz from the edge of the band."""
+"""About 60 dB in the stop band, which with so many taps begins 57 Hz from the edge of the band."""
 
 
 @dataclass(frozen=True, eq=False)
