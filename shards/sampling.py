@@ -57,7 +57,8 @@ def _balanced(weights: np.ndarray, codes: Codes, power: float) -> np.ndarray:
     factors[filled] = (masses[filled].mean() / masses[filled]) ** power
     # What the values have together stays as it was, so that balancing takes nothing from utterances without one.
     factors *= masses.sum() / (masses * factors).sum()
-    return weights * codes.lookup(factors, 1.0)
+    balanced: np.ndarray = weights * codes.lookup(factors, 1.0)
+    return balanced
 
 
 def _shared_out(weights: np.ndarray, corpora: Codes, shares: dict[str, float]) -> np.ndarray:
@@ -71,7 +72,8 @@ def _shared_out(weights: np.ndarray, corpora: Codes, shares: dict[str, float]) -
     factors = [
         shares.get(corpus, 0.0) / mass if mass else 0.0 for corpus, mass in zip(corpora.words, masses, strict=True)
     ]
-    return weights * corpora.lookup(factors, 0.0)
+    shared: np.ndarray = weights * corpora.lookup(factors, 0.0)
+    return shared
 
 
 def draw_epoch(weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -66,6 +66,13 @@ stages:
 parallel: {device: cpu}
 """
 
+AUGMENTED = tuple(
+    f"stages.{stage}.augment.{name}.probability=0.6"
+    for stage in (0, 1)
+    for name in ("speed", "reverberation", "noise", "gain", "band_limit", "vtlp")
+)
+"""Overrides that switch every augmentation on."""
+
 
 @dataclass(frozen=True)
 class Speech:

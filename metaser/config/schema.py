@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from metaser.config.augment import AugmentConfig
 from shards.config import DataConfig, SamplingConfig, Section
 from shards.labels import AGE_GROUPS, FOUR_EMOTIONS, GENDERS, STYLES
 
@@ -205,6 +206,8 @@ class StageConfig(Section):
     filter: str | None = None
     """Expression over metadata, e.g. `emotion in ["anger", "neutral"] and duration_s < 20`."""
     sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
+    """A stage's own, because what leaves a transcript alone may change a voice's gender or emotion."""
     learning_rate: LearningRates = LearningRates()
     schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: NonNegativeFloat = 0.01
@@ -274,6 +277,12 @@ class ExperimentConfig(Section):
                 f"{self.main_task!r}; add one or set the form to 'none'"
             )
         for stage in self.stages:
+            vtlp = stage.augment.vtlp.probability
+            if vtlp > 0 and self.model.encoder.kind != "logmel":
+                raise ValueError(
+                    f"stage {stage.name!r} has augment.vtlp.probability {vtlp:g}, which moves mel filters, but "
+                    f"model.encoder.kind is {self.model.encoder.kind!r}, which has none; set it to 0"
+                )
             unknown = [name for name in stage.weights if name not in names]
             if unknown:
                 raise ValueError(f"stage {stage.name!r} weighs unknown tasks {unknown}; the tasks are {names}")

@@ -48,10 +48,20 @@ Count = TypeVar("Count", int, np.ndarray, Tensor)
 
 
 class FrameMasks(NamedTuple):
-    """SpecAugment's masks; True is hidden."""
+    """SpecAugment's masks, True is hidden, and how far VTLP moves the mel filters."""
 
     time_BL: Bool[Tensor, "B L"]
     feature_BD: Bool[Tensor, "B F"]
+    warp_B: Float[Tensor, "B"] | None = None
+    """VTLP's factor for each clip, for an encoder with mel filters; None moves none."""
+
+    def to(self, device: torch.device) -> FrameMasks:
+        """Return the masks on `device`."""
+        return FrameMasks(
+            self.time_BL.to(device, non_blocking=True),
+            self.feature_BD.to(device, non_blocking=True),
+            None if self.warp_B is None else self.warp_B.to(device, non_blocking=True),
+        )
 
 
 class EncoderOutput(NamedTuple):
@@ -336,7 +346,9 @@ class LogMelEncoder(SpeechEncoder):
         real_BT = _real(num_samples_B, wave_BT.shape[1])
         # Powers of a spectrum span more than bfloat16 resolves.
         with torch.autocast(wave_BT.device.type, enabled=False):
-            mel_BMF = log_mel(wave_BT * real_BT, real_BT, self._config.num_mels)
+            mel_BMF = log_mel(
+                wave_BT * real_BT, real_BT, self._config.num_mels, None if masks is None else masks.warp_B
+            )
         real_BM = _real(self._num_outputs(num_samples_B, self._windows[:1]), mel_BMF.shape[1])
         seen_BMF = real_BM[:, :, None]
         if masks is not None:

@@ -1,6 +1,6 @@
 """The parts of the small encoder that trains from scratch: log-mel frames, their subsampling, its layers.
 
-Legend: B utterances, T samples, M mel frames (10 ms), F mel bins, L frames (20 ms), D hidden.
+Legend: B utterances, T samples, M mel frames (10 ms), S spectral bins, F mel bins, L frames (20 ms), D hidden.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ HOP_SAMPLES = 160
 _FFT_SAMPLES = 512
 _LOWEST_HZ = 20.0
 _POSITION_KERNEL = 31
+_WARPED_BELOW_HZ = 4800.0
 
 # The floor lies 47 dB under the mean energy of a clip. Centre and spread are the mean and the deviation of the log
 # energies of EmoDB's clips at unit power, so that frames come out centred and of about unit spread.
@@ -28,7 +29,12 @@ _CENTRE = 0.5
 _SPREAD = 3.7
 
 
-def log_mel(wave_BT: Float[Tensor, "B T"], real_BT: Bool[Tensor, "B T"], num_mels: int) -> Float[Tensor, "B M F"]:
+def log_mel(
+    wave_BT: Float[Tensor, "B T"],
+    real_BT: Bool[Tensor, "B T"],
+    num_mels: int,
+    warp_B: Float[Tensor, "B"] | None = None,
+) -> Float[Tensor, "B M F"]:
     """Return log-mel frames (25 ms window, 10 ms hop) that do not depend on the recording level.
 
     Each clip is scaled to unit power over its true samples. Spectral tilt, contour and relative loudness remain,
@@ -38,12 +44,16 @@ def log_mel(wave_BT: Float[Tensor, "B T"], real_BT: Bool[Tensor, "B T"], num_mel
         wave_BT: Samples at 16 kHz, zero where padded, T at least one window.
         real_BT: True at real samples.
         num_mels: F.
+        warp_B: VTLP's factor for each clip; None moves no filter.
     """
     power_B1 = wave_BT.square().sum(1, keepdim=True) / real_BT.sum(1, keepdim=True)
     frames_BMT = (wave_BT * torch.rsqrt(power_B1 + 1e-10)).unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)
     window_T = torch.as_tensor(_window(), device=wave_BT.device)
     spectrum_BMS = torch.fft.rfft(frames_BMT * window_T, n=_FFT_SAMPLES).abs().square()
-    energy_BMF = spectrum_BMS @ torch.as_tensor(_mel_filters(num_mels), device=wave_BT.device)
+    if warp_B is None:
+        energy_BMF = spectrum_BMS @ torch.as_tensor(_mel_filters(num_mels), device=wave_BT.device)
+    else:
+        energy_BMF = spectrum_BMS @ warped_mel_filters(num_mels, warp_B)
     return (torch.log(energy_BMF + _FLOOR) - _CENTRE) / _SPREAD
 
 
@@ -102,11 +112,41 @@ def _window() -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _mel_filters(num_mels: int) -> np.ndarray:
-    """Return triangular filters at equal distances on the HTK mel scale, frequencies by mel bins."""
+def _mel_edges_hz(num_mels: int) -> np.ndarray:
+    """Return F + 2 frequencies at equal distances on the HTK mel scale: where the triangles begin, peak and end."""
     lowest, highest = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (_LOWEST_HZ, RATE_HZ / 2))
-    edges_hz = 700.0 * (10.0 ** (np.linspace(lowest, highest, num_mels + 2) / 2595.0) - 1.0)
-    bins_hz = np.linspace(0.0, RATE_HZ / 2, _FFT_SAMPLES // 2 + 1)[:, None]
-    rising = (bins_hz - edges_hz[:-2]) / (edges_hz[1:-1] - edges_hz[:-2])
-    falling = (edges_hz[2:] - bins_hz) / (edges_hz[2:] - edges_hz[1:-1])
-    return np.clip(np.minimum(rising, falling), 0.0, None).astype(np.float32)
+    edges_hz: np.ndarray = 700.0 * (10.0 ** (np.linspace(lowest, highest, num_mels + 2) / 2595.0) - 1.0)
+    return edges_hz
+
+
+@functools.lru_cache(maxsize=4)
+def _mel_filters(num_mels: int) -> np.ndarray:
+    """Return triangular filters, frequencies by mel bins."""
+    return _triangles(torch.from_numpy(_mel_edges_hz(num_mels))).numpy()
+
+
+def warped_mel_filters(num_mels: int, warp_B: Float[Tensor, "B"]) -> Float[Tensor, "B S F"]:
+    """Return each clip's filters with their frequencies mapped by VTLP (Jaitly and Hinton 2013, equation 1).
+
+    With factor a, a frequency f becomes a f up to F min(a, 1) / a, where F = 4.8 kHz lies above the formants that
+    matter; from there a straight line leads to half the sampling rate, which stays where it is.
+    """
+    edges_E = torch.as_tensor(_mel_edges_hz(num_mels), device=warp_B.device)
+    factor_B1 = warp_B.double()[:, None]
+    half_hz = RATE_HZ / 2
+    image_B1 = _WARPED_BELOW_HZ * factor_B1.clamp(max=1.0)
+    knee_B1 = image_B1 / factor_B1
+    slope_B1 = (half_hz - image_B1) / (half_hz - knee_B1)
+    warped_BE = torch.where(edges_E <= knee_B1, edges_E * factor_B1, half_hz - slope_B1 * (half_hz - edges_E))
+    return _triangles(warped_BE)
+
+
+def _triangles(edges_hz: Float[Tensor, "*B E"]) -> Float[Tensor, "*B S F"]:
+    """Return filters that rise from each edge to the next and fall to the one after it; S frequencies of the FFT."""
+    bins_S1 = torch.linspace(0.0, RATE_HZ / 2, _FFT_SAMPLES // 2 + 1, dtype=edges_hz.dtype, device=edges_hz.device)[
+        :, None
+    ]
+    low, peak, high = (edges_hz[..., None, start : edges_hz.shape[-1] - 2 + start] for start in range(3))
+    rising = (bins_S1 - low) / (peak - low)
+    falling = (high - bins_S1) / (high - peak)
+    return torch.minimum(rising, falling).clamp(min=0.0).float()

@@ -29,6 +29,7 @@ from metaser.seeding import seed_generators
 from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
 from metaser.tracking import Tracker
+from metaser.train.augment import Augmenter, build_augmenters, check_stretched
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder
 from metaser.train.engine import Engine, Processes
 from metaser.train.loop import StageLoop
@@ -165,6 +166,9 @@ class _Training:
                     max_slot_s=config.data.max_slot_s,
                     rate_hz=RATE_HZ,
                 )
+        for stage, part in zip(config.stages, data, strict=True):
+            check_stretched(stage.augment, part.training.num_samples, config.data.max_slot_s)
+        augmenters = build_augmenters(config)
         model = self._fresh_model(specs)
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
@@ -186,7 +190,9 @@ class _Training:
                     model = self._handed_on(model, number - 1)
                 elif resumed is None and number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
-                done = self._run_stage(number, stage, model, specs, data[number - 1], splits, resumed, tracker)
+                done = self._run_stage(
+                    number, stage, model, specs, data[number - 1], augmenters[number - 1], splits, resumed, tracker
+                )
                 if not done:
                     log.info(
                         "stopped by %s and saved; start again to continue", self.stop_request.signal_name or "a signal"
@@ -228,6 +234,7 @@ class _Training:
         model: MetaSERModel,
         specs: tuple[TaskSpec, ...],
         data: Any,
+        augmenter: Augmenter,
         splits: SplitAssignment,
         resumed: Checkpoint | None,
         tracker: Tracker | None,
@@ -263,6 +270,7 @@ class _Training:
                 weights=sampling_weights(training, stage.sampling),
             ),
             engine=engine,
+            augmenter=augmenter,
         )
         log.info(
             "stage %d (%s): %d steps over %d utterances (%.2f h), dev %d, %d trainable parameters",

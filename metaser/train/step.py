@@ -15,6 +15,7 @@ from metaser.errors import TrainingError
 from metaser.seeding import seed_generators
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
+from metaser.train.augment import Augmenter, slot_samples
 from metaser.train.engine import Engine
 from metaser.train.masks import draw_masks
 from metaser.train.objective import num_ctc_too_long, slot_loss
@@ -38,6 +39,7 @@ class StepRunner:
     targets: Targets
     schedule: Schedule
     engine: Engine
+    augmenter: Augmenter
 
     def slots_of(self, step: int) -> list[Slot]:
         """Return this process's slots of the 1-based `step`."""
@@ -47,7 +49,7 @@ class StepRunner:
             step - 1,
             rank=info.rank,
             num_processes=info.num_processes,
-            max_slot_samples=round(self.config.data.max_slot_s * RATE_HZ),
+            max_slot_samples=slot_samples(self.stage.augment, self.config.data.max_slot_s),
         )
 
     def all_slots(self, first_step: int) -> Iterator[Slot]:
@@ -73,8 +75,7 @@ class StepRunner:
             self._count_problems(state, problems)
         self._count_skips(state, step, norm)
         seconds = time.perf_counter() - started
-        items = self.schedule.items(step - 1)
-        audio_s = float(self.schedule.num_samples[items].sum()) / RATE_HZ
+        audio_s = totals["audio_samples"] / RATE_HZ
         line = {
             "stage": self.stage_number,
             "step": step,
@@ -102,7 +103,7 @@ class StepRunner:
 
     def _forward_backward(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
         denominators = self.targets.denominators(self.schedule.items(step - 1))
-        sums = dict.fromkeys(("loss", "padded_samples", "ctc_too_long"), 0.0)
+        sums = dict.fromkeys(("loss", "audio_samples", "padded_samples", "ctc_too_long"), 0.0)
         sums |= {f"task:{name}": 0.0 for name in self.stage.weighted_tasks}
         for number, batch in enumerate(batches):
             for name, value in self._slot(
@@ -117,20 +118,23 @@ class StepRunner:
         info = self.engine.processes.info
         seed_generators(self.config.seed, self.stage_number, step, number * info.num_processes + info.rank)
         items = batch.items_B.numpy()
-        num_frames = self.engine.model.encoder.num_frames(batch.num_samples_B)
+        keys, epoch = self.index.take(items).values("key"), self.schedule.epoch_of(step - 1)
+        changes = self.augmenter.draw(batch, keys, epoch)
+        num_frames = self.engine.model.encoder.num_frames(changes.num_samples_B)
         masks = draw_masks(
             self.config.model.spec_augment,
-            self.index.take(items).values("key"),
+            keys,
             num_frames.tolist(),
             self.engine.model.encoder.num_mask_features,
             seed=self.config.seed,
-            epoch=self.schedule.epoch_of(step - 1),
+            epoch=epoch,
+            warp_B=changes.warp_B,
         )
         device = self.engine.processes.device
         if masks is not None:
-            masks = type(masks)(*(mask.to(device, non_blocking=True) for mask in masks))
+            masks = masks.to(device)
         targets = {name: target.to(device) for name, target in self.targets.lookup(items).items()}
-        on_device = batch.to(device)
+        on_device = self.augmenter.apply(batch.to(device), changes)
         with self.engine.accumulating(is_last=is_last):
             output = self.engine.forward(on_device, masks, self.stage.weighted_tasks)
             loss, shares = slot_loss(
@@ -149,8 +153,14 @@ class StepRunner:
             if spec.kind == "ctc" and spec.name in shares and bool(batch.valid_B.any())
         )
         sums = {f"task:{name}": float(share) for name, share in shares.items()}
-        padded = batch.wave_BT.numel() if bool(batch.valid_B.any()) else 0
-        return {"loss": float(loss.detach()), "padded_samples": float(padded), "ctc_too_long": float(too_long), **sums}
+        counts = bool(batch.valid_B.any())
+        return {
+            "loss": float(loss.detach()),
+            "audio_samples": float(changes.num_samples_B.sum()) if counts else 0.0,
+            "padded_samples": float(on_device.wave_BT.numel()) if counts else 0.0,
+            "ctc_too_long": float(too_long),
+            **sums,
+        }
 
     def _count_skips(self, state: TrainState, step: int, norm: float) -> None:
         if math.isfinite(norm):

@@ -17,6 +17,15 @@ MINIMAL = {
 }
 
 
+HUGGING_FACE = {"kind": "huggingface", "name": "x"}
+
+
+def augmented(*, encoder=None, **parts):
+    """Return the change of `MINIMAL` that augments its stage."""
+    model = {**MINIMAL["model"], **({} if encoder is None else {"encoder": encoder})}
+    return {"model": model, "stages": [{**MINIMAL["stages"][0], "augment": parts}]}
+
+
 def write(folder, tree):
     path = folder / "experiment.yaml"
     path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
@@ -34,6 +43,17 @@ def test_every_experiment_opens_with_what_it_is_and_how_to_run_it(path):
     head = path.read_text().split("\noutput_dir")[0]
     assert head.startswith("# ")
     assert f"configs/experiment/{path.name}" in head
+
+
+def test_stages_may_share_one_augmentation_by_a_yaml_anchor(tmp_path):
+    stage = {**MINIMAL["stages"][0], "augment": {"gain": {"probability": 0.5}}}
+    other = {**stage, "name": "t"}
+    text = yaml.dump({**MINIMAL, "stages": [stage, other]})
+    assert "augment: &id" in text and "augment: *id" in text
+    first, second = load_experiment(write(tmp_path, text)).stages
+    assert first.augment == second.augment
+    assert first.augment.gain.probability == 0.5
+    assert first.augment.noise.probability == 0
 
 
 def test_overrides_reach_sections_and_list_items(tmp_path):
@@ -82,6 +102,13 @@ def test_all_problems_are_reported_at_once_with_path_and_value(tmp_path):
             {"tasks": [*MINIMAL["tasks"], {"name": "x", "kind": "classification", "merge": {"a": "b", "b": "c"}}]},
             "no labels, but ['b'] are",
         ),
+        (
+            augmented(vtlp={"probability": 0.5}, encoder=HUGGING_FACE),
+            "mel filters, but model.encoder.kind is 'huggingface'",
+        ),
+        (augmented(noise={"min_snr_db": 9, "max_snr_db": 5}), "min_snr_db must be at most max_snr_db, got 9 and 5"),
+        (augmented(speed={"factors": [0.9, 1.005]}), "be multiples of 0.01, got 1.005"),
+        (augmented(speed={"factors": [0.3]}), "between 0.5 and 2 and be multiples of 0.01, got 0.3"),
     ],
 )
 def test_relations_between_values_are_checked(tmp_path, change, words):
