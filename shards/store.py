@@ -63,6 +63,7 @@ _PASSING = (
 _LASTING = (
     ("builtins", "ImportError"),
     ("builtins", "NotImplementedError"),
+    ("builtins", "TypeError"),  # an unknown option
     ("builtins", "ValueError"),
     ("botocore.exceptions", "BotoCoreError"),
 )

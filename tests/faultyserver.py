@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -29,13 +30,12 @@ class FaultyServer:
         self.script: deque[str] = deque()
         self.requests: list[str] = []
         """Method, path and range of every request."""
-        self.num_body_bytes = 0
+        self.num_bodies_cut = threading.Semaphore(0)
+        """Bodies that the client did not want to the end."""
         self.closing = threading.Event()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.faulty = self
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
@@ -53,16 +53,20 @@ class FaultyServer:
         with self._lock:
             self.script = deque(script)
             self.requests = []
-            self.num_body_bytes = 0
 
     def next_fault(self, request: str) -> str:
         with self._lock:
             self.requests.append(request)
             return self.script.popleft() if self.script else ""
 
-    def count_body(self, num_bytes: int) -> None:
-        with self._lock:
-            self.num_body_bytes += num_bytes
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients hang up as they like
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,10 +76,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         faulty = self.server.faulty
         path = self.path.partition("?")[0]
         fault = faulty.next_fault(f"{self.command} {path} {self.headers.get('Range', '')}".rstrip())
@@ -126,11 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         try:
             self.wfile.write(body)
-            self.server.faulty.count_body(len(body))
             if fault == "reset":
                 self.wfile.flush()
                 # Closing with a linger time of zero sends RST instead of FIN.
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
-        except OSError:  # the client had enough
+        except OSError:
+            self.server.faulty.num_bodies_cut.release()
             self.close_connection = True

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -71,15 +72,15 @@ def test_an_entry_under_another_s_name_is_a_miss(tmp_path):
 
 
 def test_the_oldest_entries_go_when_there_are_too_many(tmp_path):
-    max_bytes = NUM_FOLDERS * 10_000
+    max_bytes = NUM_FOLDERS * 4_000
     cache = RangeCache(tmp_path, max_bytes / 1e9)
-    num_entries = 6_000  # of 1,032 bytes, more than twice what may stay
+    num_entries = 2_000  # of 1,032 bytes, twice what may stay
     for number in range(num_entries):
         cache.put(PLACE, number, number.to_bytes(4, "big") * 250)
     total = sum(path.stat().st_size for path in entries(tmp_path))
     assert max_bytes / 2 < total <= max_bytes
     kept = [number for number in range(num_entries) if cache.get(PLACE, number, 1000) is not None]
-    assert min(kept) > num_entries / 8
+    assert statistics.median(kept) > 0.7 * num_entries
     assert num_entries - 1 in kept
 
 
