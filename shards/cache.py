@@ -52,8 +52,7 @@ class RangeCache:
             self._warn(error)
             return None
         data = entry[_SEAL_BYTES:]
-        intact = len(data) == num_bytes and entry[:_SEAL_BYTES] == _seal(place, offset, data)
-        return data if intact else None
+        return data if entry[:_SEAL_BYTES] == _seal(place, offset, num_bytes, data) else None
 
     def put(self, place: str, offset: int, data: bytes) -> None:
         """Keep `data`, replacing what stands under its address."""
@@ -65,7 +64,7 @@ class RangeCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                temporary.write_bytes(_seal(place, offset, data) + data)
+                temporary.write_bytes(_seal(place, offset, len(data), data) + data)
                 temporary.replace(path)
             except OSError:
                 temporary.unlink(missing_ok=True)
@@ -116,5 +115,5 @@ def _address(place: str, offset: int, num_bytes: int) -> bytes:
     return f"{place}\n{offset}\n{num_bytes}\n".encode()
 
 
-def _seal(place: str, offset: int, data: bytes) -> bytes:
-    return hashlib.sha256(_address(place, offset, len(data)) + data).digest()
+def _seal(place: str, offset: int, num_bytes: int, data: bytes) -> bytes:
+    return hashlib.sha256(_address(place, offset, num_bytes) + data).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import socket
 import struct
@@ -17,12 +18,12 @@ _HANG_S = 5.0
 
 
 class FaultyServer:
-    """Serves `files` (path, bytes) and takes one fault off `script` per request, none when that is empty.
+    """Serves `files` (path, bytes), compressed to clients that accept gzip.
 
-    Faults: a status ("404"); "503 after 1", with `Retry-After: 1`; "reset", a connection reset in the middle of the
-    body; "cut", one closed there; "less", a shorter body and Content-Length under the right Content-Range; "shifted",
-    another range of the same length; "whole", status 200 and the whole file; "flip", one changed bit; "hang", no reply;
-    "" for none.
+    It takes one fault off `script` per request, none when that is empty: a status ("404"); "503 after 1", with
+    `Retry-After: 1`; "reset", a connection reset in the middle of the body; "cut", one closed there; "less", a shorter
+    body and Content-Length under the right Content-Range; "shifted", another range of the same length; "whole", status
+    200 and the whole file; "flip", one changed bit; "hang", no reply; "" for none.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -101,16 +102,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _serve(self, whole: bytes, fault: str) -> None:
+        headers = {}
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            # As RFC 9110 has it, ranges then count the bytes of what is sent.
+            whole, headers = gzip.compress(whole, mtime=0), {"Content-Encoding": "gzip"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked is None or fault == "whole":
-            return self._send(200, whole, {}, fault)
+            return self._send(200, whole, headers, fault)
         start, end = int(asked[1]), min(int(asked[2]) + 1, len(whole))
         if start >= len(whole):
             return self._refuse(416)
         if fault == "shifted":
             step = 1 if end < len(whole) else -1
             start, end = max(0, start + step), max(1, end + step)
-        return self._send(206, whole[start:end], {"Content-Range": f"bytes {start}-{end - 1}/{len(whole)}"}, fault)
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(whole)}"
+        return self._send(206, whole[start:end], headers, fault)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], fault: str) -> None:
         if fault == "flip":

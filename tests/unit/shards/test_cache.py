@@ -61,11 +61,12 @@ def test_an_entry_that_was_torn_or_changed_is_a_miss_and_heals(tmp_path_factory,
     assert cache.get(PLACE, 7, len(data)) == data
 
 
-def test_an_entry_under_another_s_name_is_a_miss(tmp_path):
+@pytest.mark.parametrize("other", [(PLACE, 4, b"bbbb"), (PLACE, 0, b"bbbbb"), (f"{PLACE}x", 0, b"bbbb")])
+def test_an_entry_under_another_s_name_is_a_miss(tmp_path, other):
     cache = RangeCache(tmp_path, 1.0)
     cache.put(PLACE, 0, b"aaaa")
     (first,) = entries(tmp_path)
-    cache.put(PLACE, 4, b"bbbb")
+    cache.put(*other)
     (second,) = set(entries(tmp_path)) - {first}
     second.replace(first)
     assert cache.get(PLACE, 0, 4) is None
