@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -60,6 +60,33 @@ class SamplingConfig(Section):
     """Metadata field with each utterance's weight, e.g. `extra.weight`."""
 
 
+class RemoteConfig(Section):
+    """How shards behind URLs are read."""
+
+    cache_dir: str | None = None
+    """Folder on a disk of this node that keeps what was read; None reads everything anew."""
+    cache_max_gb: PositiveFloat = 50.0
+    """Size (10^9 bytes) above which the oldest entries of `cache_dir` are deleted."""
+    num_tries: PositiveInt = 6
+    """Requests for one byte range before its failure stops the run."""
+    timeout_s: PositiveFloat = 20.0
+    """Deadline of one request, from connecting to the last byte."""
+    first_wait_s: PositiveFloat = 0.5
+    """Pause before the second try; each further one is twice as long (at most 30 s), all times a random 0.5 to 1.5."""
+    options: dict[str, dict[str, Any]] = {}
+    """Keyword arguments of fsspec's file systems by protocol: `{s3: {endpoint_url: http://minio:9000}}`."""
+
+    @field_validator("options")
+    @classmethod
+    def _known_protocols(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if options:
+            from fsspec import available_protocols
+
+            if unknown := sorted(options.keys() - set(available_protocols())):
+                raise ValueError(f"must be keyed by fsspec protocols such as s3 or https, got {unknown}")
+        return options
+
+
 class DataConfig(Section):
     """Shards, split and schedule."""
 
@@ -78,6 +105,8 @@ class DataConfig(Section):
     """Reader processes of each training process; 0 reads in the training process itself."""
     worker_timeout_s: PositiveFloat = 300.0
     """A reader that delivers nothing for so long is an error."""
+    remote: RemoteConfig = RemoteConfig()
+    """Only for shards behind URLs."""
     max_bad_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of a stage's utterances that may turn out corrupt at reading before the run stops."""
 

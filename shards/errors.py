@@ -17,6 +17,10 @@ class ShardError(InputError):
     """A shard folder is missing, incomplete or does not match its checksums."""
 
 
+class RangeError(ShardError):
+    """A shard ends before the bytes that its index names: the record is damaged, the place where it lies is not."""
+
+
 class SplitError(InputError):
     """A train/dev/test split is impossible, empty or shares speakers."""
 

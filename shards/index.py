@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.config import RemoteConfig
 from shards.errors import FilterError, ShardError
 from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
 from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, file_sha256, read_manifest
 from shards.schema import METADATA_FIELDS, RATE_HZ, Utterance
+from shards.store import is_url, join, read_file
 
 _NUMBERS = ("valence", "arousal", "dominance", "age")
 _DIGEST = pa.binary(32)
@@ -320,27 +322,28 @@ def duplicate_rows(index: Index) -> list[list[int]]:
 # ---------------------------------------------------------------- files
 
 
-def load_index(folders: Sequence[str | Path]) -> Index:
-    """Return the utterances of `folders` as one, after checking that each folder is whole.
+def load_index(folders: Sequence[str | Path], remote: RemoteConfig | None = None) -> Index:
+    """Return the utterances of `folders`, paths or URLs, as one, after checking that each folder is whole.
 
-    Shard files are checked by size only; `survey.verify` reads them.
+    Local tars are checked by size here, remote ones as their bytes are read; `survey.verify` reads them all.
 
     Raises:
         ShardError: if a folder is not a shard folder, a file is missing or differs, or a key stands in two folders.
     """
     if not folders:
         raise ShardError("at least one shard folder must be given, got none")
-    manifests = [read_manifest(folder) for folder in folders]
+    manifests = [read_manifest(folder, remote) for folder in folders]
     tables: list[pq.ParquetFile] = []
     first_shards: list[int] = []
     places: list[str] = []
-    for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+    for folder, manifest in zip(map(str, folders), manifests, strict=True):
         first_shards.append(len(places))
         for shard in manifest.shards:
-            path = tar_path(folder, manifest, shard.name)
-            _check_size(path, shard)
-            places.append(str(path))
-        tables.append(_open_table(folder / manifest.index.name, manifest.index))
+            place = tar_place(folder, manifest, shard.name)
+            if not is_url(place):
+                _check_size(Path(place), shard)
+            places.append(place)
+        tables.append(_open_table(join(folder, manifest.index.name), manifest.index, remote))
     extra_names = {name for manifest in manifests for name in manifest.extra_names}
     index = Index(_Columns(tables, first_shards), tuple(places), tuple(sorted(extra_names)))
     _check_keys(index, folders, manifests)
@@ -352,9 +355,20 @@ def open_index(table: pq.ParquetFile, shard_places: Sequence[str]) -> Index:
     return Index(_Columns([table], [0]), tuple(shard_places))
 
 
-def tar_path(folder: Path, manifest: Manifest, name: str) -> Path:
-    """Return where a tar of the shard folder `folder` lies."""
-    return (folder if manifest.tars is None else folder / manifest.tars) / name
+def tar_place(folder: str, manifest: Manifest, name: str) -> str:
+    """Return where a tar of the shard folder `folder` lies.
+
+    Raises:
+        ShardError: if the folder is remote and was adopted from tars elsewhere.
+    """
+    if manifest.tars is None:
+        return join(folder, name)
+    if is_url(folder):
+        raise ShardError(
+            f"{folder} must hold its tars to be read by URL, but its manifest says that they lie in {manifest.tars!r}; "
+            "adopt the shards in place and copy the folder"
+        )
+    return str(Path(folder) / manifest.tars / name)
 
 
 def _check_keys(index: Index, folders: Sequence[str | Path], manifests: Sequence[Manifest]) -> None:
@@ -384,7 +398,12 @@ def _check_size(path: Path, record: FileRecord) -> None:
         )
 
 
-def _open_table(path: Path, record: FileRecord) -> pq.ParquetFile:
+def _open_table(place: str, record: FileRecord, remote: RemoteConfig | None) -> pq.ParquetFile:
+    if is_url(place):
+        return pq.ParquetFile(
+            pa.BufferReader(read_file(place, remote, num_bytes=record.num_bytes, sha256=record.sha256))
+        )
+    path = Path(place)
     _check_size(path, record)
     digest = file_sha256(path)
     if digest != record.sha256:
@@ -392,7 +411,8 @@ def _open_table(path: Path, record: FileRecord) -> pq.ParquetFile:
             f"{path} must have sha256 {record.sha256} as {MANIFEST_NAME} says, but has {digest}; pack or copy the "
             "folder again"
         )
-    return pq.ParquetFile(path, memory_map=False)
+    # Not mapped: ten million utterances' pages would count as this process's memory.
+    return pq.ParquetFile(path)
 
 
 def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:

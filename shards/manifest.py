@@ -15,9 +15,10 @@ from typing import IO, Any
 
 from pydantic import Field, ValidationError
 
-from shards.config import Section
+from shards.config import RemoteConfig, Section
 from shards.errors import ShardError
 from shards.schema import READABLE_VERSIONS
+from shards.store import is_url, join, read_file
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
@@ -90,21 +91,21 @@ class Manifest(Section):
         return sum(self.num_rejected_by_kind.values())
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Return the manifest of `folder`.
+def read_manifest(folder: str | Path, remote: RemoteConfig | None = None) -> Manifest:
+    """Return the manifest of `folder`, a path or a URL.
 
     Raises:
         ShardError: if there is none, or it is of another schema version, malformed or changed since it was written.
     """
-    folder = Path(folder)
-    path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise ShardError(f"{folder} is not a shard folder: no such directory; pack it with `metaser pack`")
-    if not path.is_file():
-        raise ShardError(f"{folder} is not a shard folder: no {MANIFEST_NAME}; pack it with `metaser pack`")
+    path = join(str(folder), MANIFEST_NAME)
+    if not is_url(path):
+        if not Path(folder).is_dir():
+            raise ShardError(f"{folder} is not a shard folder: no such directory; pack it with `metaser pack`")
+        if not Path(path).is_file():
+            raise ShardError(f"{folder} is not a shard folder: no {MANIFEST_NAME}; pack it with `metaser pack`")
     again = "pack or copy the folder again"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, remote))
     except ValueError as error:
         raise ShardError(f"{path} must be JSON, but {error}; {again}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None

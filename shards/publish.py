@@ -321,7 +321,7 @@ def publish(
         raise nothing_left(origin.corpus, origin.source, rejections)
     extra_names: set[str] = set()
     write_index(out / INDEX_NAME, _numbered_rows(state, notes, extra_names))
-    index = open_index(pq.ParquetFile(out / INDEX_NAME, memory_map=True), [note.shard.name for note in notes])
+    index = open_index(pq.ParquetFile(out / INDEX_NAME), [note.shard.name for note in notes])
     try:
         _check_unique(index)
     except CorpusError:

@@ -7,7 +7,7 @@ import hashlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import forkserver
 
 import numpy as np
@@ -15,15 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.audio import decode_stored, pcm16, pcm_sha256
 from shards.batch import Batch, as_batch
-from shards.errors import AudioError, ShardError
+from shards.config import RemoteConfig
+from shards.errors import AudioError, RangeError, ShardError
 from shards.index import Index
 from shards.plan import Slot
 from shards.request import ClipRange, SlotRequest, slot_request
 from shards.store import RangeReader
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_NUM_READS = 3
-"""Times a remote range is read before its bytes count as corrupt: a transfer may have damaged them."""
 
 
 class SlotDataset(Dataset[Batch | ShardError]):
@@ -32,39 +31,55 @@ class SlotDataset(Dataset[Batch | ShardError]):
     A shard that cannot be read is returned, not raised: torch would bury its sentence in a worker's traceback.
     """
 
-    def __init__(self, ranges: RangeReader | None = None) -> None:
-        self._ranges = ranges or RangeReader()
+    def __init__(self, remote: RemoteConfig | None = None) -> None:
+        self._ranges = RangeReader(remote)
 
     def __getitem__(self, request: SlotRequest) -> Batch | ShardError:
         lengths = [clip.num_samples for clip in request.clips]
         wave_BT = np.zeros((len(lengths), max(lengths)), dtype=np.float32)
         valid, problems = [], []
-        for row, clip in zip(wave_BT, request.clips, strict=True):
-            try:
-                self._read(clip, row[: clip.num_samples])
-                valid.append(not request.is_dummy)
-            except AudioError as error:
-                row[:] = 0.0
-                valid.append(False)
-                problems.append(f"utterance {clip.key!r} in {clip.place}: {error}")
-            except ShardError as error:
-                return error
+        try:
+            stored = self._read_all(request.clips)
+            for row, clip, data in zip(wave_BT, request.clips, stored, strict=True):
+                try:
+                    self._decode(clip, data, row[: clip.num_samples])
+                    valid.append(not request.is_dummy)
+                except (AudioError, RangeError) as error:
+                    row[:] = 0.0
+                    valid.append(False)
+                    problems.append(f"utterance {clip.key!r} in {clip.place}: {error}")
+        except ShardError as error:
+            return error
         return as_batch(request.items, wave_BT, lengths, valid, problems)
 
-    def _read(self, clip: ClipRange, out: np.ndarray) -> None:
-        for attempt in range(_NUM_READS):
-            data = self._ranges.read(clip.place, clip.offset, clip.num_bytes, fresh=attempt > 0)
+    def _read_all(self, clips: Sequence[ClipRange]) -> list[bytes | RangeError]:
+        """Return each clip's bytes, or the error of a shard that ends before them."""
+        try:
+            return list(self._ranges.read_many([(clip.place, clip.offset, clip.num_bytes) for clip in clips]))
+        except RangeError:
+            return [self._read_one(clip) for clip in clips]
+
+    def _read_one(self, clip: ClipRange, *, fresh: bool = False) -> bytes | RangeError:
+        try:
+            return self._ranges.read(clip.place, clip.offset, clip.num_bytes, fresh=fresh)
+        except RangeError as error:
+            return error
+
+    def _decode(self, clip: ClipRange, data: bytes | RangeError, out: np.ndarray) -> None:
+        """Decode into `out`; what a transfer has damaged is read again."""
+        for number in range(1, self._ranges.num_reads(clip.place) + 1):
+            if isinstance(data, RangeError):
+                raise data
             try:
                 _decode(clip, data, out)
                 return
             except AudioError:
-                if attempt == _NUM_READS - 1 or not self._ranges.is_remote(clip.place):
+                if number == self._ranges.num_reads(clip.place):
                     raise
+            data = self._read_one(clip, fresh=True)
 
 
 def _decode(clip: ClipRange, data: bytes, out: np.ndarray) -> None:
-    if len(data) != clip.num_bytes:
-        raise AudioError(f"the shard must have {clip.num_bytes} bytes at {clip.offset}, got {len(data)}")
     if clip.audio_sha256 is not None and hashlib.sha256(data).digest() != clip.audio_sha256:
         raise AudioError(
             f"its {clip.num_bytes} bytes at {clip.offset} are not the packed ones; run `metaser inspect --verify`"
@@ -111,7 +126,7 @@ def read_slots(
     num_workers: int,
     timeout_s: float,
     pin_memory: bool = False,
-    ranges: RangeReader | None = None,
+    remote: RemoteConfig | None = None,
 ) -> Iterator[Batch]:
     """Yield the batch of each slot, in order, read ahead by `num_workers` processes (0: in this one).
 
@@ -121,20 +136,20 @@ def read_slots(
         num_workers: Reader processes.
         timeout_s: How long a reader process may take over one slot.
         pin_memory: Deliver batches in page-locked memory.
-        ranges: Reads bytes; None reads local files.
+        remote: How shards behind URLs are read.
 
     Raises:
         ShardError: if a reader process dies or delivers nothing for `timeout_s`; the sentence names what it was at.
     """
     requests = (slot_request(index, slot) for slot in slots)
     if num_workers == 0:
-        dataset = SlotDataset(ranges)
+        dataset = SlotDataset(remote)
         yield from map(_batch_or_raise, (dataset[request] for request in requests))
         return
     start_reader_server()
     awaited: deque[SlotRequest] = deque()
     loader: DataLoader[Batch | ShardError] = DataLoader(
-        SlotDataset(ranges),
+        SlotDataset(remote),
         batch_size=None,
         sampler=_noting(requests, awaited),
         num_workers=num_workers,

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from shards.audio import decode_stored, pcm16, pcm_sha256
+from shards.config import RemoteConfig
 from shards.errors import AudioError, ShardError
-from shards.index import INDEX_SCHEMA, Index, duplicate_rows, index_row, label_tables, load_index, tar_path
+from shards.index import INDEX_SCHEMA, Index, duplicate_rows, index_row, label_tables, load_index
 from shards.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardRecord,
-    file_sha256,
     manifest_bytes,
     read_manifest,
 )
 from shards.schema import METADATA_FIELDS, READABLE_VERSIONS, SPLITS, Utterance
+from shards.store import PIECE_BYTES, RangeReader, join, read_file
 
 HISTOGRAM_EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
 NO_SPLIT = "none"
@@ -126,59 +127,70 @@ def _histogram(durations_s: np.ndarray) -> tuple[DurationBin, ...]:
 # ---------------------------------------------------------------- verification
 
 
-def verify(folders: Sequence[str | Path], progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify(
+    folders: Sequence[str | Path],
+    progress: Callable[[int, int], None] | None = None,
+    remote: RemoteConfig | None = None,
+) -> list[str]:
     """Re-read every byte of `folders` and return what is not as it was packed, naming keys and files.
 
     Args:
-        folders: Shard folders.
+        folders: Shard folders, paths or URLs.
         progress: Called with the number of utterances checked and that of all.
+        remote: How URLs are read.
     """
     problems: list[str] = []
-    opened: list[tuple[Path, Manifest, Index]] = []
-    for folder in map(Path, folders):
+    opened: list[tuple[str, Manifest, Index]] = []
+    for folder in map(str, folders):
         try:
-            opened.append((folder, read_manifest(folder), load_index([folder])))
+            opened.append((folder, read_manifest(folder, remote), load_index([folder], remote)))
         except ShardError as error:
             # Without a sound manifest and index nothing says where the utterances lie.
             problems.append(str(error))
     total = sum(len(index) for _, _, index in opened)
     num_checked = 0
+    ranges = RangeReader(remote)
     for folder, manifest, index in opened:
-        problems += _verify_side_files(folder, manifest)
+        problems += _verify_side_files(folder, manifest, remote)
         shards = index.numbers("shard")
         for number, record in enumerate(manifest.shards):
             rows = _rows_of(index.take(np.flatnonzero(shards == number)))
-            problems += _verify_shard(tar_path(folder, manifest, record.name), record, rows)
+            try:
+                problems += _verify_shard(index.shard_places[number], record, rows, ranges)
+            except ShardError as error:
+                problems.append(str(error))
             num_checked += len(rows)
             if progress is not None:
                 progress(num_checked, total)
     return problems
 
 
-def _verify_side_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    if (folder / MANIFEST_NAME).read_bytes() != manifest_bytes(manifest):
-        yield f"{folder / MANIFEST_NAME} must be written as packing writes it, but was reformatted"
-    path = folder / manifest.rejected.name
-    if not path.is_file() or file_sha256(path) != manifest.rejected.sha256:
-        yield f"{path} must have sha256 {manifest.rejected.sha256}, but is missing or was changed"
+def _verify_side_files(folder: str, manifest: Manifest, remote: RemoteConfig | None) -> Iterator[str]:
+    if read_file(join(folder, MANIFEST_NAME), remote) != manifest_bytes(manifest):
+        yield f"{join(folder, MANIFEST_NAME)} must be written as packing writes it, but was reformatted"
+    try:
+        read_file(join(folder, manifest.rejected.name), remote, sha256=manifest.rejected.sha256)
+    except ShardError as error:
+        yield str(error)
 
 
-def _verify_shard(path: Path, record: ShardRecord, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    is_unchanged = file_sha256(path) == record.sha256
+def _verify_shard(
+    place: str, record: ShardRecord, rows: Sequence[dict[str, Any]], ranges: RangeReader
+) -> Iterator[str]:
     is_explained = False
-    with path.open("rb") as file:
-        for row in rows:
-            file.seek(row["audio_offset"])
-            audio = file.read(row["audio_bytes"])
-            found = [_audio_problem(audio, row)]
-            if row["meta_offset"] is not None:  # adopted shards need not hold our JSON
-                file.seek(row["meta_offset"])
-                found.append(_meta_problem(file.read(row["meta_bytes"]), row))
-            for problem in filter(None, found):
-                is_explained = True
-                yield f"utterance {row['key']!r} in {path}: {problem}"
-    if not is_unchanged and not is_explained:
-        yield f"{path} must have sha256 {record.sha256}, but was changed outside its samples and metadata"
+    for row in rows:
+        found = [_audio_problem(ranges.read(place, row["audio_offset"], row["audio_bytes"], fresh=True), row)]
+        if row["meta_offset"] is not None:  # adopted shards need not hold our JSON
+            meta = ranges.read(place, row["meta_offset"], row["meta_bytes"], fresh=True)
+            found.append(_meta_problem(meta, row))
+        for problem in filter(None, found):
+            is_explained = True
+            yield f"utterance {row['key']!r} in {place}: {problem}"
+    digest = hashlib.sha256()
+    for start in range(0, record.num_bytes, PIECE_BYTES):
+        digest.update(ranges.read(place, start, min(PIECE_BYTES, record.num_bytes - start), fresh=True))
+    if digest.hexdigest() != record.sha256 and not is_explained:
+        yield f"{place} must have sha256 {record.sha256}, but was changed outside its samples and metadata"
 
 
 def _rows_of(index: Index) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def evaluate(
         max_slot_samples=round(data.max_slot_s * RATE_HZ),
     )
     mine: list[UtteranceResult] = []
-    for batch in read_slots(index, slots, num_workers=0, timeout_s=data.worker_timeout_s):
+    for batch in read_slots(index, slots, num_workers=0, timeout_s=data.worker_timeout_s, remote=data.remote):
         if batch.problems:
             raise ShardError(f"evaluation needs every utterance, but {batch.problems[0]}")
         at_boundary()

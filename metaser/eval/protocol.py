@@ -98,7 +98,7 @@ def evaluate_run(
         RunError: if the run has no best model yet.
     """
     folders = config.data.shard_folders if shards is None else (shards,)
-    index = load_index(folders)
+    index = load_index(folders, config.data.remote)
     rules = config.data.splits if shards is None else _rules_for(config, index)
     splits = assign_splits(index, rules, allow_speaker_overlap=config.data.allow_speaker_overlap)
     if shards is not None:
@@ -127,7 +127,7 @@ def _compare_with_training(config: ExperimentConfig, splits: SplitAssignment, in
     Raises:
         SplitError: if so, and the experiment does not allow it.
     """
-    own = load_index(config.data.shard_folders)
+    own = load_index(config.data.shard_folders, config.data.remote)
     rules, allowed = config.data.splits, config.data.allow_speaker_overlap
     trained_on = assign_splits(own, rules, allow_speaker_overlap=allowed).rows("train")
     shared = sorted(

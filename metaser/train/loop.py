@@ -66,6 +66,7 @@ class StageLoop:
             self.runner.all_slots(self.state.step + 1),
             num_workers=num_workers,
             timeout_s=data.worker_timeout_s,
+            remote=data.remote,
             pin_memory=self.runner.engine.processes.device.type == "cuda",
         )
 

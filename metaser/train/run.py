@@ -153,7 +153,7 @@ class _Training:
 
     def run(self) -> bool:
         config = self.config
-        index = load_index(config.data.shard_folders)
+        index = load_index(config.data.shard_folders, config.data.remote)
         splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
         specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
         # Everything a user may have got wrong is found before the first step of the first stage.
