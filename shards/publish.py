@@ -9,11 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -46,6 +44,7 @@ from shards.manifest import (
     file_sha256,
     write_manifest,
 )
+from shards.processes import end_with_parent
 from shards.schema import RATE_HZ, SCHEMA_VERSION, Rejection
 
 STATE_FOLDER = ".packing"
@@ -233,7 +232,7 @@ def _mapper(num_workers: int) -> Iterator[Callable[..., Iterable[ShardNote]]]:
         return
     # Not forkserver: a training in this process starts its readers from that one server, and sets it up for them.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     try:
         yield pool.map
     except BrokenProcessPool as error:
@@ -245,17 +244,9 @@ def _mapper(num_workers: int) -> Iterator[Callable[..., Iterable[ShardNote]]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _follow_parent() -> None:
-    """Make a worker end with its parent: a pool's workers outlive a killed one and wait for work forever."""
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_after(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 # ---------------------------------------------------------------- what is unusable

@@ -19,6 +19,7 @@ from shards.config import RemoteConfig
 from shards.errors import AudioError, RangeError, ShardError
 from shards.index import Index
 from shards.plan import Slot
+from shards.processes import end_with_parent
 from shards.request import ClipRange, SlotRequest, slot_request
 from shards.store import RangeReader
 
@@ -113,10 +114,11 @@ def start_reader_server() -> None:
             signal.signal(number, handler)
 
 
-def _ignore_stop_signals(_worker: int) -> None:
-    """Again in each reader: torch installs a SIGTERM handler of its own that ends it."""
+def _start_reader(_worker: int) -> None:
+    # Again in each reader: torch installs a SIGTERM handler of its own that ends it.
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def read_slots(
@@ -156,7 +158,7 @@ def read_slots(
         multiprocessing_context="forkserver",
         timeout=timeout_s,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_start_reader,
     )
     batches = iter(loader)
     while True:

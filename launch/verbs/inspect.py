@@ -20,9 +20,10 @@ _NUM_SHOWN = 10
 
 
 def inspect(
-    shards: Annotated[list[Path], typer.Argument(help="Shard folder, or several.")],
+    shards: Annotated[list[str], typer.Argument(help="Shard folder or URL, or several.")],
     verify: Annotated[bool, typer.Option("--verify", help="Re-read every byte and check every hash.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Also draw durations, labels and speakers into this folder.")] = None,
 ) -> None:
     """Show utterances, hours, speakers, labels, durations, missing metadata and duplicates."""
     from shards.errors import ShardError
@@ -34,8 +35,16 @@ def inspect(
     if verify:
         problems = verify_shards(shards)
         if problems:
+            for problem in problems[1:_NUM_SHOWN]:
+                print(f"also: {problem}", file=sys.stderr)
             raise ShardError(f"{problems[0]} (problem 1 of {len(problems)}); pack or copy the folder again")
-    found = survey(load_index(shards), [read_manifest(folder) for folder in shards])
+    index = load_index(shards)
+    found = survey(index, [read_manifest(folder) for folder in shards])
+    if png is not None:
+        from shards.figures import draw_survey
+
+        for path in draw_survey(found, index, png):
+            print(f"drew {path}", file=sys.stderr)
     if as_json:
         print(json.dumps({**asdict(found), "verified": verify}, ensure_ascii=False))
         return

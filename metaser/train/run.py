@@ -43,7 +43,7 @@ from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
 from shards.schema import RATE_HZ
-from shards.splits import SplitAssignment, assign_splits
+from shards.splits import SplitAssignment, assign_splits, duplicates_across
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +155,7 @@ class _Training:
         config = self.config
         index = load_index(config.data.shard_folders, config.data.remote)
         splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+        _warn_of_duplicates(index, splits)
         specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
         # Everything a user may have got wrong is found before the first step of the first stage.
         data = [stage_data(stage, specs, index, splits) for stage in config.stages]
@@ -322,6 +323,15 @@ class _Training:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         hours = float(index.duration_s.sum()) / 3600
         log.info("%d utterances, %.2f h; model of %.1f M parameters", len(index), hours, num_parameters / 1e6)
+
+
+def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
+    """Note in the protocol, and so in every report, how often a recording stands in two splits under two names."""
+    groups = duplicates_across(index, splits)
+    splits.protocol["num_recordings_in_two_splits"] = len(groups)
+    if groups:
+        keys = " = ".join(index.take(groups[0]).values("key"))
+        log.warning("%d recordings stand in more than one split, under different names: %s", len(groups), keys)
 
 
 def _append_environment(run: RunDir, info: DistInfo) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import soundfile as sf
+from matplotlib import image
 from tones import Tone, pack_items, tone, utterance
 
 from launch.verbs.inspect import inspect
@@ -85,3 +86,14 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path):
 def _metaser(*arguments):
     command = [sys.executable, "-m", "launch.cli", *map(str, arguments)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_inspect_draws_what_it_counts(tmp_path, capsys):
+    pack_items([tone(number) for number in range(12)], tmp_path / "shards")
+    inspect([str(tmp_path / "shards")], png=tmp_path / "figures")
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert drawn == ["durations.png", "labels.png", "speakers.png"]
+    for name in drawn:
+        pixels = image.imread(tmp_path / "figures" / name)
+        assert pixels[..., :3].std() > 0.05, f"{name} is empty"
+    assert capsys.readouterr().err.count("drew ") == 3

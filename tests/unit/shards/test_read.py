@@ -1,7 +1,10 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -180,3 +183,43 @@ def test_starting_readers_leaves_this_process_s_handlers_alone(index):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     list(read_slots(index, SLOTS[:1], num_workers=1, timeout_s=60))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from shards.index import load_index
+from shards.plan import Slot
+from shards.read import read_slots
+if __name__ == "__main__":
+    batches = read_slots(load_index([sys.argv[1]]), [Slot(np.arange(4))] * 1000, num_workers=2, timeout_s=60)
+    next(batches)
+    print("reading", flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_readers_end_with_a_process_that_is_killed(index, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    arguments = [sys.executable, str(script), str(tmp_path / "shards")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        out, _ = process.communicate(timeout=60)
+        assert out == b"reading\n"
+        deadline = time.monotonic() + 10
+        while group_lives(process.pid):
+            assert time.monotonic() < deadline, "readers or their server outlive the process that they read for"
+            time.sleep(0.05)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def group_lives(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
