@@ -250,6 +250,21 @@ def test_a_remote_file_that_ends_before_the_range_is_an_error_of_its_own(blob, o
     assert f"{blob} must have 20 bytes at {offset}, {why}" in str(short.value)
 
 
+def test_a_range_that_is_too_long_does_not_spoil_those_read_with_it(server, blob, tmp_path):
+    (tmp_path / "a.tar").write_bytes(BLOB)
+    config = quick(num_tries=2, cache_dir=str(tmp_path / "cache"))
+    for _ in range(2):
+        server.restart()
+        for place in (blob, str(tmp_path / "a.tar")):
+            ranges = [(place, 0, 10), (place, 4_990, 11), (place, 9_000, 5), (place, 10, 10)]
+            first, *short, last = RangeReader(config).read_many(ranges)
+            assert (first, last) == (BLOB[:10], BLOB[10:20])
+            assert [str(error).partition(",")[0] for error in short] == [
+                f"{place} must have 11 bytes at 4990",
+                f"{place} must have 5 bytes at 9000",
+            ]
+
+
 def test_a_host_that_is_not_there_is_one_sentence_after_all_tries():
     with FaultyServer({}) as gone:
         url = gone.url
