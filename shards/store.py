@@ -181,9 +181,9 @@ class RangeReader:
             RangeError: if the file ends before the range does.
             ShardError: if the bytes cannot be had.
         """
-        if is_url(place):
-            return _bytes_or_raise(self.read_many([(place, offset, num_bytes)], fresh=fresh)[0])
-        return _bytes_or_raise(self._read_local(place, offset, num_bytes))
+        if place in self._descriptors or not is_url(place):
+            return _bytes_or_raise(self._read_local(place, offset, num_bytes))
+        return _bytes_or_raise(self.read_many([(place, offset, num_bytes)], fresh=fresh)[0])
 
     def read_many(self, ranges: Sequence[tuple[str, int, int]], *, fresh: bool = False) -> list[bytes | RangeError]:
         """Return the bytes of several ranges (place, offset, length); remote ones are requested concurrently.
