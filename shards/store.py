@@ -125,7 +125,7 @@ def read_file(
         _check_size(place, size, num_bytes)
     pieces = [(place, start, min(PIECE_BYTES, size - start)) for start in range(0, size, PIECE_BYTES)]
     for number in range(NUM_READS):
-        data = b"".join(reader.read_many(pieces, fresh=number > 0 or sha256 is None))
+        data = b"".join(map(_bytes_or_raise, reader.read_many(pieces, fresh=number > 0 or sha256 is None)))
         if sha256 is None or hashlib.sha256(data).hexdigest() == sha256:
             break
     _check_hash(place, data, sha256)
@@ -181,28 +181,23 @@ class RangeReader:
             RangeError: if the file ends before the range does.
             ShardError: if the bytes cannot be had.
         """
-        if is_url(place):
-            return self.read_many([(place, offset, num_bytes)], fresh=fresh)[0]
-        try:
-            data = os.pread(self._descriptor(place), num_bytes, offset)
-        except OSError as error:
-            raise _unreadable(place, error) from error
-        if len(data) != num_bytes:
-            raise _too_short(place, offset, num_bytes, f"got {len(data)}")
-        return data
+        if place in self._descriptors or not is_url(place):
+            return _bytes_or_raise(self._read_local(place, offset, num_bytes))
+        return _bytes_or_raise(self.read_many([(place, offset, num_bytes)], fresh=fresh)[0])
 
-    def read_many(self, ranges: Sequence[tuple[str, int, int]], *, fresh: bool = False) -> list[bytes]:
+    def read_many(self, ranges: Sequence[tuple[str, int, int]], *, fresh: bool = False) -> list[bytes | RangeError]:
         """Return the bytes of several ranges (place, offset, length); remote ones are requested concurrently.
 
+        Where a file ends before its range does, the error stands in the range's place: the others are good.
+
         Raises:
-            RangeError: if a file ends before its range does.
-            ShardError: if the bytes of a range cannot be had.
+            ShardError: if the bytes of a range cannot be had for another reason.
         """
-        found: dict[int, bytes] = {}
+        found: dict[int, bytes | RangeError] = {}
         missing: list[int] = []
         for number, (place, offset, num_bytes) in enumerate(ranges):
             if not is_url(place):
-                found[number] = self.read(place, offset, num_bytes)
+                found[number] = self._read_local(place, offset, num_bytes)
             elif num_bytes == 0:
                 found[number] = b""
             elif self._cache and not fresh and (kept := self._cache.get(place, offset, num_bytes)) is not None:
@@ -212,7 +207,7 @@ class RangeReader:
         requests = [self._range_request(*ranges[number]) for number in missing]
         for number, data in zip(missing, self._ask(requests), strict=True):
             place, offset, _ = ranges[number]
-            if self._cache:
+            if self._cache and isinstance(data, bytes):
                 self._cache.put(place, offset, data)
             found[number] = data
         return [found[number] for number in range(len(ranges))]
@@ -233,6 +228,13 @@ class RangeReader:
         (info,) = self._ask([_Request(place, 0, 0, partial(_method(filesystem, "info"), path), check)])
         return int(info["size"])
 
+    def _read_local(self, path: str, offset: int, num_bytes: int) -> bytes | RangeError:
+        try:
+            data = os.pread(self._descriptor(path), num_bytes, offset)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return data if len(data) == num_bytes else _too_short(path, offset, num_bytes, f"got {len(data)}")
+
     def _range_request(self, place: str, offset: int, num_bytes: int) -> _Request:
         filesystem, path = self._filesystem(place)
         call = partial(_method(filesystem, "cat_file"), path, start=offset, end=offset + num_bytes)
@@ -248,7 +250,7 @@ class RangeReader:
 
     def _filesystem(self, place: str) -> tuple[Any, str]:
         """Return fsspec's file system for `place`, and its name there."""
-        # Late, because most training is local: importing fsspec and aiohttp takes 0.3 s.
+        # Late, because most training is local: importing fsspec and aiohttp takes 0.2 s.
         from fsspec.core import url_to_fs
 
         protocol = _protocol(place)
@@ -269,7 +271,13 @@ class RangeReader:
         return filesystem, path
 
     def _ask(self, requests: Sequence[_Request]) -> list[Any]:
-        """Return the reply to each request, asking again for those that failed and may not fail the next time."""
+        """Return the reply to each request, asking again for those that failed and may not fail the next time.
+
+        A file that is too short is a reply, too: the `RangeError` that says so.
+
+        Raises:
+            ShardError: if a request fails for good.
+        """
         if not requests:
             return []
         from fsspec.asyn import get_loop, sync
@@ -285,7 +293,7 @@ class RangeReader:
                 if failure is None:
                     replies[position] = result
                 elif failure.is_final or number == self._remote.num_tries:
-                    raise _error(request, failure, number)
+                    replies[position] = _error_or_raise(request, failure, number)
                 else:
                     failures[position] = failure
             pending = list(failures)
@@ -445,17 +453,23 @@ def _wrong_length(num_bytes: int, data: bytes) -> _Failure | None:
     return None if len(data) == num_bytes else _Failure(f"got {len(data)} bytes", is_short=True)
 
 
-def _error(request: _Request, failure: _Failure, number: int) -> ShardError:
+def _error_or_raise(request: _Request, failure: _Failure, number: int) -> RangeError:
     place, num_bytes, offset = _shown(request.place), request.num_bytes, request.offset
     if failure.is_short:
         return _too_short(place, offset, num_bytes, f"{failure.reason} (try {number})")
     if failure.is_final:
-        return ShardError(f"{place} must be readable, but: {failure.reason}")
+        raise ShardError(f"{place} must be readable, but: {failure.reason}")
     what = f"{num_bytes} bytes at {offset}" if num_bytes else "its size"
-    return ShardError(
+    raise ShardError(
         f"{place} must deliver {what}, but {number} tries failed, the last one with: {failure.reason}; check the "
         "network and the server, or raise remote.num_tries or remote.timeout_s"
     )
+
+
+def _bytes_or_raise(found: bytes | RangeError) -> bytes:
+    if isinstance(found, RangeError):
+        raise found
+    return found
 
 
 def _too_short(place: str, offset: int, num_bytes: int, found: str) -> RangeError:
