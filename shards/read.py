@@ -7,10 +7,11 @@ import hashlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
 
 import numpy as np
+from torch.multiprocessing import set_sharing_strategy
 from torch.utils.data import DataLoader, Dataset
 
 from shards.audio import decode_stored, pcm16, pcm_sha256
@@ -40,7 +41,7 @@ class SlotDataset(Dataset[Batch | ShardError]):
         wave_BT = np.zeros((len(lengths), max(lengths)), dtype=np.float32)
         valid, problems = [], []
         try:
-            stored = self._read_all(request.clips)
+            stored = self._ranges.read_many([(clip.place, clip.offset, clip.num_bytes) for clip in request.clips])
             for row, clip, data in zip(wave_BT, request.clips, stored, strict=True):
                 try:
                     self._decode(clip, data, row[: clip.num_samples])
@@ -53,34 +54,21 @@ class SlotDataset(Dataset[Batch | ShardError]):
             return error
         return as_batch(request.items, wave_BT, lengths, valid, problems)
 
-    def _read_all(self, clips: Sequence[ClipRange]) -> list[bytes | RangeError]:
-        """Return each clip's bytes, or the error of a shard that ends before them."""
-        try:
-            return list(self._ranges.read_many([(clip.place, clip.offset, clip.num_bytes) for clip in clips]))
-        except RangeError:
-            return [self._read_one(clip) for clip in clips]
-
-    def _read_one(self, clip: ClipRange, *, fresh: bool = False) -> bytes | RangeError:
-        try:
-            return self._ranges.read(clip.place, clip.offset, clip.num_bytes, fresh=fresh)
-        except RangeError as error:
-            return error
-
     def _decode(self, clip: ClipRange, data: bytes | RangeError, out: np.ndarray) -> None:
         """Decode into `out`; what a transfer has damaged is read again."""
         for number in range(1, self._ranges.num_reads(clip.place) + 1):
             if isinstance(data, RangeError):
                 raise data
             try:
-                _decode(clip, data, out)
+                _decode_verified(clip, data, out)
                 return
             except AudioError:
                 if number == self._ranges.num_reads(clip.place):
                     raise
-            data = self._read_one(clip, fresh=True)
+            data = self._ranges.read(clip.place, clip.offset, clip.num_bytes, fresh=True)
 
 
-def _decode(clip: ClipRange, data: bytes, out: np.ndarray) -> None:
+def _decode_verified(clip: ClipRange, data: bytes, out: np.ndarray) -> None:
     if clip.audio_sha256 is not None and hashlib.sha256(data).digest() != clip.audio_sha256:
         raise AudioError(
             f"its {clip.num_bytes} bytes at {clip.offset} are not the packed ones; run `metaser inspect --verify`"
@@ -118,6 +106,9 @@ def _start_reader(_worker: int) -> None:
     # Again in each reader: torch installs a SIGTERM handler of its own that ends it.
     for number in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # By default a batch is handed over as a descriptor that the receiver fetches from the reader, without a deadline: a
+    # reader that is stopped after its reply would hang the training.
+    set_sharing_strategy("file_system")
     end_with_parent()
 
 
