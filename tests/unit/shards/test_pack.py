@@ -14,6 +14,7 @@ import soundfile as sf
 from tones import Broken, Tone, folder_bytes, pack_items, reader, tone, utterance
 
 from shards.audio import AudioFile, decode_stored, pcm16, pcm_sha256
+from shards.corpora.base import CorpusReader
 from shards.errors import CorpusError, ShardError
 from shards.index import load_index
 from shards.manifest import read_manifest
@@ -151,6 +152,31 @@ def _group_lives(group):
     except ProcessLookupError:
         return False
     return True
+
+
+def _stop(num_done, num_all):
+    if num_done == num_all:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("licence", "progress", "error", "published"),
+    [
+        ("CC0-1.0", _stop, KeyboardInterrupt, []),
+        # Not text, which is noticed when the manifest is made: after the index, before the manifest.
+        (None, None, ValueError, ["index.parquet", "rejected.jsonl"]),
+    ],
+)
+def test_an_end_between_the_last_shard_and_the_manifest_costs_no_shard(tmp_path, licence, progress, error, published):
+    items = [tone(number) for number in range(10)]
+    pack_items(items, tmp_path / "whole")
+    out = tmp_path / "out"
+    corpus = CorpusReader("tones", "Tones", licence, "nobody", lambda source, seed: iter(items))
+    with pytest.raises(error):
+        pack_corpus(corpus, None, out, shard_utterances=4, progress=progress)
+    assert sorted(path.name for path in out.iterdir() if path.suffix != ".tar") == [STATE_FOLDER, *published]
+    assert pack_items(items, out).num_kept_shards == 3
+    assert folder_bytes(out) == folder_bytes(tmp_path / "whole")
 
 
 def test_a_finished_folder_is_left_alone(tmp_path):
@@ -423,6 +449,19 @@ def test_mixing_down_and_mixed_rates_are_told(tmp_path):
         "the sources have several sample rates (1 at 16000 Hz, 2 at 44100 Hz); all are brought to 16000 Hz",
     )
     assert load_index([tmp_path]).num_samples.tolist() == [1_600, 1_600, 1_600]
+
+
+def test_clipping_and_near_silence_are_told(tmp_path):
+    items = [
+        SourceUtterance(utterance("clipped"), Tone(300, amplitude=2.0)),
+        SourceUtterance(utterance("peak"), Tone(4_000, amplitude=1.0)),
+        SourceUtterance(utterance("quiet"), Tone(301, amplitude=0.0009)),
+        SourceUtterance(utterance("fine"), Tone(302)),
+    ]
+    assert pack_items(items, tmp_path).warnings == (
+        "1 of 4 utterances are clipped (3 or more samples at full scale)",
+        "1 of 4 utterances are all but silent (peak below -60 dB of full scale)",
+    )
 
 
 @pytest.mark.parametrize(("num_equal", "is_told"), [(11, True), (10, False)])

@@ -5,7 +5,7 @@ from tables import index_of
 
 from shards.config import LeaveOneOut, RandomSpeakers, StoredSplit
 from shards.errors import SplitError
-from shards.splits import assign_splits
+from shards.splits import assign_splits, duplicates_across
 
 
 def table(speakers, *, split=None, gender=None, session=None, corpus="c"):
@@ -106,3 +106,11 @@ def test_rows_of_an_unknown_split_are_refused():
     assignment = assign_splits(table(["a"], split=["train"]), [StoredSplit()])
     with pytest.raises(SplitError, match="got 'validation'"):
         assignment.rows("validation")
+
+
+def test_one_recording_in_two_splits_is_found_under_any_name():
+    digests = [bytes([number]) * 32 for number in (1, 2, 1, 3, 3)]
+    index = index_of(
+        speaker=["a", "b", "c", "d", "d"], split=["train", "train", "test", "dev", "dev"], pcm_sha256=digests
+    )
+    assert duplicates_across(index, assign_splits(index, [StoredSplit()])) == [[0, 2]]
