@@ -1,6 +1,6 @@
 """Our reader and webdataset's on the same shards, alternately in one process: records, batches, and resuming.
 
-    python bench/reader.py                # makes 5,531 clips of IEMOCAP-like lengths in a temporary folder first
+    python bench/reader.py                # makes 3,000 clips of IEMOCAP-like lengths in a temporary folder first
     python bench/reader.py --shards data/emodb
 
 Medians over the rounds and of the ratios within each round. One core, no reader processes. Clips are filtered noise,
@@ -186,7 +186,7 @@ def folder_of(shards: str | None, count: int) -> Iterator[Path]:
 
 def main(
     shards: Annotated[str | None, typer.Option(help="Shard folder to read instead of noise.")] = None,
-    count: Annotated[int, typer.Option(help="Clips to make.")] = 5_531,
+    count: Annotated[int, typer.Option(help="Clips to make.")] = 3_000,
 ) -> None:
     """Compare the two readers."""
     torch.set_num_threads(1)
