@@ -23,7 +23,7 @@ from shards.audio import decode, pcm16, pcm_sha256, prepare
 from shards.corpora.cells import CellError, metadata_in
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
-from shards.manifest import MANIFEST_NAME, Settings, ShardRecord, canonical_json, file_sha256
+from shards.manifest import MANIFEST_NAME, Settings, canonical_json
 from shards.pack import audio_objection, complete_folder
 from shards.publish import (
     AudioCounts,
@@ -33,13 +33,14 @@ from shards.publish import (
     Progress,
     ShardNote,
     locked,
+    note_of,
     package_versions,
     publish,
     run_jobs,
     summary_of,
     without_place,
 )
-from shards.schema import METADATA_FIELDS, RATE_HZ, SCHEMA_VERSION, Rejection, Utterance, is_key, make_key
+from shards.schema import METADATA_FIELDS, SCHEMA_VERSION, Rejection, Utterance, is_key, make_key
 
 ADOPTED = "wds"
 """What `metaser pack` calls this instead of a corpus."""
@@ -151,19 +152,7 @@ class _AdoptJob:
                 row, counts = found
                 rows.append(row)
         rows.sort(key=lambda row: row["key"])
-        return ShardNote(
-            stamp=self.stamp,
-            shard=ShardRecord(
-                name=self.name,
-                num_bytes=self.num_bytes,
-                sha256=file_sha256(self.path),
-                num_utterances=len(rows),
-                duration_s=sum(row["num_samples"] for row in rows) / RATE_HZ,
-            ),
-            rows=tuple(rows),
-            rejections=tuple(rejections),
-            audio=counts,
-        )
+        return note_of(self.path, self.stamp, rows, rejections, counts)
 
     def _row(self, sample: _Sample, counts: AudioCounts) -> tuple[dict[str, Any], AudioCounts] | Rejection:
         name = f"{self.path}: {sample.name}"

@@ -93,19 +93,22 @@ class _Columns:
     def take(self, name: str, rows: np.ndarray | None) -> pa.Array:
         """Return some rows of a column, or all."""
         pieces, starts = self._pieces(name)
-        wide = _wide(INDEX_SCHEMA.field(name).type)
         if rows is None:
+            wide = _wide(INDEX_SCHEMA.field(name).type)
             return pa.concat_arrays([pa.array([], wide), *(piece.cast(wide) for piece in pieces)])
+        if len(pieces) == 1:
+            return pieces[0].take(pa.array(rows))
         piece_of = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(piece_of, kind="stable")
-        bounds = np.searchsorted(piece_of[order], np.arange(len(pieces) + 1))
-        taken = [pa.array([], wide)]
-        for number, (start, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-            if start < end:
-                places = pa.array(rows[order[start:end]] - starts[number])
-                taken.append(pieces[number].take(places).cast(wide))
+        cuts = np.flatnonzero(np.diff(piece_of[order])) + 1
+        taken = [pa.array([], INDEX_SCHEMA.field(name).type)]
+        for part in np.split(order, cuts) if len(rows) else []:
+            number = piece_of[part[0]]
+            taken.append(pieces[number].take(pa.array(rows[part] - starts[number])))
         place_of = np.empty(len(rows), np.int64)
         place_of[order] = np.arange(len(rows))
+        if len(rows) > _ROWS_PER_GROUP:
+            taken = [piece.cast(_wide(piece.type)) for piece in taken]
         return pa.concat_arrays(taken).take(pa.array(place_of))
 
     def numbers(self, name: str) -> np.ndarray:

@@ -26,10 +26,8 @@ from shards.manifest import (
     MANIFEST_NAME,
     REJECTED_NAME,
     Settings,
-    ShardRecord,
     atomic_file,
     canonical_json,
-    file_sha256,
     read_manifest,
 )
 from shards.publish import (
@@ -42,6 +40,7 @@ from shards.publish import (
     ShardNote,
     as_error,
     locked,
+    note_of,
     nothing_left,
     package_versions,
     publish,
@@ -239,19 +238,7 @@ class _PackJob:
                     continue
                 rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
                 counts = counts.plus(1 if samples.ndim == 1 else samples.shape[1], rate_hz, pcm)
-        return ShardNote(
-            stamp=self.stamp,
-            shard=ShardRecord(
-                name=self.name,
-                num_bytes=self.path.stat().st_size,
-                sha256=file_sha256(self.path),
-                num_utterances=len(rows),
-                duration_s=sum(row["num_samples"] for row in rows) / RATE_HZ,
-            ),
-            rows=tuple(rows),
-            rejections=tuple(rejections),
-            audio=counts,
-        )
+        return note_of(self.path, self.stamp, rows, rejections, counts)
 
 
 def _plan(corpus: str, items: Sequence[SourceUtterance], out: Path, settings: Settings) -> list[_PackJob]:

@@ -110,6 +110,25 @@ class ShardNote(Section):
     audio: AudioCounts
 
 
+def note_of(
+    path: Path, stamp: str, rows: Sequence[dict[str, Any]], rejections: Sequence[Rejection], audio: AudioCounts
+) -> ShardNote:
+    """Return the note about the finished tar at `path`."""
+    return ShardNote(
+        stamp=stamp,
+        shard=ShardRecord(
+            name=path.name,
+            num_bytes=path.stat().st_size,
+            sha256=file_sha256(path),
+            num_utterances=len(rows),
+            duration_s=sum(row["num_samples"] for row in rows) / RATE_HZ,
+        ),
+        rows=tuple(rows),
+        rejections=tuple(rejections),
+        audio=audio,
+    )
+
+
 class ShardJob(Protocol):
     """One shard to write or to read through; must be picklable."""
 

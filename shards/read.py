@@ -108,7 +108,7 @@ def _start_reader(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # By default a batch is handed over as a descriptor that the receiver fetches from the reader, without a deadline: a
     # reader that is stopped after its reply would hang the training.
-    set_sharing_strategy("file_system")
+    set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     end_with_parent()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,8 +11,7 @@ from shards.index import Index
 from shards.plan import Slot
 
 
-@dataclass(frozen=True)
-class ClipRange:
+class ClipRange(NamedTuple):
     """Where one clip's bytes lie, and what they must be."""
 
     key: str
