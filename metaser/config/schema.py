@@ -244,7 +244,7 @@ class ParallelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak_tflops: PositiveFloat | None = None
     """What one device can do in this precision, in 1e12 operations a second; given, `mfu` is logged."""
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default={})
     """DeepSpeed settings laid over those that MetaSER writes (`zero1` to `zero3`), as in its JSON."""
 
     @model_validator(mode="after")

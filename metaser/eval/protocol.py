@@ -46,7 +46,8 @@ def evaluate_run_split(
     """Judge the run's best model on `split` and write the report to `folder` (default: `report/`).
 
     Each task is judged on what any stage's filter admits, the main task on what the last stage's does.
-    `at_boundary` is called between batches. Returns the report on every process; None, with a message, if the split is empty.
+    `at_boundary` is called between batches. Returns the report on every process; None, with a message, if the split is
+    empty.
 
     Raises:
         RunError: if the run has no best model yet.

@@ -107,7 +107,8 @@ class Processes:
         export_place(self.info)
         if self.info.num_processes == 1 and not dist.is_initialized():
             # Nobody else to meet: no address is needed.
-            dist.init_process_group(backend, store=torch.distributed.distributed_c10d.HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
         # `cpu=True` would replace DeepSpeed by DDP, silently.
         accelerator = Accelerator(
             mixed_precision="no",
@@ -329,7 +330,7 @@ class Engine:
         return full if self.processes.info.is_main else {}
 
     def load_average_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what any engine's `average_state` returned; parameters that are not in it keep what they start with."""
+        """Restore what any engine's `average_state` returned; what is not in it keeps what it starts with."""
         for name in self._average.keys() & tensors.keys():
             whole = tensors[name].to(self.processes.device)
             self._average[name].copy_(self._part(self.trainable[name], whole))

@@ -27,8 +27,8 @@ def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> floa
 def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage: StageConfig) -> torch.optim.AdamW:
     """Return AdamW over `trainable` (by parameter name).
 
-    Each group carries its peak rate as `peak_lr`, and as `kind` the learning rate's name in the experiment. Vectors and scalars (biases, norms, ARI's coefficients) are not
-    decayed.
+    Each group carries its peak rate as `peak_lr`, and as `kind` that rate's name in the experiment. Vectors and scalars
+    (biases, norms, ARI's coefficients) are not decayed.
     """
     scalars = {id(parameter) for parameter in model.ari.scalar_parameters().values()}
     rates = stage.learning_rate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,7 +62,6 @@ def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda
         "gradient_clipping": 0.0,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
-        "sparse_gradients": False,
         # torch's AdamW everywhere, offloaded or not: the same arithmetic as without DeepSpeed, and nothing to compile.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -113,6 +113,11 @@ def choose_device(*, use_cuda: bool) -> None:
         from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
         set_accelerator(CPU_Accelerator())
+        from deepspeed import ops
+
+        # Its all-reduce in shared memory needs a compiler, and waits for ever when a process has died; gloo does not.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
@@ -171,7 +176,7 @@ class ZeroEngine(Engine):
         """Return the full float32 weights, on the main process only; every process must call this."""
         if self._stage < 3:
             return super().model_state()
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         full: dict[str, Tensor] = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
