@@ -68,6 +68,9 @@ stages:
 parallel: {device: cpu}
 """
 
+EXACT = ("model.encoder.dropout=0", "model.coattention.dropout=0", "model.head_dropout=0")
+"""Dropout draws from each slot's own generator, and slots are cut by the number of processes."""
+
 
 @dataclass(frozen=True)
 class Speech:
@@ -162,12 +165,15 @@ def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def start_server() -> None:
+def start_server(*, with_deepspeed: bool = False) -> None:
     """Start the server that processes are forked from, with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    ours = ["launch.cli", "launch.console", "metaser.predict", "metaser.train.run", "shards.pack"]
     # Python 3.11's server does not know pytest's sys.path, so that it cannot import this module itself.
-    context.set_forkserver_preload([*ours, "metaser.train.zero", "deepspeed", "tensorboard", "matplotlib.pyplot"])
+    modules = ["launch.cli", "launch.console", "metaser.predict", "metaser.train.run", "shards.pack", "tensorboard"]
+    modules += ["matplotlib.pyplot", "sklearn.metrics"]
+    if with_deepspeed:
+        modules += ["deepspeed", "metaser.train.zero", "deepspeed.runtime.zero.muon.muon_optimizer"]
+    context.set_forkserver_preload(modules)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def log_mel(wave_BT: Float[Tensor, "B T"], real_BT: Bool[Tensor, "B T"], num_mel
     frames_BMT = (wave_BT * torch.rsqrt(power_B1 + 1e-10)).unfold(1, WINDOW_SAMPLES, HOP_SAMPLES)
     window_T = torch.as_tensor(_window(), device=wave_BT.device)
     spectrum_BMS = torch.fft.rfft(frames_BMT * window_T, n=_FFT_SAMPLES).abs().square()
-    energy_BMF = spectrum_BMS @ torch.as_tensor(_mel_filters(num_mels), device=wave_BT.device)
+    energy_BMF = spectrum_BMS @ torch.as_tensor(_mel_filters(num_mels)).to(spectrum_BMS)
     return (torch.log(energy_BMF + _FLOOR) - _CENTRE) / _SPREAD
 
 

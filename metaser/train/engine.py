@@ -30,6 +30,7 @@ from metaser.errors import RunError, TrainingError
 from metaser.model.encoder import FrameMasks
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.train.timing import StepClock
+from metaser.train.watch import BEAT_S, Watch
 from shards.batch import Batch
 from shards.errors import InputError
 
@@ -86,6 +87,40 @@ class Processes:
         self._group: dist.ProcessGroup | None = None
         if info.num_processes > 1:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._watch: Watch | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch each other inside; a process that dies ends all, with its name and its last words.
+
+        Raises:
+            TrainingError: in place of what an operation with a dead process raises.
+        """
+        if self.info.num_processes == 1:
+            yield
+            return
+        watch = self._watch = Watch(self.info)
+        try:
+            yield
+            self.wait()
+            watch.stop()
+        except RuntimeError as error:
+            # A collective operation broke, probably: the watch knows within seconds whether someone died.
+            death = watch.death(timeout_s=2 * BEAT_S)
+            watch.announce(f"{type(error).__name__}: {error}", death=death)
+            if death is None:
+                raise
+            raise TrainingError(str(death)) from error
+        except BaseException as error:
+            watch.announce(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._watch = None
+
+    def note(self, position: str) -> None:
+        """Say where this process stands, for the others to report should it be killed."""
+        if self._watch is not None:
+            self._watch.note(position)
 
     def _join(self, *, use_cuda: bool) -> Accelerator:
         backend = "nccl" if use_cuda else "gloo"

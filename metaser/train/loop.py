@@ -87,6 +87,7 @@ class StageLoop:
         """Do the next step; return whether any process was asked to stop."""
         runner, state = self.runner, self.state
         step = state.step + 1
+        runner.engine.processes.note(f"in step {step} of stage {state.stage}")
         if self.profiler is not None:
             self.profiler.before_step()
         runner.engine.clock.take()

@@ -72,7 +72,7 @@ def train(
         lock: RunLock | None = None
         try:
             lock = _open_run(run, config, processes, resume)
-            with _logging_to(run, is_main=info.is_main):
+            with _logging_to(run, is_main=info.is_main), processes.watching():
                 log.info("%d process(es) on %s, %s", info.num_processes, processes.device, processes.strategy)
                 done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
                 if not done:
