@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -153,10 +154,11 @@ class ZeroEngine(Engine):
         # DeepSpeed clips, and skips a norm that is not finite.
         self._deepspeed.step()
         self._gather_small()
-        norm = float(self._zero._global_grad_norm)
-        if not self._zero.overflow:
-            self._update_average()
-        return norm
+        if self._zero.overflow:
+            # ZeRO 3 leaves the last step's norm where it was.
+            return math.inf
+        self._update_average()
+        return float(self._zero._global_grad_norm)
 
     def discard_gradients(self) -> None:
         """Not possible here.
@@ -214,8 +216,10 @@ class ZeroEngine(Engine):
         Raises:
             TrainingError: if it does not belong to this stage's parameters.
         """
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
+        # ZeRO 3's own cutting of a whole tensor fails where its size is no multiple of the number of processes.
+        write = safe_set_full_optimizer_state if self._stage < 3 else safe_set_local_optimizer_state
         self._refuse_foreign(tensors)
         if not tensors:
             return
@@ -229,7 +233,7 @@ class ZeroEngine(Engine):
         self._link_states()
         for name, parameter in self.trainable.items():
             for key in ("exp_avg", "exp_avg_sq"):
-                safe_set_full_optimizer_state(parameter, tensors[f"{name}.{key}"].to(self.processes.device), key)
+                write(parameter, self._part(parameter, tensors[f"{name}.{key}"].to(self.processes.device)), key)
 
     def _flat_partitions(self) -> list[Tensor]:
         """Return this process's part of the float32 weights, flat, one tensor per group: what the optimizer sees."""
