@@ -270,9 +270,12 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of this slot's share of the step's loss."""
-        # Processes are averaged over, hence the factor.
+        # Processes are averaged over, hence the factor. An infinite loss may have finite gradients: NaN instead reaches
+        # all processes, which then skip the step alike.
+        num_processes = loss.new_tensor(float(self.processes.info.num_processes))
+        factor = torch.where(loss.detach().isfinite(), num_processes, torch.nan)
         with self.clock.part("backward"):
-            self._backward(loss * self.processes.info.num_processes)
+            self._backward(loss * factor)
 
     def step(self) -> float:
         """Clip, update and clear the gradients; return their norm. A norm that is not finite leaves the weights alone.
