@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -50,6 +51,8 @@ class Tracker:
     def __init__(self, run: RunDir, *, stage: int, step: int) -> None:
         """Continue after the 1-based `stage` and its `step` (0: before its first), dropping what lies beyond."""
         self._run = run
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._leave_to_next_call
         with writing(run.metrics):
             kept = _cut_back(run.metrics, stage, step)
             # Unbuffered: what a full disk refused is not tried again when the file is closed.
@@ -71,9 +74,15 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and close both files."""
+        threading.excepthook = self._excepthook
         self._file.close()
         with writing(self._run.tensorboard):
             self._writer.close()
+
+    def _leave_to_next_call(self, found: threading.ExceptHookArgs) -> None:
+        """Print no traceback of TensorBoard's thread when the disk is full: its next call raises the same."""
+        if not (issubclass(found.exc_type, OSError) and type(found.thread).__module__.startswith("tensorboard.")):
+            self._excepthook(found)
 
     def _to_tensorboard(self, line: Line) -> None:
         stage, step = line["stage"], line["step"]

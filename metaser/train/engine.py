@@ -193,17 +193,18 @@ class Processes:
         Raises:
             RunError: on every process, if the main process's action raised an error of the caller's.
         """
-        result: T | None = None
-        refusal: str | None = None
         if self.info.is_main:
             try:
                 result = action()
             except InputError as error:
-                refusal = str(error)
-        refusal = self.from_main(refusal)
+                self.from_main(str(error))
+                raise
+            self.from_main(None)
+            return result
+        refusal: str | None = self.from_main(None)
         if refusal is not None:
             raise RunError(refusal)
-        return result
+        return None
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -419,6 +420,8 @@ def build_engine(
     parallel = processes.parallel
     model.encoder.gradient_checkpointing = parallel.activation_checkpointing
     if parallel.compile_layers:
+        # Every recompilation with its reason, on stderr: one for training, evaluation and a single utterance is normal.
+        torch._logging.set_logs(recompiles=True)
         model.encoder.compile_layers()
     kind = Engine
     if processes.strategy.startswith("zero"):

@@ -368,13 +368,26 @@ def _git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "diff": git("diff", "HEAD", "--", str(folder.parent))}
 
 
+class _RunLog(logging.FileHandler):
+    """Ends the training, as any other file would, when the disk refuses; logging itself would print a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with writing(Path(self.baseFilename)):
+            raise error
+
+
 @contextmanager
 def _logging_to(run: RunDir, *, is_main: bool) -> Iterator[None]:
     """Send the package's messages to the run's log while training; other processes only warn."""
     if not is_main:
         yield
         return
-    handler = logging.FileHandler(run.log)
+    with writing(run.log):
+        handler = _RunLog(run.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     packages = [logging.getLogger(name) for name in ("metaser", "shards")]
     levels = [package.level for package in packages]
