@@ -21,7 +21,7 @@ bench: .venv/all-ready
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 reliability: .venv/all-ready
-	$(BIN)/python -m pytest -m distributed
+	$(BIN)/python -m pytest -m "distributed or reliability"
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

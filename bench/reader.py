@@ -3,8 +3,8 @@
     python bench/reader.py                # makes 2,000 clips of IEMOCAP-like lengths in a temporary folder first
     python bench/reader.py --shards data/emodb
 
-Medians over the rounds and of the ratios within each round, per second of this process's CPU time: files lie in the page
-cache, and other work on the machine must not count. No reader processes. Clips are filtered noise, which FLAC
+Medians over the rounds and of the ratios within each round, per second of this process's CPU time: files lie in the
+page cache, and other work on the machine must not count. No reader processes. Clips are filtered noise, which FLAC
 compresses about as well as speech.
 """
 

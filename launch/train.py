@@ -29,6 +29,9 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved experiment and stop.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps of every stage into the run's folder `profile`.")
+    ] = False,
 ) -> None:
     """Train every stage of an experiment, then evaluate; continues where it was interrupted."""
     from metaser.config.load import dump_experiment, load_experiment
@@ -42,11 +45,13 @@ def train(
     from metaser.distributed import dist_info
 
     info = dist_info(expected_num_processes=experiment.parallel.expected_num_processes)
-    if start_training(experiment, info, resume) and info.is_main:
+    if start_training(experiment, info, resume, profile=profile) and info.is_main:
         show_report(experiment.output_dir, experiment.main_task)
 
 
-def start_training(experiment: ExperimentConfig, info: DistInfo, resume: Literal["auto", "never"]) -> bool:
+def start_training(
+    experiment: ExperimentConfig, info: DistInfo, resume: Literal["auto", "never"], *, profile: bool = False
+) -> bool:
     """Train in this process, showing progress; return False when stopped on request."""
     from launch.console import show_training
     from metaser.distributed import die_with_parent
@@ -55,7 +60,7 @@ def start_training(experiment: ExperimentConfig, info: DistInfo, resume: Literal
     if info.num_processes > 1:
         die_with_parent()
     with show_training(experiment, info) as on_metrics:
-        return run_training(experiment, info, resume=resume, on_metrics=on_metrics)
+        return run_training(experiment, info, resume=resume, on_metrics=on_metrics, profile=profile)
 
 
 if __name__ == "__main__":

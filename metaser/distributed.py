@@ -55,6 +55,12 @@ def dist_info(environment: Mapping[str, str] = os.environ, *, expected_num_proce
     return info
 
 
+def export_place(info: DistInfo) -> None:
+    """Tell libraries that ask the environment (DeepSpeed) what `dist_info` found out."""
+    place = {"RANK": info.rank, "WORLD_SIZE": info.num_processes, "LOCAL_RANK": info.local_rank}
+    os.environ.update({name: str(value) for name, value in place.items()})
+
+
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its launcher dies (Linux): `accelerate launch` would orphan it."""
     pr_set_pdeathsig = 1

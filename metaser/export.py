@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from metaser.model.metaser import MetaSERModel
+from metaser.rundir import writing
 
 
 def export_model(model: MetaSERModel, folder: Path, *, card: str) -> None:
     """Write `config.json`, `model.safetensors` and `README.md` (`card`) to `folder`, replacing what is there.
 
     The folder appears whole: a reader sees the old model or the new one.
+
+    Raises:
+        RunError: if the disk refuses; what was there stays.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     replaced = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    (temporary / "README.md").write_text(card)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    temporary.rename(folder)
+    with writing(folder):
+        model.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -6,8 +6,12 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from metaser.errors import RunError
 
@@ -53,6 +57,16 @@ class RunDir:
         """The evaluation on the test split."""
         return self.root / "report"
 
+    @property
+    def profile(self) -> Path:
+        """Traces and tables of `metaser train --profile`."""
+        return self.root / "profile"
+
+    @property
+    def keys(self) -> Path:
+        """Which utterances each process read in each step, if the experiment asks for it."""
+        return self.root / "keys"
+
     def checkpoints(self, stage: int) -> Path:
         """The checkpoints of the 1-based `stage`."""
         return self.root / f"stage{stage}" / "checkpoints"
@@ -60,6 +74,22 @@ class RunDir:
     def is_run(self) -> bool:
         """Return whether a training has started here."""
         return self.config.is_file()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence that `path` cannot be written.
+
+    Raises:
+        RunError: if the disk refuses (full, read-only).
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{path} cannot be written: {error}; earlier checkpoints are complete, free the disk and start again to "
+            "continue"
+        ) from error
 
 
 def existing_run(path: str | Path) -> RunDir:

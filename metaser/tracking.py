@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from metaser.errors import RunError
-from metaser.rundir import RunDir
+from metaser.rundir import RunDir, writing
 
 Line = dict[str, Any]
 
@@ -40,30 +42,47 @@ def read_metrics(path: Path) -> Iterator[Line]:
 
 
 class Tracker:
-    """Writes the lines of one run; only the main process has one."""
+    """Writes the lines of one run; only the main process has one.
+
+    Raises:
+        RunError: from every method, if the disk refuses.
+    """
 
     def __init__(self, run: RunDir, *, stage: int, step: int) -> None:
         """Continue after the 1-based `stage` and its `step` (0: before its first), dropping what lies beyond."""
-        kept = [line for line in read_metrics(run.metrics) if (line["stage"], line["step"]) <= (stage, step)]
-        _write_lines(run.metrics, kept)
-        shutil.rmtree(run.tensorboard, ignore_errors=True)
-        self._writer = SummaryWriter(str(run.tensorboard), flush_secs=10)
+        self._run = run
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._leave_to_next_call
+        with writing(run.metrics):
+            kept = _cut_back(run.metrics, stage, step)
+            # Unbuffered: what a full disk refused is not tried again when the file is closed.
+            self._file = run.metrics.open("ab", buffering=0)
         self._stage_offsets: dict[int, int] = {}
         self._last_step = 0
-        for line in kept:
-            self._to_tensorboard(line)
-        self._file = run.metrics.open("a")
+        with writing(run.tensorboard):
+            shutil.rmtree(run.tensorboard, ignore_errors=True)
+            self._writer = SummaryWriter(str(run.tensorboard), flush_secs=10)
+            for line in kept:
+                self._to_tensorboard(line)
 
     def log(self, line: Line) -> None:
         """Write one line; `stage` and `step` must be in it."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        self._to_tensorboard(line)
+        with writing(self._run.metrics):
+            _append(self._file, line)
+        with writing(self._run.tensorboard):
+            self._to_tensorboard(line)
 
     def close(self) -> None:
         """Flush and close both files."""
+        threading.excepthook = self._excepthook
         self._file.close()
-        self._writer.close()
+        with writing(self._run.tensorboard):
+            self._writer.close()
+
+    def _leave_to_next_call(self, found: threading.ExceptHookArgs) -> None:
+        """Print no traceback of TensorBoard's thread when the disk is full: its next call raises the same."""
+        if not (issubclass(found.exc_type, OSError) and type(found.thread).__module__.startswith("tensorboard.")):
+            self._excepthook(found)
 
     def _to_tensorboard(self, line: Line) -> None:
         stage, step = line["stage"], line["step"]
@@ -71,6 +90,47 @@ class Tracker:
         self._last_step = offset + step
         for name, value in _scalars({key: value for key, value in line.items() if key not in ("stage", "step")}):
             self._writer.add_scalar(f"stage{stage}/{name}", value, self._last_step)
+
+
+class KeyLog:
+    """Which utterances one process read in each step: `keys/rank-0.jsonl`, cut back like the metrics."""
+
+    def __init__(self, run: RunDir, rank: int) -> None:
+        """Continue the log of process `rank`; `cut_back_keys` must have run."""
+        self._path = run.keys / f"rank-{rank}.jsonl"
+        with writing(self._path):
+            run.keys.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+
+    def write(self, stage: int, step: int, keys: list[str]) -> None:
+        """Write what was read in the 1-based `step` of the 1-based `stage`."""
+        with writing(self._path):
+            _append(self._file, {"stage": stage, "step": step, "keys": keys})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def cut_back_keys(run: RunDir, *, stage: int, step: int) -> None:
+    """Drop what all processes' key logs hold beyond the 1-based `stage` and its `step`."""
+    for path in sorted(run.keys.glob("rank-*.jsonl")):
+        with writing(path):
+            _cut_back(path, stage, step)
+
+
+def _append(file: FileIO, line: Line) -> None:
+    data = (json.dumps(line) + "\n").encode()
+    written = file.write(data)
+    if written != len(data):
+        # A nearly full disk takes a part; the next write says why.
+        file.write(data[written:])
+
+
+def _cut_back(path: Path, stage: int, step: int) -> list[Line]:
+    kept = [line for line in read_metrics(path) if (line["stage"], line["step"]) <= (stage, step)]
+    _write_lines(path, kept)
+    return kept
 
 
 def _scalars(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

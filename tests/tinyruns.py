@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from tones import pack_items
 
-from launch.cli import main
+from launch.cli import exit_with_code, main
+from launch.train import train as train_verb
 from metaser.config.load import load_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
@@ -72,6 +74,8 @@ AUGMENTED = tuple(
     for name in ("speed", "reverberation", "noise", "gain", "band_limit", "vtlp")
 )
 """Overrides that switch every augmentation on."""
+EXACT = ("model.encoder.dropout=0", "model.coattention.dropout=0", "model.head_dropout=0")
+"""Dropout draws from each slot's own generator, and slots are cut by the number of processes."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,15 @@ def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def start_server() -> None:
+def start_server(*, with_deepspeed: bool = False) -> None:
     """Start the server that processes are forked from, with everything imported."""
     context = multiprocessing.get_context("forkserver")
-    ours = ["launch.cli", "launch.console", "metaser.predict", "metaser.train.run", "shards.pack"]
     # Python 3.11's server does not know pytest's sys.path, so that it cannot import this module itself.
-    context.set_forkserver_preload([*ours, "tensorboard", "matplotlib.pyplot"])
+    modules = ["launch.cli", "launch.console", "metaser.predict", "metaser.train.run", "shards.pack", "tensorboard"]
+    modules += ["matplotlib.pyplot", "sklearn.metrics"]
+    if with_deepspeed:
+        modules += ["deepspeed", "metaser.train.zero", "deepspeed.runtime.zero.muon.muon_optimizer"]
+    context.set_forkserver_preload(modules)
 
 
 @contextmanager
@@ -223,3 +230,75 @@ def read_json(path: Path) -> dict[str, object]:
     """Return the JSON object in `path`."""
     values: dict[str, object] = json.loads(path.read_text())
     return values
+
+
+# ---------------------------------------------------------------- several processes
+
+
+class Ranks:
+    """Processes that train together, forked from the server; none outlives the block."""
+
+    def __init__(self, processes: list[BaseProcess], folder: Path) -> None:
+        self.processes = processes
+        self.folder = folder
+
+    def join(self, timeout_s: float = TIMEOUT_S) -> list[int | None]:
+        """Wait for all, and return their exit codes."""
+        deadline = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in self.processes]
+
+    def said(self) -> str:
+        """Return what all of them wrote to stdout and stderr."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob("rank-*.txt")))
+
+
+@contextmanager
+def ranks(count: int, target: Callable[..., object], *arguments: object, folder: Path) -> Iterator[Ranks]:
+    """Run `target(*arguments)` in `count` processes as a launcher would start them; their output goes to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=_rank, args=(rank, count, port, folder, target, arguments)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield Ranks(processes, folder)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _rank(
+    rank: int, count: int, port: int, folder: Path, target: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
+    descriptor = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    if count > 1:
+        place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+    exit_with_code(lambda: target(*arguments))
+
+
+def _train_command(arguments: list[str]) -> None:
+    os.environ["COLUMNS"] = "300"
+    train_verb(arguments[0], arguments[1:])
+
+
+def training(count: int, yaml: Path, *overrides: str, folder: Path) -> AbstractContextManager[Ranks]:
+    """Train in `count` processes, as `metaser train YAML OVERRIDES` under a launcher."""
+    return ranks(count, _train_command, [str(yaml), *overrides], folder=folder)
+
+
+def train_ranks(count: int, yaml: Path, run: Path, *overrides: str) -> Path:
+    """Train to the end in `count` processes and return the run's folder."""
+    with training(count, yaml, f"output_dir={run}", *overrides, folder=run.with_name(f"{run.name}-said")) as job:
+        assert job.join() == [0] * count, job.said()
+    return run

@@ -6,7 +6,7 @@ Where a job runs (nodes, GPUs, time) is not part of an experiment.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -215,6 +215,9 @@ class StageConfig(Section):
     max_grad_norm: PositiveFloat = 1.0
     eval_every_steps: PositiveInt = 100
     save_every_steps: PositiveInt = 200
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Judge, hand on and export an exponential moving average of the weights instead of the weights themselves; each
+    step keeps this share of it (0.999 averages over about 1,000 steps)."""
     select: str = "loss"
     """Dev metric that chooses the weights handed on: `loss` (weighted dev loss, lowest), or `TASK.METRIC`
     (e.g. `emotion.ua`, highest)."""
@@ -231,15 +234,41 @@ class StageConfig(Section):
         return self
 
 
+Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
+
+
 class ParallelConfig(Section):
     """How the work is spread; may change between runs that continue one another."""
 
-    strategy: Literal["auto"] = "auto"
-    """`auto` is a single process, or DDP when a launcher started several."""
+    strategy: Literal["auto"] | Strategy = "auto"
+    """`single`: one process. `ddp`: every process holds everything. `zero1`: optimizer states are spread over the
+    processes, `zero2`: gradients too, `zero3`: weights too (DeepSpeed; any number of processes, one as well).
+    `auto`: `single`, or `ddp` when a launcher started several."""
+    offload: Literal["none", "cpu"] = "none"
+    """`cpu` keeps the optimizer in the computer's memory (`zero2`, `zero3`), and the weights too (`zero3`)."""
     precision: Literal["float32", "bf16"] = "float32"
+    activation_checkpointing: bool = False
+    """Compute the encoder layers' activations again in the backward pass instead of keeping them."""
+    compile_layers: bool = False
+    """Compile the encoder layers (torch.compile, once for all lengths)."""
     expected_num_processes: PositiveInt | None = None
     """Refuse to start on any other number of processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    peak_tflops: PositiveFloat | None = None
+    """What one device can do in this precision, in 1e12 operations a second; given, `mfu` is logged."""
+    extra: dict[str, Any] = Field(default={})
+    """DeepSpeed settings laid over those that MetaSER writes (`zero1` to `zero3`), as in its JSON."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ParallelConfig:
+        if self.offload == "cpu" and self.strategy not in ("zero2", "zero3"):
+            raise ValueError(f"offload 'cpu' needs strategy 'zero2' or 'zero3', got {self.strategy!r}; change one")
+        if self.extra and not self.strategy.startswith("zero"):
+            raise ValueError(
+                f"extra holds settings of DeepSpeed, which strategy {self.strategy!r} does not use, got "
+                f"{sorted(self.extra)}; choose 'zero1' to 'zero3' or leave them out"
+            )
+        return self
 
 
 class CheckpointConfig(Section):
@@ -261,6 +290,8 @@ class ExperimentConfig(Section):
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     parallel: ParallelConfig = ParallelConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    log_keys: bool = False
+    """Write which utterances each process read in each step to `keys/` in the run."""
     max_skipped_steps: PositiveInt = 20
     """Non-finite steps in a row that stop the run."""
 

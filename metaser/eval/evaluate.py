@@ -58,7 +58,8 @@ def evaluate(
         if batch.problems:
             raise ShardError(f"evaluation needs every utterance, but {batch.problems[0]}")
         at_boundary()
-        with torch.inference_mode():
+        # Not inference_mode: ZeRO 3 would keep weights gathered in it, which cannot train afterwards.
+        with torch.no_grad():
             on_device = batch.to(processes.device)
             output = forward(on_device)
         if bool(batch.valid_B.all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
-from metaser.rundir import RunDir
+from metaser.rundir import RunDir, writing
 from metaser.tracking import read_metrics
 from metaser.train.engine import Processes
 from metaser.train.stage import select_utterances
@@ -40,11 +41,13 @@ def evaluate_run_split(
     *,
     split: str = "test",
     folder: Path | None = None,
+    at_boundary: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Judge the run's best model on `split` and write the report to `folder` (default: `report/`).
 
     Each task is judged on what any stage's filter admits, the main task on what the last stage's does.
-    Returns the report on every process; None, with a message, if the split is empty.
+    `at_boundary` is called between batches. Returns the report on every process; None, with a message, if the split is
+    empty.
 
     Raises:
         RunError: if the run has no best model yet.
@@ -67,7 +70,7 @@ def evaluate_run_split(
             output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
         return output
 
-    results = evaluate(forward, specs, part, config.data, processes)
+    results = evaluate(forward, specs, part, config.data, processes, at_boundary=at_boundary)
     main_keys = set(of_split.take(by_stage[-1]).values("key"))
     results = [result if result.key in main_keys else _without_task(result, config.main_task) for result in results]
     report = build_report(
@@ -78,11 +81,14 @@ def evaluate_run_split(
         protocol=splits.protocol,
         run={"folder": run.root.name, "seed": config.seed},
     )
-    if processes.info.is_main:
-        folder = folder or run.report
-        write_report(folder, report, results, specs)
-        write_figures(folder, run, model, report)
-    processes.wait()
+    target = folder or run.report
+
+    def write() -> None:
+        with writing(target):
+            write_report(target, report, results, specs)
+            write_figures(target, run, model, report)
+
+    processes.on_main(write)
     return report
 
 
@@ -105,10 +111,14 @@ def evaluate_run(
         _compare_with_training(config, splits, index, split)
     own_test = shards is None and split == "test"
     name = split if shards is None else f"{Path(shards).name}-{split}"
-    processes = Processes(config.parallel, info)
-    report = evaluate_run_split(
-        run, config, index, splits, processes, split=split, folder=run.report if own_test else run.report / name
-    )
+    # However it was trained, the model fits one device to be judged.
+    parallel = config.parallel.model_copy(update={"strategy": "auto", "offload": "none", "extra": {}})
+    processes = Processes(parallel, info)
+    target = run.report if own_test else run.report / name
+    try:
+        report = evaluate_run_split(run, config, index, splits, processes, split=split, folder=target)
+    finally:
+        processes.close()
     if report is None:
         raise SplitError(
             f"split {split!r} of {', '.join(map(str, folders))} must hold utterances that pass a stage's filter, "

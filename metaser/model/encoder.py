@@ -150,6 +150,10 @@ class SpeechEncoder(nn.Module):
         """Return what `build_encoder` needs to rebuild the encoder without its weights; fit for JSON."""
         raise NotImplementedError
 
+    def compile_layers(self) -> None:
+        """Compile what all layers do, once for all numbers of utterances and frames."""
+        self._run_layer = torch.compile(self._run_layer, dynamic=True)  # type: ignore[method-assign]
+
     def _embed(self, wave_BT: Tensor, num_samples_B: Tensor, real_BL: Tensor, masks: FrameMasks | None) -> Tensor:
         raise NotImplementedError
 

@@ -51,7 +51,7 @@ def log_mel(
     window_T = torch.as_tensor(_window(), device=wave_BT.device)
     spectrum_BMS = torch.fft.rfft(frames_BMT * window_T, n=_FFT_SAMPLES).abs().square()
     if warp_B is None:
-        energy_BMF = spectrum_BMS @ torch.as_tensor(_mel_filters(num_mels), device=wave_BT.device)
+        energy_BMF = spectrum_BMS @ torch.as_tensor(_mel_filters(num_mels)).to(spectrum_BMS)
     else:
         energy_BMF = spectrum_BMS @ warped_mel_filters(num_mels, warp_B)
     return (torch.log(energy_BMF + _FLOOR) - _CENTRE) / _SPREAD

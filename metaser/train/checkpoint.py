@@ -1,7 +1,8 @@
 """Checkpoints: complete or absent, never unpickled, independent of how the work was spread.
 
-A folder `step-000200/` holds `model.safetensors` (all weights, float32), `optimizer.safetensors` (`PARAMETER.STATE`)
-and `checkpoint.json` (the position, and every file's size and sha256).
+A folder `step-000200/` holds `model.safetensors` (all weights, float32), `optimizer.safetensors` (`PARAMETER.STATE`),
+where a moving average is kept `average.safetensors` (the trained weights' average), and `checkpoint.json` (the
+position, and every file's size and sha256).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from metaser.train.state import TrainState
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{6,})")
-MODEL, OPTIMIZER, MARKER = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+MARKER = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,29 @@ class Checkpoint:
         """Return the optimizer's state by `PARAMETER.STATE`."""
         return load_file(self.path / OPTIMIZER)
 
+    def average_tensors(self) -> dict[str, Tensor]:
+        """Return the averaged weights of what was trained; empty where no average was kept."""
+        path = self.path / AVERAGE
+        return load_file(path) if path.exists() else {}
+
+    def selected_tensors(self) -> dict[str, Tensor]:
+        """Return all weights as they are judged and handed on: averaged where an average was kept."""
+        return self.model_tensors() | self.average_tensors()
+
 
 def step_folder(folder: Path, step: int) -> Path:
     """Return where the checkpoint of `step` lies."""
     return folder / f"step-{step:06d}"
 
 
-def save_checkpoint(folder: Path, model: dict[str, Tensor], optimizer: dict[str, Tensor], state: TrainState) -> Path:
+def save_checkpoint(
+    folder: Path,
+    model: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    state: TrainState,
+    *,
+    average: dict[str, Tensor] | None = None,
+) -> Path:
     """Write a checkpoint that appears under its name only when every byte is on disk.
 
     Raises:
@@ -58,14 +76,15 @@ def save_checkpoint(folder: Path, model: dict[str, Tensor], optimizer: dict[str,
     """
     final = step_folder(folder, state.step)
     temporary = folder / f".{final.name}.tmp"
+    contents = {MODEL: model, OPTIMIZER: optimizer} | ({} if average is None else {AVERAGE: average})
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(model, temporary / MODEL)
-        save_file(optimizer, temporary / OPTIMIZER)
-        files = {name: _fingerprint(temporary / name) for name in (MODEL, OPTIMIZER)}
+        for name, tensors in contents.items():
+            save_file(tensors, temporary / name)
+        files = {name: _fingerprint(temporary / name) for name in contents}
         (temporary / MARKER).write_text(json.dumps({"state": state.to_dict(), "files": files}, indent=1))
-        for name in (MODEL, OPTIMIZER, MARKER):
+        for name in (*contents, MARKER):
             _sync(temporary / name)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -100,7 +119,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         marker: dict[str, Any] = json.loads((path / MARKER).read_text())
         state = TrainState.from_dict(marker["state"])
         expected = marker["files"]
-        for name in (MODEL, OPTIMIZER):
+        for name in {MODEL, OPTIMIZER, *expected}:
             got = _fingerprint(path / name)
             if got != expected[name]:
                 raise RunError(f"{path / name} must have {expected[name]}, got {got}")

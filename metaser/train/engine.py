@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor
+from torch.nn import Parameter
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from metaser.config.schema import ParallelConfig
-from metaser.distributed import DistInfo
-from metaser.errors import TrainingError
+from metaser.config.schema import ParallelConfig, Strategy
+from metaser.distributed import DistInfo, export_place
+from metaser.errors import RunError, TrainingError
 from metaser.model.encoder import FrameMasks
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
+from metaser.train.timing import StepClock
+from metaser.train.watch import BEAT_S, Watch
 from shards.batch import Batch
+from shards.errors import InputError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def choose_strategy(parallel: ParallelConfig, num_processes: int) -> Strategy:
+    """Return the strategy that `auto` stands for on so many processes, or the one that is named.
+
+    Raises:
+        TrainingError: if a single process was asked for and several were started.
+    """
+    if parallel.strategy == "auto":
+        return "single" if num_processes == 1 else "ddp"
+    if parallel.strategy == "single" and num_processes > 1:
+        raise TrainingError(
+            f"parallel.strategy 'single' needs one process, but {num_processes} were started; start "
+            "`metaser train`, or choose 'auto', 'ddp' or 'zero1' to 'zero3'"
+        )
+    return parallel.strategy
 
 
 class Processes:
@@ -28,32 +62,103 @@ class Processes:
         """Join the other processes.
 
         Raises:
-            TrainingError: if the device asked for is not there, or accelerate sees another number of processes.
+            TrainingError: if the device asked for is not there, DeepSpeed is asked for and is not there, or accelerate
+                sees another number of processes.
         """
         use_cuda = torch.cuda.is_available() if parallel.device == "auto" else parallel.device == "cuda"
         if use_cuda and not torch.cuda.is_available():
             raise TrainingError(
                 "parallel.device is 'cuda', but this machine has no usable GPU; set it to 'cpu' or 'auto'"
             )
-        backend = [InitProcessGroupKwargs(backend="nccl" if use_cuda else "gloo")] if info.num_processes > 1 else []
-        # Everything is passed explicitly: accelerate fills what is left out from ACCELERATE_* variables.
-        self.accelerator = Accelerator(
-            cpu=not use_cuda,
-            mixed_precision="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1, adjust_scheduler=False),
-            kwargs_handlers=backend,
-        )
+        self.info = info
+        self.parallel = parallel
+        self.strategy = choose_strategy(parallel, info.num_processes)
+        # accelerate fills what is left out from these; the experiment alone decides.
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
+        self.accelerator = self._join(use_cuda=use_cuda)
         if self.accelerator.num_processes != info.num_processes:
             raise TrainingError(
                 f"the launcher started {info.num_processes} processes, but accelerate joined "
                 f"{self.accelerator.num_processes}; start with `accelerate launch --multi_gpu` or torchrun"
             )
-        self.info = info
         self.device: torch.device = self.accelerator.device
         # Flags and results travel beside the gradients, on the CPU.
         self._group: dist.ProcessGroup | None = None
         if info.num_processes > 1:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._watch: Watch | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch each other inside; a process that dies ends all, with its name and its last words.
+
+        Raises:
+            TrainingError: in place of what an operation with a dead process raises.
+        """
+        if self.info.num_processes == 1:
+            yield
+            return
+        watch = self._watch = Watch(self.info)
+        try:
+            yield
+            self.wait()
+            watch.stop()
+        except RuntimeError as error:
+            # A collective operation broke, probably: the watch knows within seconds whether someone died.
+            death = watch.death(timeout_s=2 * BEAT_S)
+            watch.announce(f"{type(error).__name__}: {error}", death=death)
+            if death is None:
+                raise
+            raise TrainingError(str(death)) from error
+        except BaseException as error:
+            watch.announce(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._watch = None
+
+    def note(self, position: str) -> None:
+        """Say where this process stands, for the others to report should it be killed."""
+        if self._watch is not None:
+            self._watch.note(position)
+
+    def _join(self, *, use_cuda: bool) -> Accelerator:
+        backend = "nccl" if use_cuda else "gloo"
+        accumulation = GradientAccumulationPlugin(num_steps=1, adjust_scheduler=False)
+        if not self.strategy.startswith("zero"):
+            handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+            if self.info.num_processes > 1:
+                handlers.append(InitProcessGroupKwargs(backend=backend))
+            return Accelerator(
+                cpu=not use_cuda,
+                mixed_precision="no",
+                gradient_accumulation_plugin=accumulation,
+                kwargs_handlers=handlers,
+            )
+        from metaser.train.zero import choose_device, deepspeed_settings
+
+        choose_device(use_cuda=use_cuda)
+        settings = deepspeed_settings(self.parallel, self.info.num_processes, use_cuda=use_cuda)
+        export_place(self.info)
+        if self.info.num_processes == 1 and not dist.is_initialized():
+            # Nobody else to meet: no address is needed.
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        # `cpu=True` would replace DeepSpeed by DDP, silently.
+        accelerator = Accelerator(
+            mixed_precision="no",
+            gradient_accumulation_plugin=accumulation,
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings, zero3_init_flag=False),
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+        )
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            raise TrainingError(
+                f"parallel.strategy {self.strategy!r} needs DeepSpeed, but accelerate chose "
+                f"{accelerator.distributed_type}; start with `accelerate launch` or torchrun"
+            )
+        # Otherwise transformers would spread every model that it loads from here on, `best/` included.
+        unset_hf_deepspeed_config()
+        return accelerator
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the element-wise sum of `values` (any device) over all processes, on the CPU in float64."""
@@ -61,6 +166,10 @@ class Processes:
         if self._group is not None:
             dist.all_reduce(total, group=self._group)
         return total
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is set in any process."""
+        return flag if self._group is None else bool(self.sum(torch.tensor([float(flag)])) > 0)
 
     def gather(self, value: object) -> list[Any]:
         """Return every process's `value`, in rank order, on every process."""
@@ -78,6 +187,25 @@ class Processes:
         dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
 
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """Run `action` in the main process while the others wait; return its result there, None elsewhere.
+
+        Raises:
+            RunError: on every process, if the main process's action raised an error of the caller's.
+        """
+        if self.info.is_main:
+            try:
+                result = action()
+            except InputError as error:
+                self.from_main(str(error))
+                raise
+            self.from_main(None)
+            return result
+        refusal: str | None = self.from_main(None)
+        if refusal is not None:
+            raise RunError(refusal)
+        return None
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self._group is not None:
@@ -85,12 +213,17 @@ class Processes:
 
     def close(self) -> None:
         """Leave the others."""
-        if self._group is not None:
+        if dist.is_initialized():
             dist.destroy_process_group()
+        # The next training in this Python process may choose another strategy.
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Engine:
     """One stage's model and optimizer. A stage gets a fresh one: what trains is fixed when it is built."""
+
+    needs_warm_up = True
+    """With several processes DDP rebuilds its buckets after its first iteration, which changes the order of sums."""
 
     def __init__(
         self,
@@ -100,18 +233,30 @@ class Engine:
         *,
         precision: str,
         max_grad_norm: float,
+        ema_decay: float | None = None,
     ) -> None:
         self.processes = processes
         self.model = model
         self.optimizer = optimizer
+        self.trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.shapes = {name: value.shape for name, value in model.named_parameters()}
         self._max_grad_norm = max_grad_norm
         self._autocast = precision == "bf16"
-        self._wrapped: torch.nn.Module = processes.accelerator.prepare_model(self.model)
-        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._ema_decay = ema_decay
+        self.clock = StepClock(processes.device)
+        self._wrapped = self._wrap()
+        self._average: dict[str, Tensor] = {}
+        if ema_decay is not None:
+            self._average = {name: self._storage(value).clone() for name, value in self.trainable.items()}
+
+    def _wrap(self) -> torch.nn.Module:
+        wrapped: torch.nn.Module = self.processes.accelerator.prepare_model(self.model)
+        return wrapped
 
     def forward(self, batch: Batch, masks: FrameMasks | None, tasks: tuple[str, ...] | None = None) -> MetaSEROutput:
         """Run the model on a batch that lies on the device; bf16 is autocast over float32 parameters."""
-        with torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+        autocast = torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=self._autocast)
+        with self.clock.part("forward"), autocast:
             output: MetaSEROutput = self._wrapped(batch.wave_BT, batch.num_samples_B, masks=masks, tasks=tasks)
         return output
 
@@ -125,17 +270,30 @@ class Engine:
                 yield
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this slot's share of the step's loss; DDP averages, hence the factor."""
-        self.processes.accelerator.backward(loss * self.processes.info.num_processes)
+        """Add the gradients of this slot's share of the step's loss."""
+        # Processes are averaged over, hence the factor. An infinite loss may have finite gradients: NaN instead reaches
+        # all processes, which then skip the step alike.
+        num_processes = loss.new_tensor(float(self.processes.info.num_processes))
+        factor = torch.where(loss.detach().isfinite(), num_processes, torch.nan)
+        with self.clock.part("backward"):
+            self._backward(loss * factor)
 
     def step(self) -> float:
         """Clip, update and clear the gradients; return their norm. A norm that is not finite leaves the weights alone.
 
         The norm is taken after the gradients are summed, so every process decides alike.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self._trainable, self._max_grad_norm))
+        with self.clock.part("optimizer"):
+            return self._step()
+
+    def _backward(self, loss: Tensor) -> None:
+        self.processes.accelerator.backward(loss)
+
+    def _step(self) -> float:
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), self._max_grad_norm))
         if math.isfinite(norm):
             self.optimizer.step()
+            self._update_average()
         self.discard_gradients()
         return norm
 
@@ -143,30 +301,133 @@ class Engine:
         """Clear the gradients without an update."""
         self.optimizer.zero_grad(set_to_none=True)
 
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the whole gradient by parameter name, between the last backward and `step`; all call this."""
+        return {name: cast(Tensor, value.grad).detach().cpu() for name, value in self.trainable.items()}
+
     def model_state(self) -> dict[str, Tensor]:
-        """Return the full float32 weights on the CPU."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        """Return the full float32 weights, on the main process only; every process must call this."""
+        if not self.processes.info.is_main:
+            return {}
+        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Return the optimizer's state as `PARAMETER.STATE` -> tensor, independent of how the work is spread."""
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        """Return the whole state as `PARAMETER.STATE`, on the main process only; every process must call this."""
+        if not self.processes.info.is_main:
+            return {}
+        names = {id(parameter): name for name, parameter in self.trainable.items()}
         return {
-            f"{names[id(parameter)]}.{key}": torch.as_tensor(value).detach().cpu().contiguous()
+            f"{names[id(parameter)]}.{key}": torch.as_tensor(value).detach().cpu().clone()
             for parameter, state in self.optimizer.state.items()
             for key, value in state.items()
         }
 
     def load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `optimizer_state` returned.
+        """Restore what any engine's `optimizer_state` returned.
 
         Raises:
-            TrainingError: if a trainable parameter has no state although others do.
+            TrainingError: if it does not belong to this stage's parameters.
         """
-        parameters = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self._refuse_foreign(tensors)
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition(".")
-            if name not in parameters:
-                raise TrainingError(f"the checkpoint has optimizer state for {name!r}, which this stage does not train")
             # AdamW keeps its step count on the CPU (unless fused) and moves it itself.
-            target = tensor if key == "step" else tensor.to(parameters[name].device)
-            self.optimizer.state[parameters[name]][key] = target.clone()
+            target = tensor if key == "step" else tensor.to(self.trainable[name].device)
+            self.optimizer.state[self.trainable[name]][key] = target.clone()
+
+    def _refuse_foreign(self, tensors: dict[str, Tensor]) -> None:
+        found = {name.rpartition(".")[0] for name in tensors}
+        foreign = sorted(found ^ self.trainable.keys()) if tensors else []
+        if foreign:
+            raise TrainingError(
+                "the checkpoint must hold optimizer state for exactly the parameters that this stage trains, but "
+                f"{len(foreign)} differ (first: {foreign[0]!r}); choose another output_dir"
+            )
+
+    # ------------------------------------------------------------ moving average of the weights
+
+    @property
+    def has_average(self) -> bool:
+        """Whether a moving average is kept."""
+        return self._ema_decay is not None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the averaged weights for a while; without an average, its own. Every process calls it."""
+        if not self.has_average:
+            yield
+            return
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def average_state(self) -> dict[str, Tensor]:
+        """Return the averaged trainable weights, on the main process only; every process must call this."""
+        full = {name: self._whole(name, part).cpu() for name, part in self._average.items()}
+        return full if self.processes.info.is_main else {}
+
+    def load_average_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what any engine's `average_state` returned; what is not in it keeps what it starts with."""
+        for name in self._average.keys() & tensors.keys():
+            whole = tensors[name].to(self.processes.device)
+            self._average[name].copy_(self._part(self.trainable[name], whole))
+
+    def _update_average(self) -> None:
+        if self._ema_decay is None:
+            return
+        for name, parameter in self.trainable.items():
+            self._average[name].lerp_(self._storage(parameter), 1 - self._ema_decay)
+
+    def _swap(self) -> None:
+        for name, parameter in self.trainable.items():
+            weights, average = self._storage(parameter), self._average[name]
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+        self._weights_changed()
+
+    def _storage(self, parameter: Parameter) -> Tensor:
+        """Return what this process holds of a parameter."""
+        return parameter.data
+
+    def _weights_changed(self) -> None:
+        """Called after `_storage` was written to."""
+
+    def _whole(self, name: str, part: Tensor) -> Tensor:
+        """Return a whole tensor from every process's part of it."""
+        return part.clone()
+
+    def _part(self, parameter: Parameter, whole: Tensor) -> Tensor:
+        """Return this process's part of a whole tensor."""
+        return whole
+
+    def close(self) -> None:
+        """Let go of the model; the engine cannot be used any more."""
+        self.processes.accelerator.free_memory()
+
+
+def build_engine(
+    processes: Processes,
+    model: MetaSERModel,
+    optimizer: torch.optim.Optimizer,
+    *,
+    max_grad_norm: float,
+    ema_decay: float | None = None,
+) -> Engine:
+    """Return the engine that the processes' strategy asks for; `model` lies on the device, with its weights loaded."""
+    parallel = processes.parallel
+    model.encoder.gradient_checkpointing = parallel.activation_checkpointing
+    if parallel.compile_layers:
+        # Every recompilation with its reason, on stderr: one for training, evaluation and a single utterance is normal.
+        torch._logging.set_logs(recompiles=True)  # type: ignore[attr-defined]
+        model.encoder.compile_layers()
+    kind = Engine
+    if processes.strategy.startswith("zero"):
+        from metaser.train.zero import ZeroEngine
+
+        kind = ZeroEngine
+    return kind(
+        processes, model, optimizer, precision=parallel.precision, max_grad_norm=max_grad_norm, ema_decay=ema_decay
+    )

@@ -11,10 +11,12 @@ from typing import Any
 
 from metaser.eval.evaluate import evaluate
 from metaser.eval.metrics import evaluate_results, selected_value
+from metaser.tracking import KeyLog
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
-from metaser.train.stop import StopRequest
+from metaser.train.stop import StopNow, StopRequest
+from metaser.train.timing import StepProfiler
 from shards.batch import Batch
 from shards.index import Index
 from shards.read import read_slots
@@ -34,30 +36,75 @@ class StageLoop:
     stop_request: StopRequest
     on_selected: Callable[[], None]
     """Called on every process after a checkpoint with a new best dev value is complete."""
+    profiler: StepProfiler | None = None
+    key_log: KeyLog | None = None
     _saved_step: int = field(default=-1, init=False)
 
     def run(self) -> bool:
         """Return True when the stage is done, False when it stopped on request; both are saved."""
+        # What is there already need not be written again.
+        self._saved_step = self.state.step
+        try:
+            self._run()
+        except StopNow:
+            self._save()
+            return False
+        finally:
+            if self.profiler is not None:
+                self._report_profile(self.profiler.finish())
+        return True
+
+    def stop_if_asked(self) -> None:
+        """Stop all processes here if any of them was asked to; all must call this.
+
+        Raises:
+            StopNow: if so.
+        """
+        if self.runner.engine.processes.any(self.stop_request.is_set):
+            raise StopNow
+
+    def _run(self) -> None:
         runner, state = self.runner, self.state
-        processes = runner.engine.processes
+        engine = runner.engine
         batches = self._batches(num_workers=runner.config.data.num_workers)
-        if processes.info.num_processes > 1 and state.step < runner.stage.num_steps:
+        is_done = state.step == runner.stage.num_steps
+        if not is_done:
+            self.stop_if_asked()
+        if engine.needs_warm_up and engine.processes.info.num_processes > 1 and not is_done:
             runner.warm_up(next(self._batches(num_workers=0)))
+            self.stop_if_asked()
         self._evaluate_if_due()
         while state.step < runner.stage.num_steps:
-            step = state.step + 1
-            slots = runner.slots_of(step)
-            line, stop = runner.run(step, list(islice(batches, len(slots))), state, stop=self.stop_request.is_set)
-            state.step = step
-            self.write_metrics(line)
+            stop = self._step(batches)
             self._evaluate_if_due()
-            is_last = step == runner.stage.num_steps
-            if stop and not is_last:
+            if stop and state.step < runner.stage.num_steps:
+                raise StopNow
+            if state.step % runner.stage.save_every_steps == 0:
                 self._save()
-                return False
-            if is_last or step % runner.stage.save_every_steps == 0:
-                self._save()
-        return True
+        self._save()
+
+    def _step(self, batches: Iterator[Batch]) -> bool:
+        """Do the next step; return whether any process was asked to stop."""
+        runner, state = self.runner, self.state
+        step = state.step + 1
+        runner.engine.processes.note(f"in step {step} of stage {state.stage}")
+        if self.profiler is not None:
+            self.profiler.before_step()
+        runner.engine.clock.take()
+        with runner.engine.clock.part("data"):
+            mine = list(islice(batches, len(runner.slots_of(step))))
+        line, stop = runner.run(step, mine, state, stop=self.stop_request.is_set)
+        state.step = step
+        self.write_metrics(line)
+        if self.key_log is not None:
+            self.key_log.write(state.stage, step, runner.keys_of(mine))
+        if self.profiler is not None:
+            self._report_profile(self.profiler.after_step(line["step_s"], line["time_s"]))
+        return stop
+
+    def _report_profile(self, table: str | None) -> None:
+        if table is not None:
+            log.info("where the time of a step goes, stage %d, %s", self.state.stage, table)
 
     def _batches(self, *, num_workers: int) -> Iterator[Batch]:
         data = self.runner.config.data
@@ -77,6 +124,7 @@ class StageLoop:
             return
         dev = self._dev_metrics()
         state.evaluated_step = state.step
+        self._saved_step = -1
         self.write_metrics({"stage": state.stage, "step": state.step, "dev": dev})
         value, higher_is_better = selected_value(dev, stage.select)
         log.info("stage %d step %d: dev %s = %.4f", state.stage, state.step, stage.select, value)
@@ -90,13 +138,15 @@ class StageLoop:
         tasks = runner.stage.weighted_tasks
         specs = [spec for spec in runner.specs if spec.name in tasks]
         runner.engine.model.train(mode=False)
-        results = evaluate(
-            lambda batch: runner.engine.forward(batch, None, tasks),
-            specs,
-            self.dev,
-            runner.config.data,
-            runner.engine.processes,
-        )
+        with runner.engine.averaged():
+            results = evaluate(
+                lambda batch: runner.engine.forward(batch, None, tasks),
+                specs,
+                self.dev,
+                runner.config.data,
+                runner.engine.processes,
+                at_boundary=self.stop_if_asked,
+            )
         runner.engine.model.train()
         dev = evaluate_results(specs, results, weights=runner.stage.weights)
         # A speaker task's confusion matrix would make every line longer than all the rest together.
@@ -107,11 +157,16 @@ class StageLoop:
         return {**dev, "tasks": brief}
 
     def _save(self) -> None:
-        processes, engine = self.runner.engine.processes, self.runner.engine
-        if self._saved_step == self.state.step:
+        engine, state = self.runner.engine, self.state
+        if self._saved_step == state.step:
             return
-        if processes.info.is_main:
-            save_checkpoint(self.checkpoints, engine.model_state(), engine.optimizer_state(), self.state)
+        # All processes gather, the main one writes.
+        model, optimizer = engine.model_state(), engine.optimizer_state()
+        average = engine.average_state() if engine.has_average else None
+
+        def write() -> None:
+            save_checkpoint(self.checkpoints, model, optimizer, state, average=average)
             prune_checkpoints(self.checkpoints, keep_last=self.runner.config.checkpoints.keep_last)
-        self._saved_step = self.state.step
-        processes.wait()
+
+        engine.processes.on_main(write)
+        self._saved_step = state.step

@@ -27,26 +27,32 @@ def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> floa
 def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage: StageConfig) -> torch.optim.AdamW:
     """Return AdamW over `trainable` (by parameter name).
 
-    Each group carries its peak rate as `peak_lr`. Vectors and scalars (biases, norms, ARI's coefficients) are not
-    decayed.
+    Each group carries its peak rate as `peak_lr`, and as `kind` that rate's name in the experiment. Vectors and scalars
+    (biases, norms, ARI's coefficients) are not decayed.
     """
     scalars = {id(parameter) for parameter in model.ari.scalar_parameters().values()}
     rates = stage.learning_rate
-    grouped: dict[tuple[float, bool], list[Parameter]] = defaultdict(list)
+    grouped: dict[tuple[str, float, bool], list[Parameter]] = defaultdict(list)
     for name, parameter in trainable.items():
         if id(parameter) in scalars:
-            rate = rates.ari
+            kind, rate = "ari", rates.ari
         elif model.group_of(name) == "encoder":
             layer = model.layer_of(name)
             depth = model.encoder.num_layers - (0 if layer is None else layer + 1)
-            rate = rates.encoder * rates.layer_decay**depth
+            kind, rate = "encoder", rates.encoder * rates.layer_decay**depth
         else:
-            rate = rates.heads
+            kind, rate = "heads", rates.heads
         decays = parameter.ndim > 1 and id(parameter) not in scalars
-        grouped[rate, decays].append(parameter)
+        grouped[kind, rate, decays].append(parameter)
     groups = [
-        {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": stage.weight_decay if decays else 0.0}
-        for (rate, decays), parameters in grouped.items()
+        {
+            "params": parameters,
+            "lr": rate,
+            "peak_lr": rate,
+            "kind": kind,
+            "weight_decay": stage.weight_decay if decays else 0.0,
+        }
+        for (kind, rate, decays), parameters in grouped.items()
     ]
     return torch.optim.AdamW(groups, betas=stage.betas, eps=1e-8)
 
@@ -55,3 +61,11 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's rate to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Return the present rate by kind; of the encoder's, which may decay from layer to layer, the highest."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        rates[group["kind"]] = max(group["lr"], rates.get(group["kind"], 0.0))
+    return rates

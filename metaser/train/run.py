@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedConfig
 
 from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig, StageConfig
@@ -24,21 +25,21 @@ from metaser.errors import RunError
 from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
-from metaser.rundir import RunDir, RunLock
+from metaser.rundir import RunDir, RunLock, writing
 from metaser.seeding import seed_generators
 from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
-from metaser.tracking import Tracker
+from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters, check_stretched
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder
-from metaser.train.engine import Engine, Processes
+from metaser.train.engine import Processes, build_engine
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
-from metaser.train.stop import StopRequest
-from shards.errors import InputError
+from metaser.train.stop import StopNow, StopRequest
+from metaser.train.timing import StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
@@ -52,11 +53,17 @@ OnMetrics = Callable[[dict[str, Any]], None]
 
 
 def train(
-    config: ExperimentConfig, info: DistInfo, *, resume: Resume = "auto", on_metrics: OnMetrics = lambda line: None
+    config: ExperimentConfig,
+    info: DistInfo,
+    *,
+    resume: Resume = "auto",
+    on_metrics: OnMetrics = lambda line: None,
+    profile: bool = False,
 ) -> bool:
     """Train all stages and evaluate on test; return False when stopped on request (saved, to be continued).
 
-    The main process calls `on_metrics` with every line of `metrics.jsonl` as it is written.
+    The main process calls `on_metrics` with every line of `metrics.jsonl` as it is written. With `profile` it traces a
+    few steps of every stage into `profile/`.
 
     Raises:
         InputError: if configuration, data or run folder do not allow it.
@@ -67,9 +74,13 @@ def train(
         lock: RunLock | None = None
         try:
             lock = _open_run(run, config, processes, resume)
-            with _logging_to(run, is_main=info.is_main):
-                log.info("%d process(es) on %s", info.num_processes, processes.device)
-                return _Training(config, run, processes, stop_request, on_metrics).run()
+            with _logging_to(run, is_main=info.is_main), processes.watching():
+                log.info("%d process(es) on %s, %s", info.num_processes, processes.device, processes.strategy)
+                done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
+                if not done:
+                    reason = stop_request.signal_name or "a signal"
+                    log.info("stopped by %s and saved; start again to continue", reason)
+                return done
         finally:
             processes.close()
             if lock is not None:
@@ -81,17 +92,7 @@ def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resum
 
     The others do not look themselves: they would find what the main process has just written.
     """
-    lock: RunLock | None = None
-    refusal: str | None = None
-    if processes.info.is_main:
-        try:
-            lock = _take_run(run, config, processes.info, resume)
-        except InputError as error:
-            refusal = str(error)
-    refusal = processes.from_main(refusal)
-    if refusal is not None:
-        raise RunError(refusal)
-    return lock
+    return processes.on_main(lambda: _take_run(run, config, processes.info, resume))
 
 
 def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock:
@@ -106,10 +107,12 @@ def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Res
 
 def _record_start(run: RunDir, config: ExperimentConfig, info: DistInfo) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
-    temporary = run.config.with_suffix(".tmp")
-    temporary.write_text(dump_experiment(config))
-    temporary.replace(run.config)
-    _append_environment(run, info)
+    with writing(run.config):
+        temporary = run.config.with_suffix(".tmp")
+        temporary.write_text(dump_experiment(config))
+        temporary.replace(run.config)
+    with writing(run.environment):
+        _append_environment(run, info)
 
 
 def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
@@ -150,6 +153,9 @@ class _Training:
     processes: Processes
     stop_request: StopRequest
     on_metrics: OnMetrics
+    profile: bool
+    _shelf: MetaSERModel | None = field(default=None, init=False)
+    """A model on the CPU of the main process that lends its form to what is exported."""
 
     def run(self) -> bool:
         config = self.config
@@ -176,33 +182,39 @@ class _Training:
             select_parameters(model, stage)
         self._log_size(model, index)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
-        if self.processes.info.is_main:
-            _record_start(self.run_dir, config, self.processes.info)
+        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info))
 
         resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
         step = resumed.state.step if resumed is not None else 0
-        tracker = Tracker(self.run_dir, stage=first, step=step) if self.processes.info.is_main else None
+        tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=first, step=step))
+        self.processes.on_main(lambda: cut_back_keys(self.run_dir, stage=first, step=step))
+        key_log = KeyLog(self.run_dir, self.processes.info.rank) if config.log_keys else None
         try:
             for number in range(first, len(config.stages) + 1):
                 stage = config.stages[number - 1]
                 if number > first:
                     resumed = None
-                    model = self._handed_on(model, number - 1)
+                    model = self._handed_on(model.config, number - 1)
                 elif resumed is None and number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
-                done = self._run_stage(
+                loop = self._stage_loop(
                     number, stage, model, specs, data[number - 1], augmenters[number - 1], splits, resumed, tracker
                 )
+                loop.key_log = key_log
+                done = loop.run()
+                loop.runner.engine.close()
                 if not done:
-                    log.info(
-                        "stopped by %s and saved; start again to continue", self.stop_request.signal_name or "a signal"
-                    )
                     return False
         finally:
             if tracker is not None:
                 tracker.close()
-        evaluate_run_split(self.run_dir, config, index, splits, self.processes)
+            if key_log is not None:
+                key_log.close()
+        try:
+            evaluate_run_split(self.run_dir, config, index, splits, self.processes, at_boundary=loop.stop_if_asked)
+        except StopNow:
+            return False
         return True
 
     def _fresh_model(self, specs: tuple[TaskSpec, ...]) -> MetaSERModel:
@@ -217,18 +229,20 @@ class _Training:
                 return found
         return None
 
-    def _handed_on(self, model: MetaSERModel, stage_number: int) -> MetaSERModel:
-        """Return the model with the weights that `stage_number` selected."""
+    def _handed_on(self, form: PreTrainedConfig, stage_number: int) -> MetaSERModel:
+        """Return a fresh model with the weights that `stage_number` selected: a stage gets its own engine."""
         folder = self.run_dir.checkpoints(stage_number)
         last = newest_checkpoint(folder)
         if last is None or last.state.best_step == 0:
             raise RunError(f"stage {stage_number} left no selected checkpoint in {folder}; it must be trained first")
         selected = read_checkpoint(step_folder(folder, last.state.best_step))
         log.info("stage %d hands on its step %d", stage_number, last.state.best_step)
-        model.load_state_dict(selected.model_tensors())
+        model = MetaSERModel(form)  # type: ignore[arg-type]
+        model.load_state_dict(selected.selected_tensors())
+        model.to(self.processes.device)  # type: ignore[arg-type]
         return model
 
-    def _run_stage(
+    def _stage_loop(
         self,
         number: int,
         stage: StageConfig,
@@ -239,22 +253,23 @@ class _Training:
         splits: SplitAssignment,
         resumed: Checkpoint | None,
         tracker: Tracker | None,
-    ) -> bool:
+    ) -> StageLoop:
         config = self.config
         if resumed is not None:
             model.load_state_dict(resumed.model_tensors())
         trainable = select_parameters(model, stage)
         freeze_all_but(model, trainable)
         model.train()
-        engine = Engine(
+        engine = build_engine(
             self.processes,
             model,
             build_optimizer(model, trainable, stage),
-            precision=config.parallel.precision,
             max_grad_norm=stage.max_grad_norm,
+            ema_decay=stage.ema_decay,
         )
         if resumed is not None:
             engine.load_optimizer_state(resumed.optimizer_tensors())
+            engine.load_average_state(resumed.average_tensors())
         training: Index = data.training
         runner = StepRunner(
             config=config,
@@ -285,39 +300,40 @@ class _Training:
         )
         state = resumed.state if resumed is not None else TrainState(stage=number)
         is_last = number == len(config.stages)
-        loop = StageLoop(
+
+        def export() -> None:
+            self.processes.on_main(lambda: self._export(model.config, stage, splits, state))
+
+        if is_last and state.best_step:
+            # Anew: the process may have died between saving the best checkpoint and exporting it.
+            export()
+        profiler = None
+        if self.profile and self.processes.info.is_main:
+            profiler = StepProfiler(self.run_dir.profile, f"stage{number}", self.processes.device)
+        return StageLoop(
             runner=runner,
             dev=data.dev,
             state=state,
             checkpoints=self.run_dir.checkpoints(number),
             write_metrics=lambda line: self._write_metrics(line, tracker),
             stop_request=self.stop_request,
-            on_selected=(lambda: self._export(model, stage, splits, state)) if is_last else lambda: None,
+            on_selected=export if is_last else lambda: None,
+            profiler=profiler,
         )
-        if is_last and state.best_step:
-            self._restore_best(model, stage, splits, state)
-        return loop.run()
 
     def _write_metrics(self, line: dict[str, Any], tracker: Tracker | None) -> None:
         if tracker is not None:
             tracker.log(line)
             self.on_metrics(line)
 
-    def _export(self, model: MetaSERModel, stage: StageConfig, splits: SplitAssignment, state: TrainState) -> None:
-        if self.processes.info.is_main:
-            dev = f"Selected at step {state.best_step} by dev {stage.select} = {state.best_value:.4f}."
-            export_model(model, self.run_dir.best, card=model_card(model, trained_on=splits.protocol, dev=dev))
-        self.processes.wait()
-
-    def _restore_best(
-        self, model: MetaSERModel, stage: StageConfig, splits: SplitAssignment, state: TrainState
-    ) -> None:
-        """Export anew: the process may have died between saving the best checkpoint and exporting it."""
-        current = {name: value.clone() for name, value in model.state_dict().items()}
-        folder = self.run_dir.checkpoints(state.stage)
-        model.load_state_dict(read_checkpoint(step_folder(folder, state.best_step)).model_tensors())
-        self._export(model, stage, splits, state)
-        model.load_state_dict(current)
+    def _export(self, form: PreTrainedConfig, stage: StageConfig, splits: SplitAssignment, state: TrainState) -> None:
+        """Export the selected checkpoint: whatever holds the weights in training, its files hold them whole."""
+        selected = read_checkpoint(step_folder(self.run_dir.checkpoints(state.stage), state.best_step))
+        if self._shelf is None:
+            self._shelf = MetaSERModel(form)  # type: ignore[arg-type]
+        self._shelf.load_state_dict(selected.selected_tensors())
+        dev = f"Selected at step {state.best_step} by dev {stage.select} = {state.best_value:.4f}."
+        export_model(self._shelf, self.run_dir.best, card=model_card(self._shelf, trained_on=splits.protocol, dev=dev))
 
     def _log_size(self, model: MetaSERModel, index: Index) -> None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -372,13 +388,26 @@ def _git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "diff": git("diff", "HEAD", "--", str(folder.parent))}
 
 
+class _RunLog(logging.FileHandler):
+    """Ends the training, as any other file would, when the disk refuses; logging itself would print a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with writing(Path(self.baseFilename)):
+            raise error
+
+
 @contextmanager
 def _logging_to(run: RunDir, *, is_main: bool) -> Iterator[None]:
     """Send the package's messages to the run's log while training; other processes only warn."""
     if not is_main:
         yield
         return
-    handler = logging.FileHandler(run.log)
+    with writing(run.log):
+        handler = _RunLog(run.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     packages = [logging.getLogger(name) for name in ("metaser", "shards")]
     levels = [package.level for package in packages]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
@@ -19,7 +21,7 @@ from metaser.train.augment import Augmenter, slot_samples
 from metaser.train.engine import Engine
 from metaser.train.masks import draw_masks
 from metaser.train.objective import num_ctc_too_long, slot_loss
-from metaser.train.optim import schedule_factor, set_learning_rates
+from metaser.train.optim import learning_rates, schedule_factor, set_learning_rates
 from metaser.train.state import TrainState
 from shards.batch import Batch
 from shards.index import Index
@@ -40,6 +42,8 @@ class StepRunner:
     schedule: Schedule
     engine: Engine
     augmenter: Augmenter
+    _flops_per_s: dict[str, float] = field(default_factory=dict, init=False)
+    """Operations per second of audio of one step, counted once where `parallel.peak_tflops` is given."""
 
     def slots_of(self, step: int) -> list[Slot]:
         """Return this process's slots of the 1-based `step`."""
@@ -66,7 +70,7 @@ class StepRunner:
         started = time.perf_counter()
         factor = schedule_factor(self.stage.schedule, step, self.stage.num_steps)
         set_learning_rates(self.engine.optimizer, factor)
-        sums = self._forward_backward(step, batches)
+        sums = self.forward_backward(step, batches)
         norm = self.engine.step()
         problems = [problem for batch in batches for problem in batch.problems]
         shared = self.engine.processes.sum(torch.tensor([*sums.values(), float(stop), float(len(problems))]))
@@ -74,7 +78,8 @@ class StepRunner:
         if totals["problems"]:
             self._count_problems(state, problems)
         self._count_skips(state, step, norm)
-        seconds = time.perf_counter() - started
+        parts_s = self.engine.clock.take()
+        seconds = time.perf_counter() - started + parts_s["data"]
         audio_s = totals["audio_samples"] / RATE_HZ
         line = {
             "stage": self.stage_number,
@@ -83,23 +88,45 @@ class StepRunner:
             "losses": {name: totals[f"task:{name}"] for name in self.stage.weighted_tasks},
             "epoch": self.schedule.epoch_of(step - 1),
             "lr_factor": factor,
+            "lr": learning_rates(self.engine.optimizer),
             "grad_norm": norm,
             "audio_s_per_s": audio_s / seconds,
             "padding_fraction": 1 - audio_s * RATE_HZ / max(totals["padded_samples"], 1.0),
             "step_s": seconds,
+            "time_s": parts_s,
+            "memory_gib": peak_memory_gib(self.engine.processes.device),
             "num_skipped": state.num_skipped,
             "num_ctc_too_long": int(totals["ctc_too_long"]),
         }
+        if self._flops_per_s:
+            line["mfu"] = self._flops_per_s["device"] * line["audio_s_per_s"] / self._peak_flops()
         return line, totals["stop"] > 0
+
+    def keys_of(self, batches: Sequence[Batch]) -> list[str]:
+        """Return the keys of the utterances that count in `batches`."""
+        return [key for batch in batches for key in self.index.take(batch.items_B[batch.valid_B].numpy()).values("key")]
 
     def warm_up(self, batch: Batch) -> None:
         """One discarded forward and backward.
 
-        With several processes DDP rebuilds its buckets after its first iteration, which changes the order of sums:
-        without this a resumed run would differ from an uninterrupted one.
+        Without it a resumed run would differ from an uninterrupted one (`Engine.needs_warm_up`).
         """
         self._slot(1, 0, batch, self.targets.denominators(batch.items_B.numpy()), is_last=True)
         self.engine.discard_gradients()
+
+    def forward_backward(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
+        """Add up the gradients of the 1-based `step`; return this process's share of what is summed and logged."""
+        if self.config.parallel.peak_tflops is None or self._flops_per_s:
+            return self._forward_backward(step, batches)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            sums = self._forward_backward(step, batches)
+        padded_s = max(sums["padded_samples"], 1.0) / RATE_HZ
+        self._flops_per_s["device"] = counter.get_total_flops() / padded_s
+        return sums
+
+    def _peak_flops(self) -> float:
+        return (self.config.parallel.peak_tflops or 0.0) * 1e12 * self.engine.processes.info.num_processes
 
     def _forward_backward(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
         denominators = self.targets.denominators(self.schedule.items(step - 1))
@@ -186,3 +213,10 @@ class StepRunner:
                 f"{self.config.data.max_bad_fraction:g} of {len(self.index)}), but {len(state.bad_keys)} are: "
                 f"{state.bad_keys[0]}"
             )
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory this process has held so far: allocated on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -10,6 +10,10 @@ from typing import Any
 from shards.read import STOP_SIGNALS
 
 
+class StopNow(Exception):  # noqa: N818 (no error)
+    """Raised in all processes at the same boundary when any of them was asked to stop."""
+
+
 class StopRequest:
     """Turns SIGTERM, SIGUSR1, SIGUSR2 (and Ctrl-C on the main process) into a flag."""
 

@@ -1,7 +1,12 @@
-"""The tiny corpus, once for all tests with several processes."""
+"""The tiny corpus, once for all tests with several processes, and the server that these are forked from."""
 
 import pytest
-from tinyruns import make_corpus
+from tinyruns import make_corpus, start_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _server():
+    start_server(with_deepspeed=True)
 
 
 @pytest.fixture(scope="session")

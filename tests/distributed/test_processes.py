@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tinyruns import REPOSITORY, dev_metrics, losses, num_lines, wait_until
+from tinyruns import EXACT, REPOSITORY, dev_metrics, losses, num_lines, wait_until
 
 from metaser.train.checkpoint import newest_checkpoint
 
@@ -25,8 +25,6 @@ LAUNCHERS = {
     "torchrun": (*TORCHRUN, "2", SCRIPT),
 }
 TIMEOUT_S = 150
-EXACT = ("model.encoder.dropout=0", "model.coattention.dropout=0", "model.head_dropout=0")
-"""Dropout draws from each slot's own generator, and slots are cut by the number of processes."""
 
 
 @contextmanager

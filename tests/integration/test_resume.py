@@ -3,21 +3,25 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tinyruns import ALONE, TIMEOUT_S, dev_metrics, error_line, losses, metaser, num_lines, started, wait_until
 
 import metaser.train.run as training
 from metaser.errors import RunError
-from metaser.train.checkpoint import newest_checkpoint
+from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, step_folder
 
 NUM_LINES = 16
 """Of an uninterrupted run: 12 steps and 4 evaluations."""
@@ -186,10 +190,59 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_but_time(corpus, finished
     assert_same_run(corpus.train(run), finished)
 
 
-def limit_file_size():
+def limit_file_size(num_bytes=40_000):
     """Let no file grow to the size of a checkpoint's, as on a disk that is full."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+
+def test_a_disk_that_fills_up_while_numbers_are_written_is_one_sentence(corpus, tmp_path):
+    run = tmp_path / "run"
+    long = ("stages.0.num_steps=3000", "stages.0.eval_every_steps=3000", "stages.0.save_every_steps=20")
+    limit = partial(limit_file_size, 150_000)
+    done = metaser("train", corpus.yaml, f"output_dir={run}", *long, folder=tmp_path, before=limit)
+    assert re.search(r"(metrics\.jsonl|tensorboard) cannot be written: .*File too large", error_line(done))
+    assert 20 <= newest_checkpoint(run / "stage1/checkpoints").state.step < 3000
+
+
+def test_a_best_model_that_cannot_be_written_is_one_sentence(corpus, finished, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".best.tmp").write_text("in the way")
+    said = error_line(metaser("train", corpus.yaml, f"output_dir={run}", folder=tmp_path))
+    assert f"{run / 'best'} cannot be written: " in said
+    assert newest_checkpoint(run / "stage2/checkpoints").state.step == 3
+    (run / ".best.tmp").unlink()
+    assert_same_run(corpus.train(run), finished)
+
+
+def test_asked_to_stop_in_an_evaluation_it_stops_before_its_end(corpus, finished, tmp_path):
+    run = interrupted(corpus, tmp_path / "run", 3, signal_number=signal.SIGTERM)
+    assert dev_metrics(run) == []
+    state = newest_checkpoint(run / "stage1/checkpoints").state
+    assert (state.step, state.evaluated_step) == (3, 0)
+    assert_same_run(corpus.train(run), finished)
+
+
+def test_asked_to_stop_in_the_last_report_it_stops_before_its_end(corpus, finished, tmp_path):
+    run = interrupted(corpus, tmp_path / "run", NUM_LINES, signal_number=signal.SIGTERM)
+    assert not (run / "report/report.json").exists()
+    assert_same_run(corpus.train(run), finished)
+
+
+def test_averaged_weights_go_on_too_and_are_what_is_judged(corpus, tmp_path):
+    average = ("stages.0.ema_decay=0.7", "stages.1.ema_decay=0.7")
+    whole = corpus.train(tmp_path / "whole", *average)
+    interrupted(corpus, tmp_path / "run", 5, 5, overrides=average)
+    assert_same_run(corpus.train(tmp_path / "run", *average), whole)
+    last = newest_checkpoint(whole / "stage2/checkpoints")
+    best = read_checkpoint(step_folder(whole / "stage2/checkpoints", last.state.best_step))
+    exported = load_file(whole / "best/model.safetensors")
+    average, weights = best.average_tensors(), best.model_tensors()
+    name = "encoder.layers.0.up.weight"
+    assert torch.equal(exported[name], average[name])
+    assert not torch.equal(average[name], weights[name])
+    assert exported.keys() == weights.keys()
 
 
 def test_the_same_seed_twice_gives_the_same_run_and_another_seed_another(corpus, finished, tmp_path):

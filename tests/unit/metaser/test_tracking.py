@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaser.errors import RunError
 from metaser.rundir import RunDir
-from metaser.tracking import Tracker, read_metrics
+from metaser.tracking import KeyLog, Tracker, cut_back_keys, read_metrics
 
 
 def line(stage, step, loss=1.5, **more):
@@ -66,3 +67,26 @@ def test_a_damaged_line_elsewhere_is_an_error(tmp_path):
 
 def test_no_file_means_no_lines(tmp_path):
     assert list(read_metrics(tmp_path / "metrics.jsonl")) == []
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    tracker = Tracker(RunDir(tmp_path), stage=1, step=0)
+    tracker.log(line(1, 1))
+    tracker._file.close()
+    tracker._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
+    with pytest.raises(RunError, match=r"metrics.jsonl cannot be written: .*No space left on device; earlier check"):
+        tracker.log(line(1, 2))
+    tracker.close()
+
+
+def test_key_logs_of_all_processes_are_cut_back_together(tmp_path):
+    run = RunDir(tmp_path)
+    for rank in (0, 1):
+        log = KeyLog(run, rank)
+        for step in (1, 2, 3):
+            log.write(1, step, [f"a/{rank}{step}"])
+        log.close()
+    cut_back_keys(run, stage=1, step=2)
+    for rank in (0, 1):
+        found = list(read_metrics(run.keys / f"rank-{rank}.jsonl"))
+        assert [item["keys"] for item in found] == [[f"a/{rank}1"], [f"a/{rank}2"]]

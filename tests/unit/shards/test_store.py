@@ -23,7 +23,7 @@ from tones import pack_items, tone
 from shards.audio import decode_flac, pcm16, pcm_sha256
 from shards.config import RemoteConfig
 from shards.errors import AudioError, RangeError, ShardError
-from shards.manifest import load_index
+from shards.index import load_index
 from shards.store import NUM_READS, RangeReader, file_size, is_url, join, read_file
 
 BYTES = random.Random(0).randbytes(3 * 2**20 + 12_345)

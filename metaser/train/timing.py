@@ -1,0 +1,98 @@
+"""Where a step's time goes: data, forward, backward, optimizer; and a profiler's trace of a few steps."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+class StepClock:
+    """Adds up the seconds of a step's parts, on a GPU by events, so that nothing waits for the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._uses_events = device.type == "cuda"
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside as `name`; a profiler's trace shows it under this name."""
+        with record_function(f"metaser.{name}"):
+            if self._uses_events and name != "data":
+                start, end = _event(), _event()
+                start.record()
+                yield
+                end.record()
+                self._events.append((name, start, end))
+            else:
+                started = time.perf_counter()
+                yield
+                self._seconds[name] += time.perf_counter() - started
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds by part since the last call, and start anew. On a GPU, waits for it."""
+        for name, start, end in self._events:
+            end.synchronize()
+            self._seconds[name] += start.elapsed_time(end) / 1000
+        seconds = {name: self._seconds[name] for name in PARTS}
+        self._events.clear()
+        self._seconds.clear()
+        return seconds
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+class StepProfiler:
+    """A trace (Chrome format) and a table of a few steps after the first two, which allocate and pick kernels."""
+
+    SKIPPED, TRACED = 2, 5
+
+    def __init__(self, folder: Path, name: str, device: torch.device) -> None:
+        """Write `NAME.json` and `NAME.txt` into `folder` once enough steps are done."""
+        self._folder, self._name = folder, name
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        self._profile: profile | None = profile(activities=activities)
+        self._lines: list[dict[str, float]] = []
+        self._num_steps = 0
+
+    def before_step(self) -> None:
+        """Call before each step."""
+        if self._profile is not None and self._num_steps == self.SKIPPED:
+            self._profile.start()
+
+    def after_step(self, step_s: float, parts_s: dict[str, float]) -> str | None:
+        """Call after each step with its seconds; return the table when the trace is written, else None."""
+        if self._profile is None:
+            return None
+        self._num_steps += 1
+        if self._num_steps <= self.SKIPPED:
+            return None
+        self._lines.append({**parts_s, "other": step_s - sum(parts_s.values()), "step": step_s})
+        return self.finish() if len(self._lines) == self.TRACED else None
+
+    def finish(self) -> str | None:
+        """Write what was traced, if anything and not yet; return the table."""
+        if self._profile is None or not self._lines:
+            return None
+        self._profile.stop()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._profile.export_chrome_trace(str(self._folder / f"{self._name}.json"))
+        self._profile = None
+        table = self._table()
+        (self._folder / f"{self._name}.txt").write_text(table + "\n")
+        return table
+
+    def _table(self) -> str:
+        mean = {name: sum(line[name] for line in self._lines) / len(self._lines) for name in (*PARTS, "other", "step")}
+        rows = [f"{name:<10} {1000 * mean[name]:>10.1f} ms {mean[name] / mean['step']:>7.1%}" for name in mean]
+        return "\n".join([f"mean of {len(self._lines)} steps", *rows])

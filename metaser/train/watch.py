@@ -1,0 +1,147 @@
+"""Who among the processes has died, and what it said last.
+
+A collective operation with a dead process waits or breaks without saying whose fault it is. So every process tells the
+others every few seconds, through the store where they met, that it lives and where it stands, or why it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from metaser.distributed import DistInfo
+
+BEAT_S = 2.0
+SILENT_S = 40.0
+"""A process that has not been heard of for so long is dead."""
+GRACE_S = 10.0
+"""How long the main thread has to end the process before the watch does."""
+EXIT_CODE = 2
+
+
+@dataclass(frozen=True)
+class Death:
+    """A process that ended before the others."""
+
+    rank: int
+    where: str
+    words: str
+
+    def __str__(self) -> str:
+        """Return the one sentence that every other process ends with."""
+        return (
+            f"all processes must live until the training is done, but rank {self.rank} ({self.where}) has ended: "
+            f"{self.words}; start again to continue from the last checkpoint"
+        )
+
+
+class Watch:
+    """Beats for this process and listens for the others, in a thread of its own."""
+
+    def __init__(self, info: DistInfo) -> None:
+        """Start; the processes must have met."""
+        self._info = info
+        # A connection of its own: the main thread may be waiting on the other one.
+        self._store: Any = dist.distributed_c10d._get_default_store().clone()
+        self._position = "before its first step"
+        self._host = socket.gethostname()
+        self._death: Death | None = None
+        self._found = threading.Event()
+        self._stopped = threading.Event()
+        self._heard: dict[int, tuple[int, float]] = {}
+        """Each other's last beat, and when it was first seen."""
+        self._known: dict[int, tuple[int, str]] = {}
+        """The process number and the position of those on this machine."""
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def note(self, position: str) -> None:
+        """Say where this process stands: its last words, should it be killed."""
+        self._position = position
+
+    def announce(self, words: str, *, death: Death | None = None) -> None:
+        """Tell the others why this process ends: by itself, or because of another's `death`."""
+        words = " ".join(words.split())[-2000:]
+        origin = [self._info.rank, self._where(), words] if death is None else [death.rank, death.where, death.words]
+        with suppress(RuntimeError):  # the others may be gone already
+            self._store.set(f"ended/{self._info.rank}", json.dumps(origin))
+
+    def death(self, timeout_s: float) -> Death | None:
+        """Return the first process found dead, waiting for the finding up to `timeout_s`."""
+        self._found.wait(timeout_s)
+        return self._death
+
+    def stop(self) -> None:
+        """Watch no longer; from here on the others may end. A process that fails goes on watching to its end."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _where(self) -> str:
+        return f"pid {os.getpid()} on {self._host}"
+
+    def _run(self) -> None:
+        beat = 0
+        while not self._stopped.wait(BEAT_S if beat else 0):
+            beat += 1
+            try:
+                values = [beat, self._host, os.getpid(), self._position]
+                self._store.set(f"alive/{self._info.rank}", json.dumps(values))
+                self._death = self._find_death()
+            except RuntimeError as error:
+                # Rank 0 or the launcher held the store.
+                words = f"the store where the processes met is gone ({' '.join(str(error).split())[:200]})"
+                self._death = self._find_killed() or Death(0, "or the launcher", words)
+            if self._death is not None:
+                break
+        if self._death is None:
+            return
+        self._found.set()
+        if not self._stopped.wait(GRACE_S):
+            # The main thread waits in an operation that will never end.
+            print(f"error: {self._death}", file=sys.stderr, flush=True)
+            os._exit(EXIT_CODE)
+
+    def _find_death(self) -> Death | None:
+        now = time.monotonic()
+        for rank in range(self._info.num_processes):
+            if rank == self._info.rank:
+                continue
+            if self._store.check([f"ended/{rank}"]):
+                return Death(*json.loads(self._store.get(f"ended/{rank}")))
+            if not self._store.check([f"alive/{rank}"]):
+                continue
+            beat, host, pid, position = json.loads(self._store.get(f"alive/{rank}"))
+            last_beat, heard_at = self._heard.get(rank, (0, now))
+            self._heard[rank] = (beat, now if beat != last_beat else heard_at)
+            if host == self._host:
+                self._known[rank] = (pid, position)
+            if now - self._heard[rank][1] > SILENT_S:
+                words = f"nothing was heard of it for {SILENT_S:.0f} s, {position}"
+                return Death(rank, f"pid {pid} on {host}", words)
+        return self._find_killed()
+
+    def _find_killed(self) -> Death | None:
+        for rank, (pid, position) in self._known.items():
+            if not _is_running(pid):
+                words = f"it was killed, or died without a word, {position}"
+                return Death(rank, f"pid {pid} on {self._host}", words)
+        return None
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        # The state follows the name, which stands in brackets and may hold anything.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")

@@ -1,0 +1,284 @@
+"""The one module that knows DeepSpeed: ZeRO 1 to 3, with full weights and optimizer states in and out by name."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from metaser.config.schema import ParallelConfig
+from metaser.errors import ConfigError, TrainingError
+from metaser.train.engine import Engine
+
+BUCKET_ELEMENTS = 20_000_000
+"""Elements that travel together: 80 MB of float32, where DeepSpeed's own default takes 2 GB."""
+SMALL_ELEMENTS = 100_000
+"""ZeRO 3 keeps parameters up to this size whole, because some are read outside of their own module's forward: WavLM's
+gates, ARI's coefficients between the layers, the weights of group norm."""
+_OWN = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+
+
+def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda: bool) -> dict[str, Any]:
+    """Return DeepSpeed's whole configuration; nothing is left to its defaults that decides what is computed.
+
+    `gradient_clipping` is each stage's `max_grad_norm`, set when the stage's engine is built.
+
+    Raises:
+        ConfigError: if `parallel.extra` touches what MetaSER must decide itself.
+    """
+    zero: dict[str, Any] = {
+        "stage": int(parallel.strategy.removeprefix("zero")),
+        "contiguous_gradients": True,
+        "overlap_comm": use_cuda,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_partitions": True,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "round_robin_gradients": False,
+        "ignore_unused_parameters": False,
+        "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+        "stage3_param_persistence_threshold": SMALL_ELEMENTS,
+        "stage3_max_live_parameters": 10 * BUCKET_ELEMENTS,
+        "stage3_max_reuse_distance": 10 * BUCKET_ELEMENTS,
+        "stage3_gather_16bit_weights_on_model_save": False,
+    }
+    if parallel.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": use_cuda}
+        if parallel.strategy == "zero3":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": use_cuda}
+    settings: dict[str, Any] = {
+        # Slots differ in size, and the engine itself says which is a step's last.
+        "train_batch_size": num_processes,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        # torch's AdamW everywhere, offloaded or not: the same arithmetic as without DeepSpeed, and nothing to compile.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+        # Never bf16.enabled: it casts every weight, and on CUDA disables autocast.
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": False},
+        "torch_autocast": {
+            "enabled": parallel.precision == "bf16",
+            "dtype": "bfloat16",
+            # Weights and gradients travel in float32.
+            "lower_precision_safe_modules": [],
+        },
+        "zero_optimization": zero,
+    }
+    owned = [name for name in (*_OWN, "fp16", "bf16", "optimizer", "scheduler") if name in parallel.extra]
+    if "stage" in parallel.extra.get("zero_optimization", {}):
+        owned.append("zero_optimization.stage")
+    if owned:
+        raise ConfigError(
+            f"parallel.extra must leave {owned} alone, because MetaSER decides them; use parallel.strategy, "
+            "parallel.precision, data.batch_utterances, data.max_slot_s and stages.N.max_grad_norm"
+        )
+    return _merged(settings, parallel.extra)
+
+
+def _merged(settings: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(settings)
+    for name, value in extra.items():
+        is_section = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if is_section else value
+    return merged
+
+
+def choose_device(*, use_cuda: bool) -> None:
+    """Tell DeepSpeed which device it runs on, and its logger to keep off stdout.
+
+    Raises:
+        TrainingError: if DeepSpeed is not installed.
+    """
+    try:
+        from deepspeed.accelerator import set_accelerator
+    except ImportError as error:
+        raise TrainingError(
+            "parallel.strategy 'zero1' to 'zero3' needs DeepSpeed, which cannot be imported "
+            f"({error}); install it with `pip install 'metaser[deepspeed]'` or choose 'ddp'"
+        ) from error
+    if not use_cuda:
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        set_accelerator(CPU_Accelerator())
+        from deepspeed import ops
+
+        # Its all-reduce in shared memory needs a compiler, and waits for ever when a process has died; gloo does not.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+
+
+class ZeroEngine(Engine):
+    """One stage's model and optimizer, spread over the processes by DeepSpeed."""
+
+    needs_warm_up = False
+
+    def _wrap(self) -> torch.nn.Module:
+        accelerator = self.processes.accelerator
+        self._stage = int(self.processes.strategy.removeprefix("zero"))
+        accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = self._max_grad_norm
+        self._deepspeed, _ = accelerator.prepare(self.model, self.optimizer)
+        self._zero: Any = self._deepspeed.optimizer
+        self._gather_small()
+        wrapped: torch.nn.Module = self._deepspeed
+        return wrapped
+
+    @contextmanager
+    def accumulating(self, *, is_last: bool) -> Iterator[None]:
+        """Mark the step's last slot, after which gradients are complete."""
+        self._deepspeed.set_gradient_accumulation_boundary(is_boundary=is_last)
+        yield
+
+    def _backward(self, loss: Tensor) -> None:
+        self._deepspeed.backward(loss)
+
+    def _step(self) -> float:
+        # DeepSpeed clips, and skips a norm that is not finite.
+        self._deepspeed.step()
+        self._gather_small()
+        if self._zero.overflow:
+            # ZeRO 3 leaves the last step's norm where it was.
+            return math.inf
+        self._update_average()
+        return float(self._zero._global_grad_norm)
+
+    def discard_gradients(self) -> None:
+        """Not possible here.
+
+        Raises:
+            NotImplementedError: always; parts of the gradients already lie with other processes.
+        """
+        raise NotImplementedError("ZeRO cannot discard gradients")
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the whole gradient by parameter name, between the last backward and `step`; all call this."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return {name: safe_get_full_grad(parameter).detach().cpu() for name, parameter in self.trainable.items()}
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Return the full float32 weights, on the main process only; every process must call this."""
+        if self._stage < 3:
+            return super().model_state()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        full: dict[str, Tensor] = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if not hasattr(value, "ds_id"):
+                full[name] = value.detach().cpu().clone()
+                continue
+            # One at a time: the whole model need not fit a device.
+            with GatheredParameters([value]):
+                if self.processes.info.is_main:
+                    full[name] = value.detach().cpu().clone()
+        self._gather_small()
+        return full if self.processes.info.is_main else {}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return the whole state as `PARAMETER.STATE`, on the main process only; every process must call this."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        flat = self._flat_partitions()
+        if not self.optimizer.state.get(flat[0]):
+            return {}
+        self._link_states()
+        step = torch.as_tensor(self.optimizer.state[flat[0]]["step"]).detach().cpu().float()
+        full: dict[str, Tensor] = {}
+        for name, parameter in self.trainable.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                value = safe_get_full_optimizer_state(parameter, key)
+                if self.processes.info.is_main:
+                    full[f"{name}.{key}"] = value.detach().reshape(self.shapes[name]).cpu().clone()
+            full[f"{name}.step"] = step.clone()
+        return full if self.processes.info.is_main else {}
+
+    def load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what any engine's `optimizer_state` returned.
+
+        Raises:
+            TrainingError: if it does not belong to this stage's parameters.
+        """
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        # ZeRO 3's own cutting of a whole tensor fails where its size is no multiple of the number of processes.
+        write = safe_set_full_optimizer_state if self._stage < 3 else safe_set_local_optimizer_state
+        self._refuse_foreign(tensors)
+        if not tensors:
+            return
+        step = next(value for name, value in tensors.items() if name.endswith(".step"))
+        for flat in self._flat_partitions():
+            self.optimizer.state[flat] = {
+                "step": step.clone().float(),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        self._link_states()
+        for name, parameter in self.trainable.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                write(parameter, self._part(parameter, tensors[f"{name}.{key}"].to(self.processes.device)), key)
+
+    def _flat_partitions(self) -> list[Tensor]:
+        """Return this process's part of the float32 weights, flat, one tensor per group: what the optimizer sees."""
+        partitions: list[Tensor] = (
+            self._zero.single_partition_of_fp32_groups if self._stage < 3 else self._zero.fp32_partitioned_groups_flat
+        )
+        return partitions
+
+    def _link_states(self) -> None:
+        """Let DeepSpeed find the states of all groups: with several, it looks after the first group's first step."""
+        if self._stage < 3:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _gather_small(self) -> None:
+        """Have the small parameters at hand, also where DeepSpeed would not think of it (start, skipped step)."""
+        if self._stage == 3 and self._zero.persistent_parameters:
+            self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
+
+    def _storage(self, parameter: Parameter) -> Tensor:
+        if self._stage < 3:
+            return parameter.data
+        partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        return partition.data
+
+    def _weights_changed(self) -> None:
+        if self._stage == 3 and self._zero.persistent_parameters:
+            self._zero.persistent_parameters[0].partition(self._zero.persistent_parameters)
+            self._gather_small()
+
+    def _whole(self, name: str, part: Tensor) -> Tensor:
+        if self._stage < 3:
+            return part.clone()
+        from deepspeed import comm
+
+        parts = torch.empty(part.numel() * self.processes.info.num_processes, dtype=part.dtype, device=part.device)
+        comm.all_gather_into_tensor(parts, part.contiguous())
+        shape = self.shapes[name]
+        return parts[: shape.numel()].view(shape)
+
+    def _part(self, parameter: Parameter, whole: Tensor) -> Tensor:
+        if self._stage < 3:
+            return whole
+        storage = self._storage(parameter)
+        start = storage.numel() * self.processes.info.rank
+        padded = whole.flatten().new_zeros(storage.numel() * self.processes.info.num_processes)
+        padded[: whole.numel()] = whole.flatten()
+        return padded[start : start + storage.numel()]

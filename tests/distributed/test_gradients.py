@@ -1,0 +1,121 @@
+"""The gradient of a step depends neither on the number of processes, nor on accumulation, nor on the strategy."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tinyruns import EXACT, ranks
+
+from metaser.config.schema import ExperimentConfig
+from metaser.distributed import dist_info
+from metaser.model.metaser import build_model
+from metaser.seeding import seed_generators
+from metaser.targets import Targets, resolve_tasks
+from metaser.train.engine import Processes, build_engine
+from metaser.train.optim import build_optimizer
+from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
+from metaser.train.step import StepRunner
+from shards.index import load_index
+from shards.plan import Schedule
+from shards.read import read_slots
+from shards.splits import assign_splits
+
+pytestmark = pytest.mark.distributed
+
+STEP = 2
+ALL_AT_ONCE, IN_SLOTS = "data.max_slot_s=60", "data.max_slot_s=1"
+
+
+def stage_runner(config: ExperimentConfig, processes: Processes, dtype: torch.dtype) -> StepRunner:
+    """Return what runs the steps of the last stage, from fresh weights."""
+    index = load_index(config.data.shard_folders)
+    splits = assign_splits(index, config.data.splits, allow_speaker_overlap=False)
+    specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
+    stage = config.stages[-1]
+    training = stage_data(stage, specs, index, splits).training
+    seed_generators(config.seed, "init")
+    model = build_model(config.model, specs, config.main_task)
+    # Coefficients start at zero, where half of the gradients are zero, too.
+    with torch.no_grad():
+        for scalars in model.ari.scalar_parameters().values():
+            scalars.normal_(std=0.1)
+    trainable = select_parameters(model, stage)
+    freeze_all_but(model, trainable)
+    model.to(dtype).train()
+    engine = build_engine(processes, model, build_optimizer(model, trainable, stage), max_grad_norm=1.0)
+    schedule = Schedule(training.num_samples, batch_utterances=16, pool_utterances=1600, seed=1)
+    return StepRunner(config, stage, 2, specs, training, Targets(specs, training), schedule, engine)
+
+
+def write_gradient(config: ExperimentConfig, path: str, in_float64: bool) -> None:
+    """In each process: do one step up to its gradient; the main process writes that, and the number of slots."""
+    info = dist_info()
+    processes = Processes(config.parallel, info)
+    runner = stage_runner(config, processes, torch.float64 if in_float64 else torch.float32)
+    if in_float64:
+        # The model turns audio and logits into float32 on purpose.
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double
+    slots = runner.slots_of(STEP)
+    batches = list(read_slots(runner.index, slots, num_workers=0, timeout_s=30))
+    runner.forward_backward(STEP, batches)
+    gradients = {name: value.contiguous() for name, value in runner.engine.gradients().items()}
+    if info.is_main:
+        save_file({**gradients, "num_slots": torch.tensor(len(slots))}, path)
+    processes.close()
+
+
+def gradient_of(corpus, folder, count, strategy, slots, *, in_float64=False, more=()):
+    config = corpus.experiment(folder / "run", *EXACT, slots, f"parallel.strategy={strategy}", *more)
+    path = folder / f"{strategy}-{count}-{slots}.safetensors"
+    with ranks(count, write_gradient, config, str(path), in_float64, folder=folder / "said") as job:
+        assert job.join() == [0] * count, job.said()
+    found = load_file(path)
+    num_slots = int(found.pop("num_slots"))
+    assert (num_slots > 1) == (slots == IN_SLOTS)
+    return found
+
+
+def distance(ours, theirs):
+    """Return the norm of the difference over the norm of the whole gradient."""
+    assert ours.keys() == theirs.keys()
+    difference = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in theirs)
+    whole = sum(float(value.double().square().sum()) for value in theirs.values())
+    return math.sqrt(difference / whole)
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    return gradient_of(corpus, tmp_path_factory.mktemp("alone"), 1, "single", ALL_AT_ONCE, in_float64=True)
+
+
+def test_every_trainable_parameter_has_a_gradient(alone):
+    assert [name for name, value in alone.items() if not value.abs().max() > 0 and "k_proj.bias" not in name] == []
+
+
+@pytest.mark.parametrize(
+    ("count", "slots"), [(1, IN_SLOTS), (2, ALL_AT_ONCE), (2, IN_SLOTS), (4, ALL_AT_ONCE), (4, IN_SLOTS)]
+)
+def test_the_gradient_is_the_same_however_a_step_is_cut(corpus, alone, tmp_path, count, slots):
+    ours = gradient_of(corpus, tmp_path, count, "auto", slots, in_float64=True)
+    assert distance(ours, alone) < 1e-9
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("slots", [ALL_AT_ONCE, IN_SLOTS])
+def test_zero_computes_the_same_gradient_in_float32(corpus, alone, tmp_path, strategy, slots):
+    ours = gradient_of(corpus, tmp_path, 2, strategy, slots)
+    assert distance(ours, alone) < 1e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_in_bf16_gradients_differ_by_its_rounding(corpus, alone, tmp_path, strategy):
+    ours = gradient_of(corpus, tmp_path, 2, strategy, IN_SLOTS, more=("parallel.precision=bf16",))
+    assert 1e-4 < distance(ours, alone) < 5e-2
+
+
+def test_activations_computed_again_give_the_same_gradient(corpus, alone, tmp_path):
+    more = ("parallel.activation_checkpointing=true",)
+    ours = gradient_of(corpus, tmp_path, 2, "ddp", IN_SLOTS, in_float64=True, more=more)
+    assert distance(ours, alone) < 1e-9
