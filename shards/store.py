@@ -322,6 +322,9 @@ class RangeReader:
             # botocore's errors carry the reply as a dictionary.
             if isinstance(response := getattr(link, "response", None), dict) and "ResponseMetadata" in response:
                 return _s3_failure(response)
+        # fsspec's http says that there is no such file whatever kept it from asking; why stands in the cause.
+        if isinstance(error, FileNotFoundError) and isinstance(chain[-1], _loaded(*_PASSING)):
+            error = chain[-1]
         if isinstance(error, TimeoutError):
             return _Failure(f"no whole reply within {self._remote.timeout_s:g} s")
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else _reason(error)

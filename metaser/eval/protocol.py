@@ -27,7 +27,7 @@ from shards.batch import Batch
 from shards.config import SplitRule, StoredSplit
 from shards.errors import SplitError
 from shards.index import Index, load_index
-from shards.splits import SplitAssignment, assign_splits
+from shards.splits import SplitAssignment, assign_splits, duplicates_across
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,10 @@ def evaluate_run_split(
         config.main_task,
         results,
         split=split,
-        protocol=splits.protocol,
+        protocol={
+            **splits.protocol,
+            "num_recordings_in_two_splits": len(duplicates_across(index, splits)),
+        },
         run={"folder": run.root.name, "seed": config.seed},
     )
     target = folder or run.report

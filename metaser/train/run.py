@@ -342,9 +342,7 @@ class _Training:
 
 
 def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
-    """Note in the protocol, and so in every report, how often a recording stands in two splits under two names."""
     groups = duplicates_across(index, splits)
-    splits.protocol["num_recordings_in_two_splits"] = len(groups)
     if groups:
         keys = " = ".join(index.take(groups[0]).values("key"))
         log.warning("%d recordings stand in more than one split, under different names: %s", len(groups), keys)

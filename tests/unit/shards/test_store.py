@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -14,16 +16,18 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 from faultyserver import PASSING_FAULTS, FaultyServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tones import pack_items, tone
 
-from shards.audio import decode_flac, pcm16, pcm_sha256
 from shards.config import RemoteConfig
-from shards.errors import AudioError, RangeError, ShardError
+from shards.errors import RangeError, ShardError
 from shards.index import load_index
+from shards.plan import Slot
+from shards.read import read_slots
 from shards.store import NUM_READS, RangeReader, file_size, is_url, join, read_file
 
 BYTES = random.Random(0).randbytes(3 * 2**20 + 12_345)
@@ -376,53 +380,46 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def clips(server, folder):
-    """(URL, offset, length, hash of the samples) of each clip, on a server without faults."""
+def remote_index(server, folder):
+    """The folder's index read from a server without faults."""
     server.restart()
-    index = load_index([str(folder)])
     server.files.update({f"/tones/{path.name}": path.read_bytes() for path in folder.iterdir()})
-    places = [f"{server.url}/tones/{Path(index.shard_paths[shard]).name}" for shard in index.shard]
-    ranges = zip(index.audio_offset.tolist(), index.audio_bytes.tolist(), index.values("key"), strict=True)
-    hashes = index.table.column("pcm_sha256").to_pylist()
-    return [(place, *span, sha256) for place, span, sha256 in zip(places, ranges, hashes, strict=True)]
+    return load_index([f"{server.url}/tones"], quick())
 
 
-def read_clip(reader: RangeReader, place: str, offset: int, num_bytes: int, key: str, sha256: str) -> np.ndarray:
-    """Read and verify one clip as reader processes do."""
-    for number in range(reader.num_reads(place)):
-        data = reader.read(place, offset, num_bytes, fresh=number > 0)
-        try:
-            samples = decode_flac(data)
-        except AudioError:
-            continue
-        if pcm_sha256(pcm16(samples)) == sha256:
-            return samples
-    raise AudioError(f"utterance {key!r} in {place} does not decode to the audio that was packed")
+def batch_of_all(index, cache_dir):
+    (batch,) = read_slots(
+        index, [Slot(np.arange(len(index)))], num_workers=0, timeout_s=1, remote=quick(cache_dir=str(cache_dir))
+    )
+    return batch
 
 
 @given(faults=st.lists(st.sampled_from([*PASSING_FAULTS, "flip", ""]), max_size=24))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_clips_are_as_packed_or_named_whatever_happens_on_the_way(server, clips, tmp_path, faults):
+def test_clips_are_as_packed_or_named_whatever_happens_on_the_way(server, remote_index, folder, tmp_path, faults):
+    expected = batch_of_all(load_index([folder]), tmp_path / "none").wave_BT
     server.restart(faults)
-    reader = RangeReader(quick(cache_dir=str(tmp_path / str(time.monotonic_ns()))))
-    for number, clip in enumerate(clips):
-        try:
-            assert len(read_clip(reader, *clip)) == 800 + 160 * number
-        except AudioError as error:
-            assert f"'tones/u{number:03d}'" in str(error)
-            assert faults.count("flip") >= NUM_READS
-        except ShardError:
-            assert len(faults) >= 6
+    try:
+        batch = batch_of_all(remote_index, tmp_path / str(time.monotonic_ns()))
+    except ShardError:
+        assert len(faults) >= 6
+        return
+    named = {int(re.search(r"'tones/u(\d+)'", problem)[1]) for problem in batch.problems}
+    for number, is_valid in enumerate(batch.valid_B.tolist()):
+        assert is_valid != (number in named)
+        assert not is_valid or torch.equal(batch.wave_BT[number], expected[number])
+    assert not named or faults.count("flip") >= NUM_READS
 
 
-def test_a_record_that_is_corrupt_on_the_server_is_named_after_some_reads(server, clips, tmp_path):
-    place, offset, num_bytes, key, sha256 = clips[5]
-    path = place.removeprefix(server.url)
+def test_a_record_that_is_corrupt_on_the_server_is_named_after_some_reads(server, remote_index, tmp_path):
+    part = remote_index.take([5])
+    path = part.shard_places[part.numbers("shard")[0]].removeprefix(server.url)
     tar = bytearray(server.files[path])
-    tar[offset + num_bytes // 2] ^= 1
+    tar[int(part.numbers("audio_offset")[0] + part.numbers("audio_bytes")[0] // 2)] ^= 1
     server.files[path] = bytes(tar)
-    with pytest.raises(AudioError, match=r"'tones/u005' in http"):
-        read_clip(RangeReader(quick(cache_dir=str(tmp_path))), place, offset, num_bytes, key, sha256)
+    server.restart()
+    (problem,) = batch_of_all(part, tmp_path).problems
+    assert problem.startswith("utterance 'tones/u005' in http")
     assert len(server.requests) == NUM_READS
 
 
@@ -601,3 +598,12 @@ def test_s3_without_credentials_says_so(server, monkeypatch, tmp_path):
     config = quick(timeout_s=5, options={"s3": {"endpoint_url": server.url}})
     with pytest.raises(ShardError, match=r"s3://corpus/a.tar must be readable, but: Unable to locate credentials"):
         RangeReader(config).read("s3://corpus/a.tar", 0, 5)
+
+
+def test_a_server_that_is_not_there_is_not_called_a_missing_file():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/x/manifest.json"
+        remote = RemoteConfig(num_tries=2, first_wait_s=0.001)
+        with pytest.raises(ShardError, match=r"its size, but 2 tries failed, .* Cannot connect to host"):
+            read_file(url, remote)
