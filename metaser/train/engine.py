@@ -419,7 +419,7 @@ def build_engine(
     model.encoder.gradient_checkpointing = parallel.activation_checkpointing
     if parallel.compile_layers:
         # Every recompilation with its reason, on stderr: one for training, evaluation and a single utterance is normal.
-        torch._logging.set_logs(recompiles=True)
+        torch._logging.set_logs(recompiles=True)  # type: ignore[attr-defined]
         model.encoder.compile_layers()
     kind = Engine
     if processes.strategy.startswith("zero"):
