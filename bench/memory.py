@@ -50,6 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3)
     arguments = parser.parse_args()
+    # Otherwise the allocator keeps what was freed, and the figures are of its habits.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     for name, way in WAYS.items():
         print(json.dumps({"strategy": name, **measure(way, arguments.steps)}), flush=True)
 

@@ -331,9 +331,7 @@ class Engine:
         self._refuse_foreign(tensors)
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition(".")
-            # AdamW keeps its step count on the CPU (unless fused) and moves it itself.
-            target = tensor if key == "step" else tensor.to(self.trainable[name].device)
-            self.optimizer.state[self.trainable[name]][key] = target.clone()
+            self.optimizer.state[self.trainable[name]][key] = tensor.to(self.trainable[name].device).clone()
 
     def _refuse_foreign(self, tensors: dict[str, Tensor]) -> None:
         found = {name.rpartition(".")[0] for name in tensors}

@@ -54,7 +54,8 @@ def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage:
         }
         for (kind, rate, decays), parameters in grouped.items()
     ]
-    return torch.optim.AdamW(groups, betas=stage.betas, eps=1e-8)
+    # Fused: one pass, and no temporaries as large as a whole group, which with ZeRO is one tensor.
+    return torch.optim.AdamW(groups, betas=stage.betas, eps=1e-8, fused=True)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -19,8 +19,11 @@ from metaser.config.schema import ParallelConfig
 from metaser.errors import ConfigError, TrainingError
 from metaser.train.engine import Engine
 
-BUCKET_ELEMENTS = 20_000_000
-"""Elements that travel together: 80 MB of float32, where DeepSpeed's own default takes 2 GB."""
+BUCKET_ELEMENTS = 10_000_000
+"""Elements that travel together: 40 MB of float32, where DeepSpeed's own default takes 2 GB."""
+LIVE_ELEMENTS = 30_000_000
+"""Weights that ZeRO 3 holds gathered at a time: two layers of a large encoder. DeepSpeed's default, 1e9, is more than
+such encoders have, so that everything would stay gathered."""
 SMALL_ELEMENTS = 100_000
 """ZeRO 3 keeps parameters up to this size whole, because some are read outside of their own module's forward: WavLM's
 gates, ARI's coefficients between the layers, the weights of group norm."""
@@ -47,8 +50,8 @@ def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda
         "ignore_unused_parameters": False,
         "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
         "stage3_param_persistence_threshold": SMALL_ELEMENTS,
-        "stage3_max_live_parameters": 10 * BUCKET_ELEMENTS,
-        "stage3_max_reuse_distance": 10 * BUCKET_ELEMENTS,
+        "stage3_max_live_parameters": LIVE_ELEMENTS,
+        "stage3_max_reuse_distance": BUCKET_ELEMENTS,
         "stage3_gather_16bit_weights_on_model_save": False,
     }
     if parallel.offload == "cpu":
@@ -226,7 +229,7 @@ class ZeroEngine(Engine):
         step = next(value for name, value in tensors.items() if name.endswith(".step"))
         for flat in self._flat_partitions():
             self.optimizer.state[flat] = {
-                "step": step.clone().float(),
+                "step": step.to(flat.device, torch.float32).clone(),
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }

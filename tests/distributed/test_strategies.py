@@ -213,3 +213,11 @@ def test_a_report_needs_no_deepspeed(spread, tmp_path):
     done = metaser("evaluate", spread("zero3"), "--json", folder=tmp_path)
     assert done.returncode == 0
     assert json.loads(done.stdout) == json.loads((spread("zero3") / "report/report.json").read_text())
+
+
+def test_compiled_layers_compute_the_same_in_three_compilations(corpus, alone, tmp_path):
+    run = train_ranks(1, corpus.yaml, tmp_path / "run", *EXACT, "parallel.compile_layers=true", "data.max_slot_s=2")
+    assert_same_curve(run, alone, rel=1e-4)
+    said = (tmp_path / "run-said/rank-0.txt").read_text()
+    # Each stage compiles for training and evaluation, and perhaps for a single utterance; not for every length.
+    assert 2 <= said.count("Recompiling function _run_layer") <= 4, said

@@ -1,0 +1,16 @@
+"""One process on a GPU, in bf16, with every strategy."""
+
+import pytest
+from tinyruns import EXACT, losses, train_ranks
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("strategy", ["single", "zero1", "zero2", "zero3"])
+def test_bf16_on_a_gpu_learns_what_float32_does_on_a_cpu(corpus, tmp_path, strategy):
+    alone = corpus.train(tmp_path / "alone", *EXACT)
+    given = ("parallel.device=cuda", "parallel.precision=bf16", f"parallel.strategy={strategy}")
+    run = train_ranks(1, corpus.yaml, tmp_path / "run", *EXACT, *given)
+    assert [line[:2] for line in losses(run)] == [line[:2] for line in losses(alone)]
+    for ours, theirs in zip(losses(run), losses(alone), strict=True):
+        assert ours[2] == pytest.approx(theirs[2], rel=0.05)
