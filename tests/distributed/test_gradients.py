@@ -12,6 +12,7 @@ from metaser.distributed import dist_info
 from metaser.model.metaser import build_model
 from metaser.seeding import seed_generators
 from metaser.targets import Targets, resolve_tasks
+from metaser.train.augment import Augmenter
 from metaser.train.engine import Processes, build_engine
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
@@ -45,7 +46,8 @@ def stage_runner(config: ExperimentConfig, processes: Processes, dtype: torch.dt
     model.to(dtype).train()
     engine = build_engine(processes, model, build_optimizer(model, trainable, stage), max_grad_norm=1.0)
     schedule = Schedule(training.num_samples, batch_utterances=16, pool_utterances=1600, seed=1)
-    return StepRunner(config, stage, 2, specs, training, Targets(specs, training), schedule, engine)
+    augmenter = Augmenter(stage.augment, seed=config.seed)
+    return StepRunner(config, stage, 2, specs, training, Targets(specs, training), schedule, engine, augmenter)
 
 
 def write_gradient(config: ExperimentConfig, path: str, in_float64: bool) -> None:
