@@ -11,11 +11,14 @@ from typing import NoReturn
 import typer
 
 from launch.train import train
+from launch.verbs.crossval import crossval
 from launch.verbs.demo import demo
 from launch.verbs.evaluate import evaluate
 from launch.verbs.inspect import inspect
 from launch.verbs.pack import pack
 from launch.verbs.predict import predict
+from launch.verbs.status import status
+from launch.verbs.stop import stop
 from launch.verbs.submit import submit
 from shards.errors import InputError
 
@@ -27,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, pack, inspect, train, evaluate, predict, submit):
+for verb in (demo, pack, inspect, train, evaluate, crossval, predict, submit, status, stop):
     app.command()(verb)
 
 

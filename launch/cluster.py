@@ -56,7 +56,7 @@ class ClusterConfig(Section):
     max_parallel_folds: PositiveInt = 16
     """Folds of one cross-validation that run at the same time."""
     check_node_names: bool = True
-    """Refuse to submit when a node's name does not resolve on this host; for login nodes that cannot see the nodes' names."""
+    """Refuse to submit when a node's name does not resolve on this host; false for login nodes that know none of them."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of sbatch by their long names, e.g. `{exclude: node7}`."""
 
@@ -83,10 +83,21 @@ class ClusterConfig(Section):
 
 
 PASSED_VARIABLES = (
-    *("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX"),
+    *(
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "PATH",
+        "LANG",
+        "LC_ALL",
+        "LD_LIBRARY_PATH",
+        "PYTHONPATH",
+        "VIRTUAL_ENV",
+        "CONDA_PREFIX",
+    ),
     *("MODULEPATH", "MODULESHOME", "LMOD_CMD", "OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE"),
 )
-"""All that a job sees of the shell that submitted it: where programs and caches lie, and nothing that may be a secret."""
+"""All that a job sees of the submitting shell: where programs and caches lie, and nothing that may be a secret."""
 
 
 def load_cluster(path: str | Path) -> ClusterConfig:
@@ -112,7 +123,9 @@ def ask(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise ClusterError(f"SLURM must answer {' '.join(command)!r} within {COMMAND_TIMEOUT_S} s, but did not") from None
+        raise ClusterError(
+            f"SLURM must answer {' '.join(command)!r} within {COMMAND_TIMEOUT_S} s, but did not"
+        ) from None
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise ClusterError(f"SLURM refused {' '.join(command)!r}: {said}")

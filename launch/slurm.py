@@ -1,9 +1,9 @@
 """A training as a SLURM job: what submitit pickles, what every task of the job does, and how the job comes back.
 
-`python -m launch.slurm train CONFIG [a.b=c ...]` is the same without submitit, for sbatch scripts; see slurm/train.sbatch.
+`python -m launch.slurm train CONFIG [a.b=c ...]` is the same without submitit, for sbatch scripts: slurm/train.sbatch.
 
-The tasks of the job are the processes that train together. SLURM's signals set a flag in each; at the next boundary all save
-together, and the main process requeues the job. No collective call happens in a signal handler.
+The tasks of the job are the processes that train together. SLURM's signals set a flag in each; at the next boundary all
+save together, and the main process requeues the job. No collective call happens in a signal handler.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.cluster import COMMAND_TIMEOUT_S, ClusterError, ask, check_resolves
+from launch.cluster import ClusterError, ask, check_resolves
 
 if TYPE_CHECKING:
     from metaser.train.stop import StopRequest
@@ -113,11 +113,12 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _report_folds(root: Path) -> None:
-    from metaser.eval.crossval import missing_folds, write_crossval
+    from metaser.eval.crossval import read_crossval, write_crossval
 
+    plan = read_crossval(root)
     # The last fold to finish writes the table; two that finish together write the same.
-    if not missing_folds(root):
-        write_crossval(root)
+    if not plan.missing:
+        write_crossval(plan)
 
 
 # ---------------------------------------------------------------- where the processes meet
@@ -226,7 +227,7 @@ def _requeue_by_submitit(kept: Callable[[int, Any], Any]) -> None:
 def may_requeue(max_requeues: int) -> bool:
     """Return whether this job should ask to be started again.
 
-    A job that SLURM has ended already must not: SLURM requeues a preempted one itself, and a cancelled one was meant to end.
+    A job that SLURM has ended already must not: a preempted one is requeued by SLURM, a cancelled one was meant to end.
     """
     job = os.environ["SLURM_JOB_ID"]
     state = ask("squeue", "--noheader", "--jobs", job, "--format=%T").strip()
@@ -252,7 +253,7 @@ def requeue() -> None:
 
 @contextmanager
 def _last_resort(job: TrainingJob, stop: StopRequest, *, is_main: bool) -> Iterator[None]:
-    """Requeue shortly before the grace time ends if no boundary has come by then; the last periodic checkpoint holds."""
+    """Requeue shortly before the grace time ends if no boundary came; the last periodic checkpoint then holds."""
     is_over = threading.Event()
 
     def watch() -> None:

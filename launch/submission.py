@@ -20,7 +20,7 @@ from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
-from metaser.rundir import RunDir, lock_holder
+from metaser.rundir import RunDir, last_holder, lock_holder
 
 if TYPE_CHECKING:
     from submitit import Job, SlurmExecutor
@@ -55,7 +55,7 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
     """Return submitit's executor, which asks for what `cluster` says and lets nothing else of this shell through."""
     import submitit
 
-    class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+    class Executor(submitit.SlurmExecutor):
         @classmethod
         def affinity(cls) -> int:
             """The sbatch file can be shown on a host without SLURM; submitting is refused before, in our words."""
@@ -86,7 +86,9 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
         "setup": list(_setup(cluster)),
         "srun_args": list(_srun_arguments(cluster)),
         # srun's exit code stands in $? here.
-        "teardown": [f"METASER_MAX_REQUEUES={cluster.max_requeues} {shlex.quote(sys.executable)} -m launch.slurm after $?"],
+        "teardown": [
+            f"METASER_MAX_REQUEUES={cluster.max_requeues} {shlex.quote(sys.executable)} -m launch.slurm after $?"
+        ],
         "additional_parameters": further,
     }
     executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
@@ -134,19 +136,30 @@ def check_run_folder(run: RunDir) -> None:
             pass
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
-    in_use = None
     holder = lock_holder(run)
-    last = last_submission(run)
-    if holder is not None:
-        in_use = str(holder)
-    elif last is not None and last.executor == "slurm":
-        state = job_states([last.job_id]).get(last.job_id)
-        in_use = f"SLURM job {last.job_id} ({state})" if state in JOB_IS_LIVE else None
+    job = None if holder is not None else live_job(run)
+    in_use = str(holder) if holder is not None else f"SLURM job {job[0]} ({job[1]})" if job is not None else None
     if in_use is not None:
         raise RunError(
             f"run {str(run.root)!r} is in use by {in_use}; stop it with `metaser stop {run.root}` or choose another "
             "output_dir"
         )
+
+
+def live_job(run: RunDir) -> tuple[str, str] | None:
+    """Return the SLURM job that waits or runs for this run, and SLURM's word for its state; None if there is none.
+
+    It is the one that was submitted last, or the one that trained here last, which plain sbatch may have started.
+
+    Raises:
+        ClusterError: if SLURM does not answer.
+    """
+    last, holder = last_submission(run), last_holder(run)
+    jobs = [last.job_id] if last is not None and last.executor == "slurm" else []
+    if holder is not None and holder.slurm_job is not None:
+        jobs.append(holder.slurm_job)
+    states = job_states(jobs)
+    return next(((job, states[job]) for job in jobs if states.get(job) in JOB_IS_LIVE), None)
 
 
 def check_continues(run: RunDir, experiment: ExperimentConfig) -> None:
@@ -177,7 +190,7 @@ def check_sbatch(text: str) -> None:
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Hide what would change the meaning of an sbatch file: options in variables, and the job we may be in ourselves."""
+    """Hide what would change the meaning of an sbatch file: options in variables, and the job we may be in."""
     prefixes = ["SBATCH_", "SRUN_", "SUBMITIT_"]
     if "SLURM_JOB_ID" in os.environ:
         prefixes.append("SLURM_")
@@ -197,17 +210,31 @@ def clean_environment() -> Iterator[None]:
 # ---------------------------------------------------------------- submitting
 
 
-def prepare_job(run: RunDir, experiment: ExperimentConfig, cluster: ClusterConfig, **more: Any) -> TrainingJob:
-    """Write the resolved experiment into the run's folder, so that editing its file does not reach a queued job."""
+def write_experiment(run: RunDir, experiment: ExperimentConfig) -> Path:
+    """Write the resolved experiment into the run's folder, so that editing its file does not reach a queued job.
+
+    Raises:
+        RunError: if the folder cannot be written.
+    """
     path = run.jobs / f"experiment-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump_experiment(experiment))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dump_experiment(experiment))
+    except OSError as error:
+        raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
+    return path
+
+
+def prepare_job(
+    run: RunDir, experiment: ExperimentConfig, cluster: ClusterConfig, crossval: str | None = None
+) -> TrainingJob:
+    """Return the job that trains `experiment`; `crossval` is the folder of the cross-validation that it belongs to."""
     return TrainingJob(
         folder=str(Path.cwd()),
-        experiment=str(path.absolute()),
+        experiment=str(write_experiment(run, experiment).absolute()),
         grace_s=float(cluster.grace_s),
         max_requeues=cluster.max_requeues,
-        **more,
+        crossval=crossval,
     )
 
 

@@ -102,7 +102,11 @@ def _last_lines(path: Path) -> list[dict[str, Any]]:
 
 def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:
     for stage in range(num_stages, 0, -1):
-        found = [(int(match[1]), path) for path in run.checkpoints(stage).glob("step-*") if (match := _STEP.fullmatch(path.name))]
+        found = [
+            (int(match[1]), path)
+            for path in run.checkpoints(stage).glob("step-*")
+            if (match := _STEP.fullmatch(path.name))
+        ]
         if found:
             step, path = max(found)
             return CheckpointPlace(stage, step, time.time() - path.stat().st_mtime)

@@ -159,6 +159,16 @@ def lock_holder(run: RunDir) -> LockHolder | None:
     return None
 
 
+def last_holder(run: RunDir) -> LockHolder | None:
+    """Return who trained in the run's folder last, whether or not it still does; None if nobody ever did."""
+    try:
+        with _lock_path(run).open() as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    return LockHolder(**json.loads(text)) if text else None
+
+
 def _lock_path(run: RunDir) -> Path:
     return run.root / ".lock"
 

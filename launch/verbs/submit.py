@@ -39,7 +39,7 @@ def submit(
     run = RunDir(Path(experiment.output_dir))
     executor = submission.slurm_executor(where, run.jobs.absolute(), f"metaser-{run.root.name}")
     if dry_run:
-        print(submission.sbatch_text(executor), end="")
+        print(submission.sbatch_text(executor))
         return
     if not local:
         submission.prepare_checks(where, executor)

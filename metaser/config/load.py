@@ -42,15 +42,30 @@ def load_section(
         raise ConfigError(f"{name} must be a readable YAML file, but {str(path)!r} is not: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name} must be UTF-8 text, but {str(path)!r} is not: {error.reason}") from error
-    tree = _parse(text, str(path))
+    return _validate(kind, text, str(path), overrides, name, whole)
+
+
+def parse_experiment(text: str, where: str) -> ExperimentConfig:
+    """Return the experiment in YAML text that stands in `where`.
+
+    Raises:
+        ConfigError: if it cannot be parsed or values are wrong.
+    """
+    return _validate(ExperimentConfig, text, where, (), "CONFIG", "the experiment")
+
+
+def _validate(
+    kind: type[AnySection], text: str, where: str, overrides: Sequence[str], name: str, whole: str
+) -> AnySection:
+    tree = _parse(text, where)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{name} must hold a mapping of sections, but {str(path)!r} holds a {type(tree).__name__}")
+        raise ConfigError(f"{name} must hold a mapping of sections, but {where!r} holds a {type(tree).__name__}")
     for override in overrides:
         _apply_override(tree, override)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path} has {error.error_count()} problem(s): {_describe(error, whole)}") from None
+        raise ConfigError(f"{where} has {error.error_count()} problem(s): {_describe(error, whole)}") from None
 
 
 def dump_experiment(config: ExperimentConfig) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 from shards.read import STOP_SIGNALS
 
-
 LOOK_EVERY_S = 1.0
 
 
