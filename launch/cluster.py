@@ -144,7 +144,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
     if cluster.partition is not None and cluster.partition not in partitions:
         raise ClusterError(f"partition must be one of {', '.join(partitions)}, got {cluster.partition!r}")
     here = [row for row in rows if cluster.partition in (None, row[0])]
-    most = max((_num_gpus(gres) for _, gres, _ in here), default=0)
+    most = max((num_gpus(gres) for _, gres, _ in here), default=0)
     if cluster.gpus_per_node > most:
         where = f"partition {cluster.partition!r}" if cluster.partition else "this cluster"
         raise ClusterError(
@@ -156,7 +156,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
         _check_names(cluster.partition)
 
 
-def _num_gpus(gres: str) -> int:
+def num_gpus(gres: str) -> int:
     """Return the GPUs in SLURM's words such as `gpu:a100:8(S:0-1),nvme:1`."""
     parts = (part.split("(")[0].split(":") for part in gres.split(","))
     return sum(int(part[-1]) for part in parts if part[0] == "gpu" and part[-1].isdecimal())

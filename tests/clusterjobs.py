@@ -1,4 +1,4 @@
-"""Jobs on the local two-node cluster: start, watch, hold at a chosen moment, and start again at once after a requeue."""
+"""Jobs on the local two-node cluster: start, watch, hold at a chosen moment, start again at once after a requeue."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ from tinyruns import make_corpus, start_server
 @pytest.fixture(scope="session", autouse=True)
 def _cluster():
     found = subprocess.run(["sinfo", "--noheader", "--format=%N"], capture_output=True, text=True)
-    assert "metaser[1-2]" in found.stdout, f"run `make cluster`: {found.stderr} SLURM_CONF={os.environ.get('SLURM_CONF')}"
+    assert "metaser[1-2]" in found.stdout, (
+        f"run `make cluster`: {found.stderr} SLURM_CONF={os.environ.get('SLURM_CONF')}"
+    )
     start_server()
 
 
