@@ -56,7 +56,7 @@ class ClusterConfig(Section):
     max_parallel_folds: PositiveInt = 16
     """Folds of one cross-validation that run at the same time."""
     check_node_names: bool = True
-    """Refuse to submit when a node's name does not resolve on this host; false for login nodes that know none of them."""
+    """Refuse to submit when a node's name does not resolve on this host; false where login nodes know none of them."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of sbatch by their long names, e.g. `{exclude: node7}`."""
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -60,22 +60,25 @@ def cancelled_at_the_end() -> Iterator[None]:
         yield
     finally:
         slurm("scancel", "--user", os.environ.get("USER", "root"))
-        for pid in our_tasks():
-            os.kill(pid, signal.SIGKILL)
+        for pid in our_tasks(whole_job=True):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not slurm("squeue", "--noheader").strip(), "an empty queue", 60)
 
 
-def our_tasks(variable: str = "SLURM_JOB_ID=") -> list[int]:
-    """Return the processes of jobs that train, by an entry of their environment."""
+def our_tasks(*entries: str, whole_job: bool = False) -> list[int]:
+    """Return the processes that train in a job and have `entries` in their environment.
+
+    With `whole_job` also the batch script, its srun and what belongs to neither.
+    """
+    wanted = {"SLURM_JOB_ID", *(() if whole_job else ("SLURM_STEP_ID",))}
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             variables = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if any(entry.startswith("SLURM_PROCID=") for entry in variables) and any(
-            entry.startswith(variable) for entry in variables
-        ):
+        if wanted <= {entry.partition("=")[0] for entry in variables} and set(entries) <= set(variables):
             pids.append(int(folder.name))
     return pids
 
@@ -90,6 +93,13 @@ def wait_for_end(job: str) -> str:
 def start_again_at_once(job: str) -> None:
     """Wait until the job is back in the queue and start it now, not in two minutes as SLURM would."""
     wait_until(lambda: state_of(job) == "PENDING", f"job {job} in the queue again", JOB_TIMEOUT_S)
+    # After a node failure SLURM says so while the other nodes are still ending the job; a start at that moment, which its two
+    # minutes would not allow, miscounts the job's nodes.
+    wait_until(
+        lambda: slurm("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D").strip() == "2",
+        "idle nodes",
+        60,
+    )
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

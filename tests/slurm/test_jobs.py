@@ -163,8 +163,7 @@ def test_without_a_boundary_the_job_is_requeued_before_the_grace_time_ends(corpu
     job = submit(corpus, run, write_cluster(tmp_path, grace_s=8), *LONG, folder=tmp_path)
     with held(run, in_stage(1, 2)):
         # The last resort is a thread of the main process; what hangs is the other one.
-        main = main_process(run)
-        (other,) = [pid for pid in our_tasks("RANK=1") if pid != main]
+        (other,) = our_tasks("SLURM_PROCID=1")
         os.kill(other, signal.SIGSTOP)
     try:
         slurm("scancel", "--signal=USR2", job)
@@ -210,7 +209,7 @@ def test_a_failure_of_the_training_is_no_node_failure(corpus, tmp_path):
     run = tmp_path / "run"
     job = submit(corpus, run, write_cluster(tmp_path), *LONG, folder=tmp_path)
     with held(run, in_stage(1, 2)):
-        (other,) = [pid for pid in our_tasks("RANK=1") if pid != main_process(run)]
+        (other,) = our_tasks("SLURM_PROCID=1")
         os.kill(other, signal.SIGKILL)
     assert wait_for_end(job) == "FAILED"
     assert "metaser1, metaser2 answer: not requeued" in output(run, job)
