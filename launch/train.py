@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from metaser.config.schema import ExperimentConfig
     from metaser.distributed import DistInfo
+    from metaser.train.stop import StopRequest
 
 if __name__ == "__main__":
     # A launcher puts launch/ on sys.path; our packages lie one level up.
@@ -50,7 +51,12 @@ def train(
 
 
 def start_training(
-    experiment: ExperimentConfig, info: DistInfo, resume: Literal["auto", "never"], *, profile: bool = False
+    experiment: ExperimentConfig,
+    info: DistInfo,
+    resume: Literal["auto", "never"],
+    *,
+    profile: bool = False,
+    stop_request: StopRequest | None = None,
 ) -> bool:
     """Train in this process, showing progress; return False when stopped on request."""
     from launch.console import show_training
@@ -60,7 +66,9 @@ def start_training(
     if info.num_processes > 1:
         die_with_parent()
     with show_training(experiment, info) as on_metrics:
-        return run_training(experiment, info, resume=resume, on_metrics=on_metrics, profile=profile)
+        return run_training(
+            experiment, info, resume=resume, on_metrics=on_metrics, profile=profile, stop_request=stop_request
+        )
 
 
 if __name__ == "__main__":

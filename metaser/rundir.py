@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
@@ -67,6 +69,16 @@ class RunDir:
         """Which utterances each process read in each step, if the experiment asks for it."""
         return self.root / "keys"
 
+    @property
+    def jobs(self) -> Path:
+        """What was submitted for this run, and the output of its jobs."""
+        return self.root / "jobs"
+
+    @property
+    def stop_file(self) -> Path:
+        """Asks the training to save and stop for good, wherever it runs."""
+        return self.root / ".stop"
+
     def checkpoints(self, stage: int) -> Path:
         """The checkpoints of the 1-based `stage`."""
         return self.root / f"stage{stage}" / "checkpoints"
@@ -106,6 +118,9 @@ def existing_run(path: str | Path) -> RunDir:
     return run
 
 
+LOCK_TRIES, LOCK_WAIT_S = 5, 0.1
+
+
 class RunLock:
     """An exclusive hold on a run's folder for as long as the process lives."""
 
@@ -117,22 +132,79 @@ class RunLock:
         """
         try:
             run.root.mkdir(parents=True, exist_ok=True)
-            self._file = (run.root / ".lock").open("a+")
+            self._file = _lock_path(run).open("a+")
         except OSError as error:
             raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "an unknown process"
+        if not self._taken():
+            holder = _read_holder(self._file)
             self._file.close()
-            raise RunError(
-                f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir"
-            ) from None
+            raise RunError(f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir")
         self._file.truncate(0)
-        self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        holder = LockHolder(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID"))
+        self._file.write(json.dumps(asdict(holder)))
         self._file.flush()
+
+    def _taken(self) -> bool:
+        for attempt in range(LOCK_TRIES):
+            if attempt:
+                # `lock_holder` may be asking at this moment, which takes the lock for microseconds.
+                time.sleep(LOCK_WAIT_S)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return True
+        return False
 
     def release(self) -> None:
         """Give the folder free."""
         self._file.close()
+
+
+@dataclass(frozen=True)
+class LockHolder:
+    """The process that trains in a run's folder."""
+
+    host: str
+    pid: int
+    slurm_job: str | None = None
+
+    def __str__(self) -> str:
+        """Return words for a message."""
+        job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+
+def lock_holder(run: RunDir) -> LockHolder | None:
+    """Return who trains in the run's folder right now, None if nobody does."""
+    try:
+        file = _lock_path(run).open()
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read_holder(file)
+    return None
+
+
+def last_holder(run: RunDir) -> LockHolder | None:
+    """Return who trained in the run's folder last, whether or not it still does; None if nobody ever did."""
+    try:
+        with _lock_path(run).open() as file:
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    return LockHolder(**json.loads(text)) if text else None
+
+
+def _lock_path(run: RunDir) -> Path:
+    return run.root / ".lock"
+
+
+def _read_holder(file: TextIO) -> LockHolder:
+    file.seek(0)
+    text = file.read()
+    # Between taking the lock and writing its name the holder is unknown.
+    return LockHolder(**json.loads(text)) if text else LockHolder("an unknown host", 0)

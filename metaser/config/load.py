@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError
+from shards.config import Section
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -20,21 +23,49 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises:
         ConfigError: if the file cannot be read or parsed, an override does not fit, or values are wrong.
     """
+    return load_section(ExperimentConfig, path, overrides, name="CONFIG", whole="the experiment")
+
+
+def load_section(
+    kind: type[AnySection], path: str | Path, overrides: Sequence[str] = (), *, name: str, whole: str
+) -> AnySection:
+    """Return the section of type `kind` in the YAML file at `path` with `overrides` applied.
+
+    Messages call the argument `name` and what the file describes `whole`.
+
+    Raises:
+        ConfigError: if the file cannot be read or parsed, an override does not fit, or values are wrong.
+    """
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise ConfigError(f"CONFIG must be a readable YAML file, but {str(path)!r} is not: {error.strerror}") from error
+        raise ConfigError(f"{name} must be a readable YAML file, but {str(path)!r} is not: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"CONFIG must be UTF-8 text, but {str(path)!r} is not: {error.reason}") from error
-    tree = _parse(text, str(path))
+        raise ConfigError(f"{name} must be UTF-8 text, but {str(path)!r} is not: {error.reason}") from error
+    return _validate(kind, text, str(path), overrides, name, whole)
+
+
+def parse_experiment(text: str, where: str) -> ExperimentConfig:
+    """Return the experiment in YAML text that stands in `where`.
+
+    Raises:
+        ConfigError: if it cannot be parsed or values are wrong.
+    """
+    return _validate(ExperimentConfig, text, where, (), "CONFIG", "the experiment")
+
+
+def _validate(
+    kind: type[AnySection], text: str, where: str, overrides: Sequence[str], name: str, whole: str
+) -> AnySection:
+    tree = _parse(text, where)
     if not isinstance(tree, dict):
-        raise ConfigError(f"CONFIG must hold a mapping of sections, but {str(path)!r} holds a {type(tree).__name__}")
+        raise ConfigError(f"{name} must hold a mapping of sections, but {where!r} holds a {type(tree).__name__}")
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return ExperimentConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path} has {error.error_count()} problem(s): {_describe(error)}") from None
+        raise ConfigError(f"{where} has {error.error_count()} problem(s): {_describe(error, whole)}") from None
 
 
 def dump_experiment(config: ExperimentConfig) -> str:
@@ -80,10 +111,10 @@ def _position(items: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, whole: str) -> str:
     problems = []
     for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "the experiment"
+        where = ".".join(str(part) for part in problem["loc"]) or whole
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             problems.append(f"{where}: unknown key (value {problem['input']!r})")

@@ -133,6 +133,33 @@ def render_table(report: Mapping[str, Any], main_task: str, console: Console) ->
         console.print(recalls)
 
 
+def render_folds(report: Mapping[str, Any], console: Console) -> None:
+    """Print a cross-validation: a row per fold, mean and standard deviation, then the pooled predictions."""
+    header, rows = _fold_rows(report)
+    table = Table(title=escape(f"{report['main_task']}, {len(report['folds'])} folds"), title_justify="left")
+    for column, title in enumerate(header):
+        table.add_column(title, justify="left" if column == 0 else "right")
+    for number, row in enumerate(rows):
+        table.add_row(*map(escape, row), end_section=number == len(report["folds"]) - 1)
+    console.print(table)
+    render_table(report, report["main_task"], console)
+
+
+def _fold_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    metrics = list(report["mean"])
+    rows = [
+        [
+            f"{fold['fold']} ({fold['group']})",
+            str(fold["num_utterances"] or 0),
+            *(_number(fold[metric]) for metric in metrics),
+        ]
+        for fold in report["folds"]
+    ]
+    for name in ("mean", "std"):
+        rows.append([name, "", *(_number(report[name][metric]) for metric in metrics)])
+    return ["fold (test group)", "utterances", *(_TITLES[metric] for metric in metrics)], rows
+
+
 def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str, dict[str, dict[str, Any]]]:
     fields = sorted({field for result in results for field in result.groups})
     tables = {}
@@ -198,6 +225,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
     lines = ["# Evaluation", "", f"{_headline(report)}.", "", *_markdown_table(*_task_rows(report, main_task))]
     for note in _interval_notes(report, main_task):
         lines += ["", f"{note}."]
+    if "folds" in report:
+        lines += ["", "## Folds", "", *_markdown_table(*_fold_rows(report))]
     recall_rows = _recall_rows(report, main_task)
     if recall_rows:
         lines += ["", f"## Recall of {main_task}", "", *_markdown_table(["class", "utterances", "recall"], recall_rows)]
@@ -230,7 +259,7 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 def _predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]) -> str:
     header = ["key", "corpus", "speaker"]
-    answered = [spec for spec in specs if all(spec.name in result.tasks for result in results)]
+    answered = [spec for spec in specs if any(spec.name in result.tasks for result in results)]
     for spec in answered:
         parts = [f".{field}" for field in spec.fields] if spec.kind == "regression" else [""]
         header += [f"{spec.name}{part}.{side}" for part in parts for side in ("reference", "prediction")]
@@ -248,7 +277,10 @@ def _predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpe
 
 
 def _csv_cells(spec: TaskSpec, result: UtteranceResult) -> list[str | None]:
-    task = result.tasks[spec.name]
+    task = result.tasks.get(spec.name)
+    if task is None:
+        num_sides = 2 * len(spec.fields) if spec.kind == "regression" else 2
+        return [None] * (num_sides + (len(spec.labels) if spec.kind == "classification" else 0))
     if spec.kind == "regression":
         references = task.reference or (None,) * len(spec.fields)
         pairs = zip(references, task.prediction, strict=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
@@ -25,6 +24,7 @@ from metaser.errors import RunError
 from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
+from metaser.provenance import git_state
 from metaser.rundir import RunDir, RunLock, writing
 from metaser.seeding import seed_generators
 from metaser.targets import Targets, resolve_tasks
@@ -59,17 +59,19 @@ def train(
     resume: Resume = "auto",
     on_metrics: OnMetrics = lambda line: None,
     profile: bool = False,
+    stop_request: StopRequest | None = None,
 ) -> bool:
     """Train all stages and evaluate on test; return False when stopped on request (saved, to be continued).
 
     The main process calls `on_metrics` with every line of `metrics.jsonl` as it is written. With `profile` it traces a
-    few steps of every stage into `profile/`.
+    few steps of every stage into `profile/`. A `stop_request` that the caller has entered already is used instead of an
+    own one.
 
     Raises:
         InputError: if configuration, data or run folder do not allow it.
     """
     run = RunDir(Path(config.output_dir))
-    with StopRequest() as stop_request:
+    with StopRequest(run.stop_file) if stop_request is None else nullcontext(stop_request) as stop_request:
         processes = Processes(config.parallel, info)
         lock: RunLock | None = None
         try:
@@ -360,30 +362,13 @@ def _append_environment(run: RunDir, info: DistInfo) -> None:
             "num_processes": info.num_processes,
             "num_threads": torch.get_num_threads(),
             "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-            "git": _git_state(),
+            "git": git_state(),
             "packages": dict(sorted((package.name, package.version) for package in distributions())),
         }
     )
     temporary = run.environment.with_suffix(".tmp")
     temporary.write_text(json.dumps(starts, indent=1))
     temporary.replace(run.environment)
-
-
-def _git_state() -> dict[str, Any] | None:
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    # An installed package inside someone else's repository is not that repository's code.
-    if commit is None or git("ls-files", "--error-unmatch", __file__) is None:
-        return None
-    return {"commit": commit.strip(), "diff": git("diff", "HEAD", "--", str(folder.parent))}
 
 
 class _RunLog(logging.FileHandler):

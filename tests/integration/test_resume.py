@@ -286,7 +286,7 @@ def test_a_run_in_use_is_refused_naming_who_uses_it(corpus, tmp_path):
     run, overrides = tmp_path / "run", ("stages.0.num_steps=100000", "stages.0.eval_every_steps=100000")
     with started(training.train, corpus.experiment(run, *overrides), ALONE) as process:
         wait_until(lambda: num_lines(run / "metrics.jsonl") > 0, "a step")
-        with pytest.raises(RunError, match=rf'is in use by {{"host": ".+", "pid": {process.pid}}}'):
+        with pytest.raises(RunError, match=rf"is in use by process {process.pid} on .+; stop it"):
             corpus.train(run, *overrides)
         assert process.is_alive()
     with started(training.train, corpus.experiment(run, *overrides), ALONE) as process:

@@ -1,0 +1,333 @@
+"""A training as a SLURM job: what submitit pickles, what every task of the job does, and how the job comes back.
+
+`python -m launch.slurm train CONFIG [a.b=c ...]` is the same without submitit, for sbatch scripts: slurm/train.sbatch.
+
+The tasks of the job are the processes that train together. SLURM's signals set a flag in each; at the next boundary all
+save together, and the main process requeues the job. No collective call happens in a signal handler.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch.cluster import ClusterError, ask, check_resolves
+
+if TYPE_CHECKING:
+    from metaser.train.stop import StopRequest
+
+SUBMITIT_SIGNAL = signal.SIGUSR2
+"""What submitit asks SLURM to send ahead of the time limit, and what its own handler waits for."""
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
+_MAX_MARGIN_S = 30.0
+_NODE_ANSWERS_WITHIN_S = 60
+
+KeptHandler = Callable[[int, Any], Any] | None
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training as paths and strings: what is pickled and started again after every preemption."""
+
+    folder: str
+    """Where the job runs; relative paths in the experiment start here."""
+    experiment: str
+    """YAML file of the experiment."""
+    overrides: tuple[str, ...] = ()
+    grace_s: float = 300.0
+    """From the warning to the end."""
+    max_requeues: int = 100
+    crossval: str | None = None
+    """The folder of the cross-validation that this training is a fold of."""
+
+    def __call__(self) -> None:
+        """Train in this task of the job."""
+        from launch.cli import exit_code
+
+        code = exit_code(lambda: _run(self))
+        if code:
+            # Not an exception: submitit would print a traceback after the sentence that says it all.
+            sys.exit(code)
+
+    def checkpoint(self) -> Any:
+        """Return what submitit starts after a requeue: the same, which finds its own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _run(job: TrainingJob) -> None:
+    os.chdir(job.folder)
+    handler = signal.getsignal(SUBMITIT_SIGNAL)
+    kept = handler if callable(handler) else None
+    with ExitStack() as until_the_end:
+        with _signals_held_back():
+            # Imports torch, which takes seconds: a signal must not end the process meanwhile.
+            from launch.console import show_report
+            from launch.train import start_training
+            from metaser.config.load import load_experiment
+            from metaser.distributed import dist_info
+            from metaser.rundir import RunDir
+            from metaser.train.stop import StopRequest
+
+            experiment = load_experiment(job.experiment, job.overrides)
+            run = RunDir(Path(experiment.output_dir))
+            stop = until_the_end.enter_context(StopRequest(run.stop_file))
+        export_place()
+        info = dist_info(expected_num_processes=experiment.parallel.expected_num_processes)
+        with _last_resort(job, stop, is_main=info.is_main):
+            is_done = start_training(experiment, info, "auto", stop_request=stop)
+        if not info.is_main:
+            return
+        if not is_done:
+            _come_back(job, stop, kept)
+            return
+        show_report(run.root, experiment.main_task)
+        if job.crossval is not None:
+            _report_folds(Path(job.crossval))
+
+
+def _say(text: str) -> None:
+    """Add a line to the job's output."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Deliver the stop signals at the end of the block."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def _report_folds(root: Path) -> None:
+    from metaser.eval.crossval import read_crossval, write_crossval
+
+    plan = read_crossval(root)
+    # The last fold to finish writes the table; two that finish together write the same.
+    if not plan.missing:
+        write_crossval(plan)
+
+
+# ---------------------------------------------------------------- where the processes meet
+
+
+def export_place() -> None:
+    """Tell the training who it is: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from what the job knows.
+
+    Raises:
+        ClusterError: if this is no job, or the first node's name does not resolve.
+    """
+    place = _local_place() if is_local_job() else _slurm_place()
+    os.environ.update({name: str(value) for name, value in place.items()})
+
+
+def is_local_job() -> bool:
+    """Return whether submitit started this process on its own machine, without SLURM."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "local"
+
+
+def _local_place() -> dict[str, object]:
+    environment = os.environ
+    return {
+        "RANK": environment["SUBMITIT_LOCAL_GLOBALID"],
+        "WORLD_SIZE": environment["SUBMITIT_LOCAL_NTASKS"],
+        "LOCAL_RANK": environment["SUBMITIT_LOCAL_LOCALID"],
+        # All of them are on this machine.
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": master_port(int(environment["SUBMITIT_LOCAL_JOB_ID"]), 0),
+    }
+
+
+def _slurm_place() -> dict[str, object]:
+    environment = os.environ
+    absent = [name for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_JOB_NODELIST") if name not in environment]
+    if absent:
+        raise ClusterError(
+            f"a task of a SLURM job must know its place, but {', '.join(absent)} is not set; start it by srun "
+            "in an sbatch script (slurm/train.sbatch) or by `metaser submit`"
+        )
+    master = environment.get("MASTER_ADDR") or job_nodes()[0]
+    check_resolves(master)
+    port = master_port(int(environment["SLURM_JOB_ID"]), num_restarts())
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": master,
+        "MASTER_PORT": environment.get("MASTER_PORT") or port,
+    }
+
+
+def job_nodes() -> list[str]:
+    """Return the names of the job's nodes, in SLURM's order.
+
+    Raises:
+        ClusterError: if SLURM cannot tell them.
+    """
+    names = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+    if not names:
+        raise ClusterError(f"SLURM_JOB_NODELIST must name nodes, got {os.environ['SLURM_JOB_NODELIST']!r}")
+    return names
+
+
+def num_restarts() -> int:
+    """Return how often SLURM has started this job again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def master_port(job_id: int, restarts: int) -> int:
+    """Return a port of the job's own, because jobs may share a node; below the range that outgoing connections use."""
+    return _FIRST_PORT + (7 * job_id + restarts) % _NUM_PORTS
+
+
+# ---------------------------------------------------------------- how the job comes back
+
+
+def _come_back(job: TrainingJob, stop: StopRequest, kept: KeptHandler) -> None:
+    """Queue the saved training again, unless a person wanted it to stop. Only the main process calls this."""
+    if stop.is_final:
+        _say("stopped for good by `metaser stop`; submit again to continue")
+    elif is_local_job():
+        # submitit's controller starts the tasks again when one exits with its code; anything but its own signal
+        # comes from a person.
+        if stop.signal_name == SUBMITIT_SIGNAL.name and kept is not None:
+            kept(SUBMITIT_SIGNAL, None)
+    elif may_requeue(job.max_requeues):
+        if kept is None:
+            requeue()
+        else:
+            _requeue_by_submitit(kept)
+
+
+def _requeue_by_submitit(kept: Callable[[int, Any], Any]) -> None:
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        # It writes its pickle anew, counts the time-outs, asks scontrol, and ends in sys.exit(-1).
+        kept(SUBMITIT_SIGNAL, None)
+    except SystemExit:
+        pass
+    except (UncompletedJobError, subprocess.SubprocessError) as error:
+        raise ClusterError(f"the run is saved, but its job could not be requeued: {error}; submit it again") from error
+
+
+def may_requeue(max_requeues: int) -> bool:
+    """Return whether this job should ask to be started again.
+
+    A job that SLURM has ended already must not: a preempted one is requeued by SLURM, a cancelled one was meant to end.
+    """
+    job = os.environ["SLURM_JOB_ID"]
+    state = ask("squeue", "--noheader", "--jobs", job, "--format=%T").strip()
+    if state != "RUNNING":
+        _say(f"job {job} is {state}: SLURM decides whether it starts again")
+        return False
+    if num_restarts() >= max_requeues:
+        _say(f"job {job} has started again {num_restarts()} times, which is max_requeues: submit it again")
+        return False
+    return True
+
+
+def requeue() -> None:
+    """Put this job back into the queue.
+
+    Raises:
+        ClusterError: if SLURM refuses.
+    """
+    job = os.environ["SLURM_JOB_ID"]
+    ask("scontrol", "requeue", job)
+    _say(f"requeued job {job}")
+
+
+@contextmanager
+def _last_resort(job: TrainingJob, stop: StopRequest, *, is_main: bool) -> Iterator[None]:
+    """Requeue shortly before the grace time ends if no boundary came; the last periodic checkpoint then holds."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        # The flag is polled: an event set in a signal handler may meet its own lock.
+        while stop.signal_name is None:
+            if is_over.wait(0.5):
+                return
+        if is_over.wait(job.grace_s - min(_MAX_MARGIN_S, job.grace_s / 4)) or stop.is_final:
+            return
+        _say(f"no boundary came since {stop.signal_name}: requeueing without a save")
+        if may_requeue(job.max_requeues):
+            requeue()
+
+    thread = threading.Thread(target=watch, name="last-resort", daemon=True)
+    if is_main and not is_local_job():
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def after_step(code: int, max_requeues: int) -> int:
+    """Decide in the batch script, after srun ended with `code`, what becomes of the job; return its exit code.
+
+    A node that dies takes its connections with it: the other tasks fail at once, and the job would be over before SLURM
+    notices that the node is gone. So after a failure every node is asked; if one does not answer, the job is requeued.
+    """
+    if code in (0, 2) or not may_requeue(max_requeues):
+        return code
+    nodes = job_nodes()
+    command = ["srun", "--overlap", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "true"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_NODE_ANSWERS_WITHIN_S)
+        said = done.stderr if done.returncode else None
+    except subprocess.TimeoutExpired:
+        said = f"no answer within {_NODE_ANSWERS_WITHIN_S} s"
+    if said is None:
+        _say(f"the training failed with exit code {code} while all of {', '.join(nodes)} answer: not requeued")
+        return code
+    _say(f"a node of {', '.join(nodes)} does not answer ({' '.join(said.split())}): requeueing")
+    if may_requeue(max_requeues):
+        requeue()
+    return code
+
+
+def main() -> None:
+    """`train CONFIG [a.b=c ...]` in a task of a job; `after CODE` in its batch script."""
+    from launch.cli import exit_with_code
+
+    what, *arguments = sys.argv[1:] or ["nothing"]
+    grace_s = float(os.environ.get("METASER_GRACE_S", "300"))
+    max_requeues = int(os.environ.get("METASER_MAX_REQUEUES", "100"))
+    if what == "train" and arguments:
+        TrainingJob(str(Path.cwd()), arguments[0], tuple(arguments[1:]), grace_s, max_requeues)()
+    elif what == "after" and len(arguments) == 1:
+        code = 0
+
+        def decide() -> None:
+            nonlocal code
+            code = after_step(int(arguments[0]), max_requeues)
+
+        from launch.cli import exit_code
+
+        sys.exit(exit_code(decide) or code)
+    else:
+
+        def refuse() -> None:
+            raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]` or `after CODE`, got {sys.argv[1:]}")
+
+        exit_with_code(refuse)
+
+
+if __name__ == "__main__":
+    main()

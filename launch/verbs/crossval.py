@@ -1,0 +1,226 @@
+"""`metaser crossval`: one run per fold, here or on a SLURM cluster, then one table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from metaser.eval.crossval import CrossValidation
+
+_LOOK_EVERY_S = 0.2
+_ASK_EVERY_S = 5.0
+
+
+def crossval(
+    config: Annotated[str, typer.Argument(help="YAML file of the experiment; one split rule has a fold.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changed values, e.g. stages.0.num_steps=9.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Folds trained at the same time on this machine.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="YAML file of the cluster: folds as one job array.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch file of a fold and stop.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for the cluster's jobs.")] = False,
+) -> None:
+    """Train and evaluate every fold, then show one table; the same command runs what is missing."""
+    from metaser.config.load import load_experiment
+    from metaser.errors import ConfigError
+    from metaser.eval.crossval import plan_folds
+
+    if cluster is None and (dry_run or follow):
+        raise ConfigError("--dry-run and --follow belong to --cluster, which is not given")
+    plan = plan_folds(load_experiment(config, overrides or []))
+    if cluster is None:
+        _train_here(plan, parallel)
+    else:
+        _train_on_cluster(plan, cluster, dry_run=dry_run, follow=follow)
+
+
+def _show_table(plan: CrossValidation) -> None:
+    from rich.console import Console
+
+    from metaser.eval.crossval import write_crossval
+    from metaser.eval.report import render_folds
+
+    render_folds(write_crossval(plan), Console())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _describe(plan: CrossValidation, fold: int) -> str:
+    """Return a finished fold's line."""
+    import json
+
+    report = json.loads((plan.run(fold).report / "report.json").read_text())
+    task: dict[str, Any] = report["tasks"].get(plan.config.main_task, {})
+    numbers = ", ".join(f"{name} {task[name]:.3f}" for name in ("wa", "ua", "macro_f1") if name in task)
+    return f"fold {fold} ({plan.groups[fold]}): {numbers or 'finished'}"
+
+
+# ---------------------------------------------------------------- on this machine
+
+
+def _train_here(plan: CrossValidation, parallel: int) -> None:
+    from metaser.errors import RunError
+    from metaser.eval.crossval import start_crossval
+
+    start_crossval(plan)
+    waiting = plan.missing
+    _say(f"{len(plan.groups)} folds, {len(waiting)} to train, {min(parallel, len(waiting))} at a time")
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    failed: dict[int, int] = {}
+    with _passing_signals_on(running) as asked:
+        while running or (waiting and not asked):
+            while waiting and len(running) < parallel and not asked:
+                fold = waiting.pop(0)
+                slot = min(set(range(parallel)) - {number % parallel for number in running}, default=0)
+                running[fold] = _start_fold(plan, fold, slot if parallel > 1 else None)
+            time.sleep(_LOOK_EVERY_S)
+            for fold, process in list(running.items()):
+                code = process.poll()
+                if code is None:
+                    continue
+                del running[fold]
+                if code:
+                    failed[fold] = code
+                elif fold in plan.missing:
+                    asked.append("metaser stop")
+                else:
+                    _say(_describe(plan, fold))
+    if failed:
+        fold, code = next(iter(failed.items()))
+        said = _console_log(plan, fold)
+        raise RunError(
+            f"every fold must finish, but {len(failed)} of {len(plan.groups)} did not, fold {fold} with exit code "
+            f"{code} ({_last_line(said)}); see {said}; the same command runs only the missing ones again"
+        )
+    if asked:
+        _say(f"stopped by {asked[0]} and saved; the same command continues")
+        return
+    _show_table(plan)
+
+
+def _start_fold(plan: CrossValidation, fold: int, slot: int | None) -> subprocess.Popen[bytes]:
+    from launch.submission import write_experiment
+    from metaser.distributed import die_with_parent
+
+    experiment = plan.experiment(fold)
+    path = write_experiment(plan.run(fold), experiment)
+    environment = dict(os.environ)
+    if slot is not None and (gpus := _visible_gpus()):
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    with _console_log(plan, fold).open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", "train", str(path)],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A fold must not go on alone when this process is killed.
+            preexec_fn=die_with_parent,
+        )
+
+
+def _console_log(plan: CrossValidation, fold: int) -> Path:
+    return plan.run(fold).jobs / "console.log"
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def _visible_gpus() -> list[str]:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+@contextmanager
+def _passing_signals_on(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[list[str]]:
+    """Ask the folds to save and stop when this process is asked; yields by what it was."""
+    asked: list[str] = []
+
+    def note(number: int, _frame: object) -> None:
+        asked.append(signal.Signals(number).name)
+        for process in running.values():
+            process.terminate()
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    kept = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- on a cluster
+
+
+def _train_on_cluster(plan: CrossValidation, cluster: str, *, dry_run: bool, follow: bool) -> None:
+    from dataclasses import replace
+
+    from launch import submission
+    from launch.cluster import load_cluster
+    from metaser.eval.crossval import start_crossval
+
+    where = load_cluster(cluster)
+    parallel = plan.config.parallel.model_copy(update={"expected_num_processes": where.num_tasks})
+    plan = replace(plan, config=plan.config.model_copy(update={"parallel": parallel}))
+    executor = submission.slurm_executor(where, plan.root.absolute() / "jobs", f"metaser-{plan.root.name}")
+    if dry_run:
+        print(submission.sbatch_text(executor))
+        return
+    start_crossval(plan)
+    live = {fold: found[0] for fold in plan.missing if (found := submission.live_job(plan.run(fold))) is not None}
+    folds = [fold for fold in plan.missing if fold not in live]
+    for fold, job in live.items():
+        _say(f"fold {fold} ({plan.groups[fold]}) is in job {job} already")
+    if folds:
+        submission.prepare_checks(where, executor)
+        for fold in folds:
+            submission.check_run_folder(plan.run(fold))
+            submission.check_continues(plan.run(fold), plan.experiment(fold))
+        root = str(plan.root.absolute())
+        jobs = [submission.prepare_job(plan.run(fold), plan.experiment(fold), where, crossval=root) for fold in folds]
+        done = submission.submit_slurm(executor, where, [plan.run(fold) for fold in folds], jobs)
+        for fold, queued in zip(folds, done, strict=True):
+            print(f"job {queued.job_id}, fold {fold} ({plan.groups[fold]}), run {plan.run(fold).root}", flush=True)
+            live[fold] = queued.job_id
+        _say(f"  how far they are  metaser status {plan.root}")
+        _say(f"  the table         {plan.root}/report/report.md when all are finished, or this command again")
+    if follow:
+        _wait(plan, live)
+    if not plan.missing:
+        _show_table(plan)
+
+
+def _wait(plan: CrossValidation, live: dict[int, str]) -> None:
+    from launch.cluster import JOB_IS_LIVE, job_states
+    from metaser.errors import RunError
+
+    waiting = dict(live)
+    while waiting:
+        states = job_states(list(waiting.values()))
+        for fold, job in list(waiting.items()):
+            if states.get(job) in JOB_IS_LIVE:
+                continue
+            del waiting[fold]
+            _say(_describe(plan, fold) if fold not in plan.missing else f"fold {fold}: job {job} ended before its end")
+        if waiting:
+            time.sleep(_ASK_EVERY_S)
+    if plan.missing:
+        raise RunError(
+            f"every fold must finish, but {len(plan.missing)} of {len(plan.groups)} did not: "
+            f"{', '.join(map(str, plan.missing))}; see {plan.root}/jobs; the same command runs only these again"
+        )

@@ -1,0 +1,55 @@
+"""`metaser stop`: save and stop, wherever the run is."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from metaser.rundir import RunDir
+
+_LOOK_EVERY_S = 0.5
+
+
+def stop(
+    run: Annotated[str, typer.Argument(help="A run's folder, or that of a cross-validation.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when nobody trains there any more.")] = False,
+) -> None:
+    """Ask a run to save at its next step and to stop for good; a job that only waits is taken out of the queue."""
+    from launch.verbs.status import runs_of
+    from metaser.errors import RunError
+    from metaser.rundir import lock_holder
+
+    folders = runs_of(run)
+    said = {folder.root: words for folder in folders if (words := _ask_to_stop(folder)) is not None}
+    if not said:
+        raise RunError(f"RUN must be in training or in the queue to be stopped, but {run!r} is neither")
+    for root, words in said.items():
+        print(f"{root}: {words}")
+    while wait and any(lock_holder(folder) is not None for folder in folders):
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _ask_to_stop(run: RunDir) -> str | None:
+    """Return what was done, None if there is nothing to stop."""
+    from launch.cluster import JOB_IS_QUEUED, ask
+    from launch.submission import live_job
+    from metaser.errors import RunError
+    from metaser.rundir import lock_holder
+
+    job, state = (live_job(run) if shutil.which("squeue") else None) or (None, None)
+    if job is not None and state in JOB_IS_QUEUED:
+        ask("scancel", job)
+        return f"job {job} was {state.lower()} and is cancelled"
+    holder = lock_holder(run)
+    if holder is None and state != "RUNNING":
+        return None
+    # A file, because it reaches every host that sees the run, and tells a person's wish from a preemption.
+    try:
+        run.stop_file.touch()
+    except OSError as error:
+        raise RunError(f"{run.stop_file} must be writable to stop the run, but is not: {error.strerror}") from error
+    return f"{holder or f'job {job}'} will save and stop at its next step"

@@ -1,0 +1,229 @@
+"""Cross-validation: which folds an experiment has, what is left of them to train, and one report over all.
+
+A fold is one value of `fold` in the first split rule that has one (`leave_one_out`): fold k tests on the k-th group.
+The folds lie in `NAME/fold0`, `NAME/fold1`, ...; the report over them in `NAME/report`.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaser.config.load import dump_experiment, parse_experiment
+from metaser.config.schema import ExperimentConfig, RegressionTask
+from metaser.errors import ConfigError, RunError
+from metaser.eval.figures import confusion_figure
+from metaser.eval.metrics import HEADLINE_METRICS, TaskResult, UtteranceResult
+from metaser.eval.report import build_report, write_report
+from metaser.progress import is_finished
+from metaser.rundir import RunDir
+from metaser.tasks import TaskSpec
+from shards.config import LeaveOneOut
+from shards.index import load_index
+
+_PLAN = "crossval.json"
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The folds of one experiment."""
+
+    root: Path
+    config: ExperimentConfig
+    rule: int
+    """Position in `data.splits` of the rule whose `fold` changes."""
+    groups: tuple[str, ...]
+    """The group that each fold tests on."""
+
+    def run(self, fold: int) -> RunDir:
+        """Return the folder of `fold`."""
+        return RunDir(self.root / f"fold{fold}")
+
+    def experiment(self, fold: int) -> ExperimentConfig:
+        """Return the experiment of `fold`, whose run lies in its own folder."""
+        tree = self.config.model_dump(mode="json")
+        tree["data"]["splits"][self.rule]["fold"] = fold
+        tree["output_dir"] = str(self.run(fold).root)
+        return ExperimentConfig.model_validate(tree)
+
+    @property
+    def missing(self) -> list[int]:
+        """The folds that are not trained and evaluated yet."""
+        return [fold for fold in range(len(self.groups)) if not is_finished(self.run(fold))]
+
+
+def plan_folds(config: ExperimentConfig) -> CrossValidation:
+    """Return the folds of an experiment, counted in its shards.
+
+    Raises:
+        ConfigError: if no split rule has folds, or the rule's groups are not those of one corpus.
+        ShardError: if the shards cannot be read.
+    """
+    rules = config.data.splits
+    position = next((i for i, rule in enumerate(rules) if isinstance(rule, LeaveOneOut)), None)
+    if position is None:
+        raise ConfigError(
+            "cross-validation needs a rule with a `fold` in data.splits (policy leave_one_out), "
+            f"got {', '.join(rule.policy for rule in rules)}"
+        )
+    rule = rules[position]
+    assert isinstance(rule, LeaveOneOut)  # noqa: S101 (for mypy; that is how the position was found)
+    index = load_index(config.data.shard_folders, config.data.remote)
+    corpora = index.codes("corpus")
+    named = {other.corpus for other in rules}
+    judged = [name for name in corpora.counts() if name == rule.corpus or (rule.corpus is None and name not in named)]
+    if len(judged) != 1:
+        raise ConfigError(
+            f"the rule with the fold (data.splits.{position}) must apply to one corpus, but applies to "
+            f"{', '.join(judged) or 'none'} of {', '.join(corpora.counts())}; name that one as its `corpus`"
+        )
+    rows = np.flatnonzero(corpora.numbers == corpora.words.index(judged[0]))
+    root = Path(config.output_dir)
+    # An experiment may be that of its first fold, folder included.
+    root = root.parent if re.fullmatch(r"fold\d+", root.name) else root
+    return CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
+
+
+def start_crossval(plan: CrossValidation) -> None:
+    """Write the plan into its folder, for the folds to find it.
+
+    Raises:
+        RunError: if another cross-validation lies there, or the folder cannot be written.
+    """
+    if (plan.root / _PLAN).is_file():
+        before, now = read_crossval(plan.root), _comparable(plan)
+        if _comparable(before) != now:
+            raise RunError(
+                f"{str(plan.root)!r} must hold the same cross-validation to go on with it, but holds one of another "
+                "experiment or other shards; choose another output_dir"
+            )
+    text = json.dumps({"rule": plan.rule, "groups": plan.groups, "experiment": dump_experiment(plan.config)}, indent=1)
+    try:
+        plan.root.mkdir(parents=True, exist_ok=True)
+        temporary = plan.root / f".{_PLAN}.tmp"
+        temporary.write_text(text)
+        temporary.replace(plan.root / _PLAN)
+    except OSError as error:
+        raise RunError(f"output_dir must be writable, but {str(plan.root)!r} is not: {error.strerror}") from error
+
+
+def _comparable(plan: CrossValidation) -> tuple[object, ...]:
+    config = plan.experiment(0).model_dump(mode="json", exclude={"output_dir", "parallel"})
+    return config, plan.rule, plan.groups
+
+
+def is_crossval(root: Path) -> bool:
+    """Return whether a cross-validation was started in this folder."""
+    return (root / _PLAN).is_file()
+
+
+def read_crossval(root: Path) -> CrossValidation:
+    """Return the cross-validation in this folder."""
+    plan = json.loads((root / _PLAN).read_text())
+    config = parse_experiment(plan["experiment"], str(root / _PLAN))
+    return CrossValidation(root, config, plan["rule"], tuple(plan["groups"]))
+
+
+# ---------------------------------------------------------------- one report over all folds
+
+
+def write_crossval(plan: CrossValidation) -> dict[str, Any]:
+    """Pool the folds' predictions of the main task, write `NAME/report/`, and return what its report.json holds.
+
+    To the keys of a run's report come `folds` (per fold its group and metrics), `mean` and `std` (sample standard
+    deviation) of the metrics over the folds.
+
+    Raises:
+        RunError: if a fold is missing.
+    """
+    if plan.missing:
+        raise RunError(
+            f"every fold must be finished before all are pooled, but {len(plan.missing)} of {len(plan.groups)} are "
+            f"not: {', '.join(map(str, plan.missing))}"
+        )
+    config = plan.config
+    reports = [json.loads((plan.run(fold).report / "report.json").read_text()) for fold in range(len(plan.groups))]
+    spec, results = _pool(plan)
+    pooled = build_report(
+        [spec],
+        config.main_task,
+        results,
+        split="test",
+        protocol={
+            "cross_validation": f"data.splits.{plan.rule}.fold = 0 to {len(plan.groups) - 1}",
+            "speaker_overlap": any(report["protocol"]["speaker_overlap"] for report in reports),
+        },
+        run={"folder": plan.root.name, "seed": config.seed},
+    )
+    metrics = HEADLINE_METRICS[spec.kind]
+    folds = [
+        {
+            "fold": number,
+            "group": group,
+            **{name: report["tasks"].get(spec.name, {}).get(name) for name in ("num_utterances", *metrics)},
+        }
+        for number, (group, report) in enumerate(zip(plan.groups, reports, strict=True))
+    ]
+    values = {name: [fold[name] for fold in folds if fold[name] is not None] for name in metrics}
+    pooled["folds"] = folds
+    pooled["mean"] = {name: statistics.fmean(found) if found else None for name, found in values.items()}
+    pooled["std"] = {name: statistics.stdev(found) if len(found) > 1 else None for name, found in values.items()}
+    with (plan.root / ".lock").open("a") as lock:
+        # Folds that end together, maybe on two nodes, both write.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = plan.root / "report"
+        write_report(folder, pooled, results, [spec])
+        if spec.kind == "classification":
+            title = f"{spec.name}, {len(folds)} folds"
+            confusion_figure(spec.labels, pooled["tasks"][spec.name]["confusion"], folder / "confusion.png", title)
+    return pooled
+
+
+def _pool(plan: CrossValidation) -> tuple[TaskSpec, list[UtteranceResult]]:
+    task = next(task for task in plan.config.tasks if task.name == plan.config.main_task)
+    fields = task.fields if isinstance(task, RegressionTask) else (task.field,)
+    labels: tuple[str, ...] = ()
+    results: list[UtteranceResult] = []
+    for fold in range(len(plan.groups)):
+        path = plan.run(fold).report / "predictions.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            prefix = f"{task.name}.probability."
+            here = tuple(name.removeprefix(prefix) for name in reader.fieldnames or () if name.startswith(prefix))
+            if labels not in ((), here):
+                raise RunError(
+                    f"all folds must tell apart the same labels, but fold {fold} has {here} and others {labels}"
+                )
+            labels = here
+            results += [_result(row, task.name, task.kind, fields) for row in reader]
+    return TaskSpec(name=task.name, kind=task.kind, fields=fields, labels=labels or fields), results
+
+
+def _result(row: dict[str, str], task: str, kind: str, fields: Sequence[str]) -> UtteranceResult:
+    columns = [f"{task}.{field}" for field in fields] if kind == "regression" else [task]
+    references = [row[f"{column}.reference"] or None for column in columns]
+    predictions = [row[f"{column}.prediction"] for column in columns]
+    answer: TaskResult
+    if kind == "regression":
+        numbers = tuple(None if value is None else float(value) for value in references)
+        answer = TaskResult(numbers, tuple(float(value or "nan") for value in predictions), None, None)
+    else:
+        answer = TaskResult(references[0], predictions[0], None, None)
+    return UtteranceResult(
+        key=row["key"],
+        corpus=row["corpus"],
+        speaker=row["speaker"] or None,
+        groups={},
+        duration_s=0.0,
+        # Where nothing is predicted, the stage's filter kept the utterance from this task.
+        tasks={task: answer} if any(predictions) or kind == "ctc" else {},
+    )

@@ -1,0 +1,113 @@
+"""How far a run is, read from its folder while it trains or afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metaser.config.load import load_experiment
+from metaser.config.schema import StageConfig
+from metaser.rundir import LockHolder, RunDir, lock_holder
+
+_TAIL_BYTES = 200_000
+_RECENT_STEPS = 50
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """The newest checkpoint by name; whether it is whole is found out by whoever reads it."""
+
+    stage: int
+    step: int
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    stage: int
+    """1-based; 0 before the first step."""
+    stage_name: str | None
+    step: int
+    num_steps: int
+    """Of this stage."""
+    loss: float | None
+    audio_s_per_s: float | None
+    """Median of the last steps."""
+    remaining_s: float | None
+    """All steps that are left, at the median duration of the last ones; evaluations and saves come on top."""
+    checkpoint: CheckpointPlace | None
+    is_finished: bool
+    """Trained to the end and evaluated."""
+    holder: LockHolder | None
+    """Who trains right now."""
+
+
+def read_progress(run: RunDir) -> Progress:
+    """Return where the run in this folder stands; one that was only submitted stands at stage 0.
+
+    Raises:
+        ConfigError: if its configuration cannot be read.
+    """
+    stages: Sequence[StageConfig] = load_experiment(run.config).stages if run.is_run() else ()
+    steps = [line for line in _last_lines(run.metrics) if "loss" in line]
+    recent = [line for line in steps if line["stage"] == steps[-1]["stage"]][-_RECENT_STEPS:] if steps else []
+    last = recent[-1] if recent else None
+    stage = last["stage"] if last else 0
+    num_left = sum(part.num_steps for part in stages[max(stage - 1, 0) :]) - (last["step"] if last else 0)
+    return Progress(
+        stage=stage,
+        stage_name=stages[stage - 1].name if last else None,
+        step=last["step"] if last else 0,
+        num_steps=stages[stage - 1].num_steps if last else 0,
+        loss=last["loss"] if last else None,
+        audio_s_per_s=statistics.median(line["audio_s_per_s"] for line in recent) if recent else None,
+        remaining_s=num_left * statistics.median(line["step_s"] for line in recent) if recent else None,
+        checkpoint=_newest_checkpoint(run, len(stages)),
+        is_finished=is_finished(run),
+        holder=lock_holder(run),
+    )
+
+
+def is_finished(run: RunDir) -> bool:
+    """Return whether the run was trained to its last step and evaluated."""
+    if not run.is_run() or not (run.report / "report.json").is_file():
+        return False
+    last = load_experiment(run.config).stages
+    steps = [line for line in _last_lines(run.metrics) if "loss" in line]
+    return bool(steps) and (steps[-1]["stage"], steps[-1]["step"]) == (len(last), last[-1].num_steps)
+
+
+def _last_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines in the last part of a `metrics.jsonl` that may be growing."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    # What follows the last line break is being written; what precedes the first may be half a line.
+    whole = lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]
+    return [json.loads(line) for line in whole]
+
+
+def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:
+    for stage in range(num_stages, 0, -1):
+        found = [
+            (int(match[1]), path)
+            for path in run.checkpoints(stage).glob("step-*")
+            if (match := _STEP.fullmatch(path.name))
+        ]
+        if found:
+            step, path = max(found)
+            return CheckpointPlace(stage, step, time.time() - path.stat().st_mtime)
+    return None

@@ -1,0 +1,25 @@
+"""Which code ran."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return the commit that this code lies in and its difference from that, None outside a repository."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    # An installed package inside someone else's repository is not that repository's code.
+    if commit is None or git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    return {"commit": commit.strip(), "diff": git("diff", "HEAD", "--", str(folder.parent))}

@@ -1,0 +1,28 @@
+"""The local two-node cluster must be up (slurm/local/up.sh): `make cluster` and `.ci/run` see to it."""
+
+import os
+import subprocess
+
+import pytest
+from clusterjobs import cancelled_at_the_end
+from tinyruns import make_corpus, start_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cluster():
+    found = subprocess.run(["sinfo", "--noheader", "--format=%N"], capture_output=True, text=True)
+    assert "metaser[1-2]" in found.stdout, (
+        f"run `make cluster`: {found.stderr} SLURM_CONF={os.environ.get('SLURM_CONF')}"
+    )
+    start_server()
+
+
+@pytest.fixture(autouse=True)
+def _empty_queue():
+    with cancelled_at_the_end():
+        yield
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,183 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch.cluster import PASSED_VARIABLES, ClusterConfig, ClusterError, check_resolves, load_cluster, num_gpus
+from launch.slurm import TrainingJob, export_place, master_port
+from launch.submission import clean_environment, sbatch_text, slurm_executor
+from metaser.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+
+
+def text_of(**changes):
+    cluster = ClusterConfig(**{"time_min": 90, "nodes": 2, "gpus_per_node": 4, **changes})
+    return sbatch_text(slurm_executor(cluster, Path("/runs/x/jobs"), "metaser-x")).splitlines()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/cluster").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_cluster(path):
+    assert load_cluster(path).num_tasks == {"local_test": 2, "gpu": 16}[path.stem]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpus_per_node": 8, "tasks_per_node": 4}, r"one task each: 8\), got 4"),
+        ({"grace_s": 5400}, r"grace_s must be shorter than time_min \(5400 s\), got 5400"),
+        ({"nodes": 0}, "nodes: Input should be greater than 0, got 0"),
+        ({"gpus": 8}, r"gpus: unknown key \(value 8\)"),
+    ],
+)
+def test_a_wrong_cluster_is_one_sentence_with_the_value(tmp_path, changes, words):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(json.dumps({"time_min": 90, **changes}))
+    with pytest.raises(ConfigError, match=words):
+        load_cluster(path)
+
+
+def test_the_sbatch_file_asks_for_what_the_cluster_says():
+    text = text_of(
+        cpus_per_task=6,
+        mem_gb=1.5,
+        partition="gpu",
+        account="abc",
+        qos="high",
+        constraint="a100&ib",
+        grace_s=120,
+        modules=("cuda/13.0",),
+        environment_file="/etc/nccl.sh",
+        container_image="/images/m.sqsh",
+        sbatch={"exclude": "node7"},
+    )
+    for option in (
+        "nodes=2",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "cpus-per-task=6",
+        "mem=1536M",
+        "time=90",
+        "partition=gpu",
+        "account=abc",
+        "qos=high",
+        "constraint='a100&ib'",
+        "signal=USR2@120",
+        "requeue",
+        "open-mode=append",
+        "exclude=node7",
+    ):
+        assert f"#SBATCH --{option}" in text
+    order = [
+        text.index(line) for line in ("module load cuda/13.0", "source /etc/nccl.sh", "export SRUN_CPUS_PER_TASK=6")
+    ]
+    (srun,) = [line for line in text if line.startswith("srun ")]
+    assert [*order, text.index(srun)] == sorted([*order, text.index(srun)])
+    assert "--kill-on-bad-exit=1" in srun
+    assert "--container-image=/images/m.sqsh" in srun
+
+
+def test_what_is_not_asked_for_is_left_to_the_cluster():
+    text = "\n".join(text_of(gpus_per_node=0))
+    for option in ("partition", "account", "qos", "constraint", "mem", "gpus", "wckey"):
+        assert f"--{option}" not in text
+
+
+def test_only_named_variables_reach_a_job():
+    (export,) = [line for line in text_of(pass_environment=("MY_SETTING",)) if line.startswith("#SBATCH --export=")]
+    assert export.removeprefix("#SBATCH --export=").split(",") == [*PASSED_VARIABLES, "MY_SETTING"]
+    assert not [name for name in PASSED_VARIABLES if any(word in name for word in ("TOKEN", "KEY", "SECRET", "PASS"))]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["gpu", "nvme", "fpga"]), st.sampled_from(["", ":a100", ":h200"]), st.integers(0, 16))
+    )
+)
+def test_gpus_are_counted_in_slurms_words(parts):
+    words = ",".join(f"{kind}{model}:{number}(S:0-1)" for kind, model, number in parts)
+    assert num_gpus(words or "(null)") == sum(number for kind, _, number in parts if kind == "gpu")
+
+
+def test_a_name_that_does_not_resolve_is_refused():
+    check_resolves("localhost")
+    with pytest.raises(ClusterError, match=r"node 'node7\.invalid' must resolve to an address.+ but on .+ it does not"):
+        check_resolves("node7.invalid")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """An environment of the test's own."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "SUBMITIT_")):
+            monkeypatch.delenv(name)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        # Noted first, so that what the tested function sets goes away again.
+        monkeypatch.setenv(name, "to be replaced")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+TASK = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_NODELIST": "n[1-4]",
+}
+
+
+def test_a_task_takes_its_place_from_slurm(environment):
+    for name, value in {**TASK, "MASTER_ADDR": "localhost", "SLURM_RESTART_COUNT": "2"}.items():
+        environment.setenv(name, value)
+    export_place()
+    place = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")]
+    assert place == ["5", "8", "1", "localhost", str(20_000 + 7 * 17 + 2)]
+
+
+def test_an_unresolvable_master_is_an_error_and_never_this_host(environment):
+    for name, value in {**TASK, "MASTER_ADDR": "node7.invalid"}.items():
+        environment.setenv(name, value)
+    with pytest.raises(ClusterError, match=r"'node7\.invalid' must resolve"):
+        export_place()
+
+
+def test_outside_a_job_there_is_no_place(environment):
+    with pytest.raises(
+        ClusterError, match="SLURM_JOB_ID, SLURM_PROCID, SLURM_JOB_NODELIST is not set; start it by srun"
+    ):
+        export_place()
+
+
+@given(st.integers(1, 2**32), st.integers(0, 1000))
+def test_ports_are_above_the_systems_and_below_the_ephemeral_ones(job, restarts):
+    assert 20_000 <= master_port(job, restarts) < 30_000
+    assert master_port(job, restarts) != master_port(job, restarts + 1)
+    assert master_port(job, restarts) != master_port(job + 1, restarts)
+
+
+def test_what_would_change_an_sbatch_file_is_hidden_and_comes_back(environment):
+    variables = {"SBATCH_EXPORT": "ALL", "SLURM_JOB_ID": "3", "SLURM_CONF": "/x", "RANK": "0", "OTHER": "1"}
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    with clean_environment():
+        assert {name for name in variables if name in os.environ} == {"SLURM_CONF", "OTHER"}
+    assert {name: os.environ[name] for name in variables} == variables
+
+
+def test_what_is_pickled_is_paths_and_strings_and_is_found_by_its_name():
+    import pickle
+
+    job = TrainingJob("/work", "/work/runs/x/jobs/experiment.yaml", ("seed=1",))
+    assert pickle.loads(pickle.dumps(job)) == job
+    assert job.checkpoint().function == job
+    assert len(pickle.dumps(job)) < 500
+
+
+def test_the_sbatch_scripts_are_shell():
+    for path in [*(ROOT / "slurm").rglob("*.sbatch"), *(ROOT / "slurm").rglob("*.sh")]:
+        assert subprocess.run(["bash", "-n", path], capture_output=True).returncode == 0, path
