@@ -320,29 +320,23 @@ def after_step(code: int, max_requeues: int) -> int:
 
 def main() -> None:
     """`train CONFIG [a.b=c ...]` in a task of a job; `after CODE` in its batch script."""
-    from launch.cli import exit_with_code
+    from launch.cli import exit_code
 
-    what, *arguments = sys.argv[1:] or ["nothing"]
     grace_s = float(os.environ.get("METASER_GRACE_S", "300"))
     max_requeues = int(os.environ.get("METASER_MAX_REQUEUES", "100"))
-    if what == "train" and arguments:
-        TrainingJob(str(Path.cwd()), arguments[0], tuple(arguments[1:]), grace_s, max_requeues)()
-    elif what == "after" and len(arguments) == 1:
-        code = 0
+    code = 0
 
-        def decide() -> None:
-            nonlocal code
-            code = after_step(int(arguments[0]), max_requeues)
+    def act() -> None:
+        nonlocal code
+        match sys.argv[1:]:
+            case ["train", config, *overrides]:
+                _run(TrainingJob(str(Path.cwd()), config, tuple(overrides), grace_s, max_requeues))
+            case ["after", number] if number.isdecimal():
+                code = after_step(int(number), max_requeues)
+            case given:
+                raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]` or `after CODE`, got {given}")
 
-        from launch.cli import exit_code
-
-        sys.exit(exit_code(decide) or code)
-    else:
-
-        def refuse() -> None:
-            raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]` or `after CODE`, got {sys.argv[1:]}")
-
-        exit_with_code(refuse)
+    sys.exit(exit_code(act) or code)
 
 
 if __name__ == "__main__":
