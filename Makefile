@@ -1,9 +1,10 @@
 # Two commands do all the set-up: `make demo` and `make test`. Each creates .venv if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
+CLUSTER := /tmp/metaser-slurm-test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench reliability clean
+.PHONY: demo test lint bench reliability cluster clean
 
 demo: .venv/demo-ready
 	$(BIN)/metaser demo --out runs/demo
@@ -22,6 +23,11 @@ bench: .venv/all-ready
 
 reliability: .venv/all-ready
 	$(BIN)/python -m pytest -m "distributed or reliability"
+
+# A real SLURM of two nodes on this machine (as root; installs it on Debian where it is absent), the tests on it, and away again.
+cluster: .venv/all-ready
+	slurm/local/up.sh --state $(CLUSTER)
+	SLURM_CONF=$(CLUSTER)/slurm.conf $(BIN)/python -m pytest -m cluster; code=$$?; slurm/local/down.sh --state $(CLUSTER); exit $$code
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,28 +255,43 @@ def requeue() -> None:
 @contextmanager
 def _last_resort(job: TrainingJob, stop: StopRequest, *, is_main: bool) -> Iterator[None]:
     """Requeue shortly before the grace time ends if no boundary came; the last periodic checkpoint then holds."""
-    is_over = threading.Event()
-
-    def watch() -> None:
-        # The flag is polled: an event set in a signal handler may meet its own lock.
-        while stop.signal_name is None:
-            if is_over.wait(0.5):
-                return
-        if is_over.wait(job.grace_s - min(_MAX_MARGIN_S, job.grace_s / 4)) or stop.is_final:
-            return
-        _say(f"no boundary came since {stop.signal_name}: requeueing without a save")
-        if may_requeue(job.max_requeues):
-            requeue()
-
-    thread = threading.Thread(target=watch, name="last-resort", daemon=True)
-    if is_main and not is_local_job():
-        thread.start()
+    if not is_main or is_local_job():
+        yield
+        return
+    # Python's own handlers wait until the main thread leaves a collective call, which it may never do; the number of
+    # the signal is written here at once.
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reading, job, stop), name="last-resort", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        is_over.set()
-        if thread.is_alive():
-            thread.join()
+        signal.set_wakeup_fd(before)
+        writing.close()
+        thread.join()
+        reading.close()
+
+
+def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
+    """Wait for a stop signal, then for the end of the training, which closes `signals`; requeue if it does not come."""
+    while stop.signal_name is None:
+        received = signals.recv(1)
+        if not received:
+            return
+        if received[0] in _SIGNALS:
+            break
+    deadline = time.monotonic() + job.grace_s - min(_MAX_MARGIN_S, job.grace_s / 4)
+    while (left := deadline - time.monotonic()) > 0:
+        signals.settimeout(left)
+        with suppress(TimeoutError):
+            if not signals.recv(1):
+                return
+    if not stop.is_final:
+        _say(f"no boundary came within {job.grace_s:g} s of grace: requeueing without a save")
+        if may_requeue(job.max_requeues):
+            requeue()
 
 
 def after_step(code: int, max_requeues: int) -> int:
@@ -304,29 +320,23 @@ def after_step(code: int, max_requeues: int) -> int:
 
 def main() -> None:
     """`train CONFIG [a.b=c ...]` in a task of a job; `after CODE` in its batch script."""
-    from launch.cli import exit_with_code
+    from launch.cli import exit_code
 
-    what, *arguments = sys.argv[1:] or ["nothing"]
     grace_s = float(os.environ.get("METASER_GRACE_S", "300"))
     max_requeues = int(os.environ.get("METASER_MAX_REQUEUES", "100"))
-    if what == "train" and arguments:
-        TrainingJob(str(Path.cwd()), arguments[0], tuple(arguments[1:]), grace_s, max_requeues)()
-    elif what == "after" and len(arguments) == 1:
-        code = 0
+    code = 0
 
-        def decide() -> None:
-            nonlocal code
-            code = after_step(int(arguments[0]), max_requeues)
+    def act() -> None:
+        nonlocal code
+        match sys.argv[1:]:
+            case ["train", config, *overrides]:
+                _run(TrainingJob(str(Path.cwd()), config, tuple(overrides), grace_s, max_requeues))
+            case ["after", number] if number.isdecimal():
+                code = after_step(int(number), max_requeues)
+            case given:
+                raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]` or `after CODE`, got {given}")
 
-        from launch.cli import exit_code
-
-        sys.exit(exit_code(decide) or code)
-    else:
-
-        def refuse() -> None:
-            raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]` or `after CODE`, got {sys.argv[1:]}")
-
-        exit_with_code(refuse)
+    sys.exit(exit_code(act) or code)
 
 
 if __name__ == "__main__":

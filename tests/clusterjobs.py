@@ -93,14 +93,15 @@ def wait_for_end(job: str) -> str:
 def start_again_at_once(job: str) -> None:
     """Wait until the job is back in the queue and start it now, not in two minutes as SLURM would."""
     wait_until(lambda: state_of(job) == "PENDING", f"job {job} in the queue again", JOB_TIMEOUT_S)
-    # After a node failure SLURM says so while the other nodes are still ending the job; a start at that moment, which its two
-    # minutes would not allow, miscounts the job's nodes.
-    wait_until(
-        lambda: slurm("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D").strip() == "2",
-        "idle nodes",
-        60,
-    )
+    # After a node failure SLURM says so while the other nodes are still ending the job; a start at that moment, which
+    # its two minutes would not allow, miscounts the job's nodes.
+    wait_until(lambda: num_idle_nodes() == 2, "two idle nodes", 60)
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def num_idle_nodes() -> int:
+    """Return how many nodes have no job."""
+    return len(slurm("sinfo", "--noheader", "--Node", "--partition=main", "--states=idle", "--format=%N").split())
 
 
 def main_process(run: Path) -> int:

@@ -77,13 +77,17 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
     waiting = plan.missing
     _say(f"{len(plan.groups)} folds, {len(waiting)} to train, {min(parallel, len(waiting))} at a time")
     running: dict[int, subprocess.Popen[bytes]] = {}
+    gpus = _visible_gpus() if parallel > 1 else []
+    gpu_of: dict[int, str] = {}
     failed: dict[int, int] = {}
     with _passing_signals_on(running) as asked:
         while running or (waiting and not asked):
             while waiting and len(running) < parallel and not asked:
                 fold = waiting.pop(0)
-                slot = min(set(range(parallel)) - {number % parallel for number in running}, default=0)
-                running[fold] = _start_fold(plan, fold, slot if parallel > 1 else None)
+                if gpus:
+                    # The one with the fewest folds on it.
+                    gpu_of[fold] = min(gpus, key=[gpu_of[other] for other in running].count)
+                running[fold] = _start_fold(plan, fold, gpu_of.get(fold))
             time.sleep(_LOOK_EVERY_S)
             for fold, process in list(running.items()):
                 code = process.poll()
@@ -109,15 +113,15 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
     _show_table(plan)
 
 
-def _start_fold(plan: CrossValidation, fold: int, slot: int | None) -> subprocess.Popen[bytes]:
+def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess.Popen[bytes]:
     from launch.submission import write_experiment
     from metaser.distributed import die_with_parent
 
     experiment = plan.experiment(fold)
     path = write_experiment(plan.run(fold), experiment)
     environment = dict(os.environ)
-    if slot is not None and (gpus := _visible_gpus()):
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     with _console_log(plan, fold).open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "launch.cli", "train", str(path)],

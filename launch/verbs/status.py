@@ -103,7 +103,11 @@ def _show(states: list[RunState]) -> None:
             f"{checkpoint.stage}/{checkpoint.step}, {duration(checkpoint.age_s)} ago" if checkpoint else "-",
         ]
         table.add_row(*map(escape, cells))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        # In a file or a pipe nothing is gained by breaking paths into lines.
+        console.width = max(console.width, 300)
+    console.print(table)
 
 
 def duration(seconds: float) -> str:

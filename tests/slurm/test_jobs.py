@@ -167,7 +167,7 @@ def test_without_a_boundary_the_job_is_requeued_before_the_grace_time_ends(corpu
         os.kill(other, signal.SIGSTOP)
     try:
         slurm("scancel", "--signal=USR2", job)
-        wait_until(lambda: "no boundary came since SIGUSR2" in output(run, job), "the last resort", JOB_TIMEOUT_S)
+        wait_until(lambda: "no boundary came within 8 s" in output(run, job), "the last resort", JOB_TIMEOUT_S)
         wait_until(lambda: state_of(job) != "RUNNING", "a requeued job", JOB_TIMEOUT_S)
     finally:
         if Path(f"/proc/{other}").exists():
@@ -213,6 +213,16 @@ def test_a_failure_of_the_training_is_no_node_failure(corpus, tmp_path):
         os.kill(other, signal.SIGKILL)
     assert wait_for_end(job) == "FAILED"
     assert "metaser1, metaser2 answer: not requeued" in output(run, job)
+
+
+def test_a_cancelled_job_saves_and_stays_away(corpus, tmp_path):
+    run = tmp_path / "run"
+    job = submit(corpus, run, write_cluster(tmp_path), *LONG, folder=tmp_path)
+    with held(run, in_stage(1, 2)):
+        slurm("scancel", job)
+    assert wait_for_end(job) == "CANCELLED"
+    wait_until(lambda: "and saved; start again to continue" in (run / "train.log").read_text(), "a save", JOB_TIMEOUT_S)
+    assert nothing_queued()
 
 
 def test_stop_saves_without_a_requeue_and_submitting_again_continues(corpus, local_run, tmp_path):

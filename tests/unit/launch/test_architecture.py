@@ -58,9 +58,15 @@ def test_init_files_hold_only_a_docstring(package: str) -> None:
     "module",
     [
         "launch.cli",
+        "launch.slurm",
+        "launch.submission",
         "launch.train",
+        "launch.verbs.crossval",
         "launch.verbs.inspect",
         "launch.verbs.pack",
+        "launch.verbs.status",
+        "launch.verbs.stop",
+        "launch.verbs.submit",
         "shards.pack",
         "shards.survey",
         *CORPUS_MODULES,
@@ -86,5 +92,5 @@ def test_help_loads_no_torch() -> None:
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "torch loaded: False" in result.stderr
-    for verb in ("train", "pack", "inspect", "evaluate", "predict"):
+    for verb in ("train", "pack", "inspect", "evaluate", "crossval", "predict", "submit", "status", "stop"):
         assert verb in result.stdout

@@ -74,7 +74,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("[]\n"), done.stderr
-    for verb in ("demo", "pack", "inspect", "train", "evaluate", "predict"):
+    for verb in ("demo", "pack", "inspect", "train", "evaluate", "crossval", "predict", "submit", "status", "stop"):
         assert f"\n  {verb} " in done.stdout
 
 

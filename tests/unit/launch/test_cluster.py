@@ -72,9 +72,8 @@ def test_the_sbatch_file_asks_for_what_the_cluster_says():
         "exclude=node7",
     ):
         assert f"#SBATCH --{option}" in text
-    order = [
-        text.index(line) for line in ("module load cuda/13.0", "source /etc/nccl.sh", "export SRUN_CPUS_PER_TASK=6")
-    ]
+    setup = ("module load cuda/13.0", "source /etc/nccl.sh", "export SRUN_CPUS_PER_TASK=6")
+    order = [text.index(line) for line in setup]
     (srun,) = [line for line in text if line.startswith("srun ")]
     assert [*order, text.index(srun)] == sorted([*order, text.index(srun)])
     assert "--kill-on-bad-exit=1" in srun
@@ -147,9 +146,7 @@ def test_an_unresolvable_master_is_an_error_and_never_this_host(environment):
 
 
 def test_outside_a_job_there_is_no_place(environment):
-    with pytest.raises(
-        ClusterError, match="SLURM_JOB_ID, SLURM_PROCID, SLURM_JOB_NODELIST is not set; start it by srun"
-    ):
+    with pytest.raises(ClusterError, match="SLURM_PROCID, SLURM_JOB_NODELIST is not set; start it by srun"):
         export_place()
 
 

@@ -86,8 +86,7 @@ def test_the_report_pools_all_folds_and_gives_mean_and_deviation(corpus, tmp_pat
 
 def test_another_experiment_in_the_same_folder_is_refused(corpus, tmp_path):
     start_crossval(plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT)))
-    start_crossval(
-        plan_folds(corpus.experiment(tmp_path / "fold4", LEAVE_ONE_OUT.replace("speaker}", "speaker, fold: 4}")))
-    )
+    fourth = LEAVE_ONE_OUT.replace("speaker}", "speaker, fold: 4}")
+    start_crossval(plan_folds(corpus.experiment(tmp_path / "fold4", fourth)))
     with pytest.raises(RunError, match="must hold the same cross-validation to go on with it"):
         start_crossval(plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT, "seed=1")))
