@@ -27,8 +27,8 @@ from tinyruns import REPOSITORY, dev_metrics, error_line, losses, metaser, num_l
 
 pytestmark = pytest.mark.cluster
 
-STRATEGIES = {"ddp": ()}
-"""Overrides by strategy; every test of a whole job runs with each."""
+STRATEGIES = {"ddp": (), "zero2": ("parallel.strategy=zero2",)}
+"""Overrides by strategy; whole jobs run with each, interrupted ones with DDP (ZeRO: tests/distributed)."""
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +120,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp"])
 @pytest.mark.parametrize("first", range(len(KINDS)))
 def test_a_preempted_job_comes_back_and_its_losses_are_those_of_an_undisturbed_one(
     corpus, local_run, tmp_path, first, strategy
