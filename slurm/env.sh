@@ -1,5 +1,5 @@
-# What NCCL and the CPU libraries need to know of a cluster; sourced by train.sbatch in every job. Settings that depend on the
-# site stand commented out: switch one on when its reason applies, not before.
+# What NCCL and the CPU libraries need to know of a cluster; sourced by every job (train.sbatch; the
+# `environment_file` of configs/cluster/*.yaml). Settings that depend on the site stand commented out: switch one on when its reason applies, not before.
 
 # One thread per reader process: eight tasks on a node would otherwise start eight times as many threads as there are cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

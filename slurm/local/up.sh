@@ -71,6 +71,7 @@ if ((accounting)); then
     accounting_lines="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort=17829
+AccountingStoragePass=$state/munge/socket
 JobAcctGatherType=jobacct_gather/linux"
 fi
 
