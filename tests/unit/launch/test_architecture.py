@@ -94,3 +94,9 @@ def test_help_loads_no_torch() -> None:
     assert "torch loaded: False" in result.stderr
     for verb in ("train", "pack", "inspect", "evaluate", "crossval", "predict", "submit", "status", "stop"):
         assert verb in result.stdout
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    # pytest imports them as top-level modules, so that a second one of a name would not be collected.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
