@@ -70,11 +70,16 @@ class Watch:
         self._position = position
 
     def announce(self, words: str, *, death: Death | None = None) -> None:
-        """Tell the others why this process ends: by itself, or because of another's `death`."""
+        """Tell the others why this process ends, by itself or because of another's `death`, and let them hear it.
+
+        Rank 0 may take the store with it; and a process that is gone before all have looked is blamed in place of the
+        one whose death ended it.
+        """
         words = " ".join(words.split())[-2000:]
         origin = [self._info.rank, self._where(), words] if death is None else [death.rank, death.where, death.words]
         with suppress(RuntimeError):  # the others may be gone already
             self._store.set(f"ended/{self._info.rank}", json.dumps(origin))
+        time.sleep(2 * BEAT_S)
 
     def death(self, timeout_s: float) -> Death | None:
         """Return the first process found dead, waiting for the finding up to `timeout_s`."""
