@@ -19,6 +19,8 @@ from metaser.tracking import read_metrics
 JOB_TIMEOUT_S = 180.0
 """From queueing to the end of a tiny training with four processes, on a busy machine."""
 
+MESSAGES_ARRIVE_WITHIN_S = 2.0
+
 
 def slurm(*command: object) -> str:
     """Run a SLURM command and return what it printed."""
@@ -93,9 +95,11 @@ def wait_for_end(job: str) -> str:
 def start_again_at_once(job: str) -> None:
     """Wait until the job is back in the queue and start it now, not in two minutes as SLURM would."""
     wait_until(lambda: state_of(job) == "PENDING", f"job {job} in the queue again", JOB_TIMEOUT_S)
-    # After a node failure SLURM says so while the other nodes are still ending the job; a start at that moment, which
-    # its two minutes would not allow, miscounts the job's nodes.
+    # SLURM says so while the job's batch script is still ending on another node than the one that failed. A start at
+    # that moment, which its two minutes would not allow, miscounts the job's nodes (seen with 22.05).
+    wait_until(lambda: not our_tasks(f"SLURM_JOB_ID={job}", whole_job=True), f"no process of job {job}", 60)
     wait_until(lambda: num_idle_nodes() == 2, "two idle nodes", 60)
+    time.sleep(MESSAGES_ARRIVE_WITHIN_S)
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
