@@ -169,7 +169,7 @@ def test_what_would_change_an_sbatch_file_is_hidden_and_comes_back(environment):
 def test_what_is_pickled_is_paths_and_strings_and_is_found_by_its_name():
     import pickle
 
-    job = TrainingJob("/work", "/work/runs/x/jobs/experiment.yaml", ("seed=1",))
+    job = TrainingJob("/project", "/project/runs/x/jobs/experiment.yaml", ("seed=1",))
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.checkpoint().function == job
     assert len(pickle.dumps(job)) < 500
