@@ -299,8 +299,9 @@ def after_step(code: int, max_requeues: int) -> int:
 
     A node that dies takes its connections with it: the other tasks fail at once, and the job would be over before SLURM
     notices that the node is gone. So after a failure every node is asked; if one does not answer, the job is requeued.
+    A task that has heard of another's death ends with 2, as after a mistake of the user's, so the code decides nothing.
     """
-    if code in (0, 2) or not may_requeue(max_requeues):
+    if code == 0 or not may_requeue(max_requeues):
         return code
     nodes = job_nodes()
     command = ["srun", "--overlap", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "true"]

@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import yaml
 from tones import pack_items
 
 from launch.cli import exit_with_code, main
@@ -29,6 +30,7 @@ from metaser.distributed import DistInfo
 from metaser.tracking import read_metrics
 from metaser.train.run import train
 from shards.labels import FOUR_EMOTIONS
+from shards.pack import pack_corpus
 from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key
 
 REPOSITORY = Path(__file__).parents[1]
@@ -145,6 +147,18 @@ class TinyCorpus:
 def make_corpus(folder: Path) -> TinyCorpus:
     """Pack the corpus below `folder`."""
     return TinyCorpus(pack_clips(folder / "shards"), write_experiment(folder / "tiny.yaml", folder / "shards"))
+
+
+def make_demo(folder: Path, *, steps: int) -> TinyCorpus:
+    """Pack the embedded corpus below `folder` and write the demo's experiment, each stage cut to `steps` steps."""
+    pack_corpus("demo", None, folder / "shards")
+    experiment = yaml.safe_load((REPOSITORY / "configs/experiment/demo.yaml").read_text())
+    experiment["data"]["shards"] = str(folder / "shards")
+    for stage in experiment["stages"]:
+        stage |= {"num_steps": steps, "eval_every_steps": steps // 2, "save_every_steps": steps // 2}
+    path = folder / "demo.yaml"
+    path.write_text(yaml.safe_dump(experiment))
+    return TinyCorpus(folder / "shards", path)
 
 
 def losses(run: Path) -> list[tuple[int, int, float, dict[str, float]]]:

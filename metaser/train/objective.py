@@ -60,11 +60,11 @@ def _ctc(logits_BLC: Tensor, num_frames_B: Tensor, target: TaskTarget) -> Tensor
     return torch.where(present_B, losses_B / target.lengths_B.clamp(min=1), torch.zeros_like(losses_B))
 
 
-def num_ctc_too_long(num_frames_B: Tensor, target: TaskTarget) -> int:
+def num_ctc_too_long(num_frames_B: Tensor, target: TaskTarget) -> Int[Tensor, ""]:
     """Return how many transcripts need more frames than their clip has (a repeated character needs a blank)."""
     tokens_BU = target.values
     repeats_B = ((tokens_BU[:, 1:] == tokens_BU[:, :-1]) & (tokens_BU[:, 1:] != CTC_BLANK)).sum(dim=1)
-    return int((target.lengths_B + repeats_B > num_frames_B).sum())
+    return (target.lengths_B + repeats_B > num_frames_B).sum()
 
 
 def slot_loss(

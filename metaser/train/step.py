@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaser.config.schema import ExperimentConfig, StageConfig
@@ -130,18 +131,21 @@ class StepRunner:
 
     def _forward_backward(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
         denominators = self.targets.denominators(self.schedule.items(step - 1))
-        sums = dict.fromkeys(("loss", "audio_samples", "padded_samples", "ctc_too_long"), 0.0)
-        sums |= {f"task:{name}": 0.0 for name in self.stage.weighted_tasks}
+        names = ("loss", "audio_samples", "padded_samples", "ctc_too_long")
+        names += tuple(f"task:{name}" for name in self.stage.weighted_tasks)
+        device = self.engine.processes.device
+        sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
         for number, batch in enumerate(batches):
             for name, value in self._slot(
                 step, number, batch, denominators, is_last=number == len(batches) - 1
             ).items():
                 sums[name] += value
-        return sums
+        # Read here alone: between the slots the host need not wait for the device.
+        return dict(zip(names, torch.stack(list(sums.values())).tolist(), strict=True))
 
     def _slot(
         self, step: int, number: int, batch: Batch, denominators: dict[str, float], *, is_last: bool
-    ) -> dict[str, float]:
+    ) -> dict[str, Tensor | float]:
         info = self.engine.processes.info
         seed_generators(self.config.seed, self.stage_number, step, number * info.num_processes + info.rank)
         items = batch.items_B.numpy()
@@ -174,20 +178,17 @@ class StepRunner:
                 denominators,
             )
             self.engine.backward(loss)
-        too_long = sum(
-            num_ctc_too_long(output.num_frames_B, targets[spec.name])
-            for spec in self.specs
-            if spec.kind == "ctc" and spec.name in shares and bool(batch.valid_B.any())
-        )
-        sums = {f"task:{name}": float(share) for name, share in shares.items()}
-        counts = bool(batch.valid_B.any())
-        return {
-            "loss": float(loss.detach()),
-            "audio_samples": float(changes.num_samples_B.sum()) if counts else 0.0,
-            "padded_samples": float(on_device.wave_BT.numel()) if counts else 0.0,
-            "ctc_too_long": float(too_long),
-            **sums,
-        }
+        sums: dict[str, Tensor | float] = {f"task:{name}": share for name, share in shares.items()}
+        sums["loss"] = loss.detach()
+        if bool(batch.valid_B.any()):
+            sums["audio_samples"] = float(changes.num_samples_B.sum())
+            sums["padded_samples"] = float(on_device.wave_BT.numel())
+            sums["ctc_too_long"] = sum(
+                num_ctc_too_long(output.num_frames_B, targets[spec.name])
+                for spec in self.specs
+                if spec.kind == "ctc" and spec.name in shares
+            )
+        return sums
 
     def _count_skips(self, state: TrainState, step: int, norm: float) -> None:
         if math.isfinite(norm):

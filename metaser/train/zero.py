@@ -19,11 +19,11 @@ from metaser.config.schema import ParallelConfig
 from metaser.errors import ConfigError, TrainingError
 from metaser.train.engine import Engine
 
-BUCKET_ELEMENTS = 10_000_000
-"""Elements that travel together: 40 MB of float32, where DeepSpeed's own default takes 2 GB."""
-LIVE_ELEMENTS = 30_000_000
-"""Weights that ZeRO 3 holds gathered at a time: two layers of a large encoder. DeepSpeed's default, 1e9, is more than
-such encoders have, so that everything would stay gathered."""
+BUCKET_ELEMENTS = 5_000_000
+"""Elements that travel together: 20 MB of float32, as much as DDP's buckets; DeepSpeed's own default takes 2 GB."""
+LIVE_ELEMENTS = 15_000_000
+"""Weights that ZeRO 3 holds gathered at a time: a layer of a large encoder (12.6 M) and what is fetched ahead of it.
+DeepSpeed's default, 1e9, is more than such encoders have, so that everything would stay gathered."""
 SMALL_ELEMENTS = 100_000
 """ZeRO 3 keeps parameters up to this size whole, because some are read outside of their own module's forward: WavLM's
 gates, ARI's coefficients between the layers, the weights of group norm."""
@@ -52,6 +52,8 @@ def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda
         "stage3_param_persistence_threshold": SMALL_ELEMENTS,
         "stage3_max_live_parameters": LIVE_ELEMENTS,
         "stage3_max_reuse_distance": BUCKET_ELEMENTS,
+        # The optimizer's step copies a sub-group's gradients at a time.
+        "sub_group_size": BUCKET_ELEMENTS,
         "stage3_gather_16bit_weights_on_model_save": False,
     }
     if parallel.offload == "cpu":
@@ -140,6 +142,8 @@ class ZeroEngine(Engine):
         accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = self._max_grad_norm
         self._deepspeed, _ = accelerator.prepare(self.model, self.optimizer)
         self._zero: Any = self._deepspeed.optimizer
+        if self.processes.parallel.offload == "none":
+            self._share_weights()
         self._gather_small()
         wrapped: torch.nn.Module = self._deepspeed
         return wrapped
@@ -244,6 +248,21 @@ class ZeroEngine(Engine):
             self._zero.single_partition_of_fp32_groups if self._stage < 3 else self._zero.fp32_partitioned_groups_flat
         )
         return partitions
+
+    def _share_weights(self) -> None:
+        """Let the optimizer update the weights themselves, not float32 copies of what is float32 already.
+
+        DeepSpeed 0.19 means to do so for ZeRO 3, but compares a device with its name (stage3.py,
+        `_create_fp32_partitions`), and never does.
+        """
+        if self._stage == 3:
+            for flat, weights in zip(self._flat_partitions(), self._zero.fp16_partitioned_groups_flat, strict=True):
+                flat.data = weights.data
+            return
+        for group, flat in enumerate(self._flat_partitions()):
+            part = self._zero.parallel_partitioned_bit16_groups[group][self.processes.info.rank]
+            flat.data = part.data
+        self._zero._link_all_hp_params()
 
     def _link_states(self) -> None:
         """Let DeepSpeed find the states of all groups: with several, it looks after the first group's first step."""

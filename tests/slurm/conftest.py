@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from clusterjobs import cancelled_at_the_end
-from tinyruns import make_corpus, start_server
+from tinyruns import make_corpus, make_demo, start_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,3 +26,9 @@ def _empty_queue():
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """Return the embedded corpus and the demo's experiment, cut to a few steps."""
+    return make_demo(tmp_path_factory.mktemp("demo"), steps=8)
