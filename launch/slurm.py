@@ -31,7 +31,6 @@ SUBMITIT_SIGNAL = signal.SIGUSR2
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _MAX_MARGIN_S = 30.0
-_NODE_ANSWERS_WITHIN_S = 60
 
 KeptHandler = Callable[[int, Any], Any] | None
 
@@ -294,50 +293,21 @@ def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
             requeue()
 
 
-def after_step(code: int, max_requeues: int) -> int:
-    """Decide in the batch script, after srun ended with `code`, what becomes of the job; return its exit code.
-
-    A node that dies takes its connections with it: the other tasks fail at once, and the job would be over before SLURM
-    notices that the node is gone. So after a failure every node is asked; if one does not answer, the job is requeued.
-    A task that has heard of another's death ends with 2, as after a mistake of the user's, so the code decides nothing.
-    """
-    if code == 0 or not may_requeue(max_requeues):
-        return code
-    nodes = job_nodes()
-    command = ["srun", "--overlap", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1", "true"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_NODE_ANSWERS_WITHIN_S)
-        said = done.stderr if done.returncode else None
-    except subprocess.TimeoutExpired:
-        said = f"no answer within {_NODE_ANSWERS_WITHIN_S} s"
-    if said is None:
-        _say(f"the training failed with exit code {code} while all of {', '.join(nodes)} answer: not requeued")
-        return code
-    _say(f"a node of {', '.join(nodes)} does not answer ({' '.join(said.split())}): requeueing")
-    if may_requeue(max_requeues):
-        requeue()
-    return code
-
-
 def main() -> None:
-    """`train CONFIG [a.b=c ...]` in a task of a job; `after CODE` in its batch script."""
+    """`train CONFIG [a.b=c ...]` in a task of a job."""
     from launch.cli import exit_code
 
     grace_s = float(os.environ.get("METASER_GRACE_S", "300"))
     max_requeues = int(os.environ.get("METASER_MAX_REQUEUES", "100"))
-    code = 0
 
     def act() -> None:
-        nonlocal code
         match sys.argv[1:]:
             case ["train", config, *overrides]:
                 _run(TrainingJob(str(Path.cwd()), config, tuple(overrides), grace_s, max_requeues))
-            case ["after", number] if number.isdecimal():
-                code = after_step(int(number), max_requeues)
             case given:
-                raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]` or `after CODE`, got {given}")
+                raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]`, got {given}")
 
-    sys.exit(exit_code(act) or code)
+    sys.exit(exit_code(act))
 
 
 if __name__ == "__main__":

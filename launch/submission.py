@@ -85,10 +85,6 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
         "wckey": None,
         "setup": list(_setup(cluster)),
         "srun_args": list(_srun_arguments(cluster)),
-        # srun's exit code stands in $? here.
-        "teardown": [
-            f"METASER_MAX_REQUEUES={cluster.max_requeues} {shlex.quote(sys.executable)} -m launch.slurm after $?"
-        ],
         "additional_parameters": further,
     }
     executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})

@@ -149,13 +149,14 @@ def make_corpus(folder: Path) -> TinyCorpus:
     return TinyCorpus(pack_clips(folder / "shards"), write_experiment(folder / "tiny.yaml", folder / "shards"))
 
 
-def make_demo(folder: Path, *, steps: int) -> TinyCorpus:
+def make_demo(folder: Path, *, steps: int | None = None) -> TinyCorpus:
     """Pack the embedded corpus below `folder` and write the demo's experiment, each stage cut to `steps` steps."""
     pack_corpus("demo", None, folder / "shards")
     experiment = yaml.safe_load((REPOSITORY / "configs/experiment/demo.yaml").read_text())
     experiment["data"]["shards"] = str(folder / "shards")
-    for stage in experiment["stages"]:
-        stage |= {"num_steps": steps, "eval_every_steps": steps // 2, "save_every_steps": steps // 2}
+    if steps is not None:
+        for stage in experiment["stages"]:
+            stage |= {"num_steps": steps, "eval_every_steps": steps // 2, "save_every_steps": steps // 2}
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return TinyCorpus(folder / "shards", path)
@@ -306,13 +307,13 @@ def _train_command(arguments: list[str]) -> None:
     train_verb(arguments[0], arguments[1:])
 
 
-def training(count: int, yaml: Path, *overrides: str, folder: Path) -> AbstractContextManager[Ranks]:
-    """Train in `count` processes, as `metaser train YAML OVERRIDES` under a launcher."""
-    return ranks(count, _train_command, [str(yaml), *overrides], folder=folder)
+def training(count: int, experiment: Path, *overrides: str, folder: Path) -> AbstractContextManager[Ranks]:
+    """Train in `count` processes, as `metaser train EXPERIMENT OVERRIDES` under a launcher."""
+    return ranks(count, _train_command, [str(experiment), *overrides], folder=folder)
 
 
-def train_ranks(count: int, yaml: Path, run: Path, *overrides: str) -> Path:
+def train_ranks(count: int, experiment: Path, run: Path, *overrides: str, timeout_s: float = TIMEOUT_S) -> Path:
     """Train to the end in `count` processes and return the run's folder."""
-    with training(count, yaml, f"output_dir={run}", *overrides, folder=run.with_name(f"{run.name}-said")) as job:
-        assert job.join() == [0] * count, job.said()
+    with training(count, experiment, f"output_dir={run}", *overrides, folder=run.with_name(f"{run.name}-said")) as job:
+        assert job.join(timeout_s) == [0] * count, job.said()
     return run

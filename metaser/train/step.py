@@ -131,8 +131,8 @@ class StepRunner:
 
     def _forward_backward(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
         denominators = self.targets.denominators(self.schedule.items(step - 1))
-        names = ("loss", "audio_samples", "padded_samples", "ctc_too_long")
-        names += tuple(f"task:{name}" for name in self.stage.weighted_tasks)
+        tasks = (f"task:{name}" for name in self.stage.weighted_tasks)
+        names = ("loss", "audio_samples", "padded_samples", "ctc_too_long", *tasks)
         device = self.engine.processes.device
         sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
         for number, batch in enumerate(batches):

@@ -11,34 +11,28 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tinyruns import dev_metrics, losses, started, train_ranks
+from tinyruns import dev_metrics, losses, make_demo, num_lines, started, train_ranks
 
 from launch.cli import exit_with_code
 from launch.train import train
 
-NUM_KILLS = {"eight": 8, "fifty": 50}
+KILLS = {"eight": (8, 30), "fifty": (50, None)}
+"""How often a demo training is disturbed, and to how many steps its stages are cut."""
 COUNT = 2
-CHANGES = (
-    "stages.0.num_steps=STEPS",
-    "stages.1.num_steps=STEPS",
-    "stages.0.eval_every_steps=20",
-    "stages.1.eval_every_steps=20",
-    "stages.0.save_every_steps=4",
-    "stages.1.save_every_steps=4",
-    "data.num_workers=1",
-    "log_keys=true",
-)
+CHANGES = ("stages.0.save_every_steps=4", "stages.1.save_every_steps=4", "data.num_workers=1", "log_keys=true")
 PATIENCE_S = 60
+WHOLE_RUN_S = 1200
 
 
-def launch_ranks(yaml, overrides, said):
+def launch_ranks(experiment, overrides, said):
     """Start the ranks and, as torchrun does, end them all when one has died."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Forked, so that everything is imported; the ranks ask the kernel to end with this process.
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=rank_of_job, args=(rank, port, yaml, overrides, said)) for rank in range(COUNT)]
+    job = port, experiment, overrides, said
+    ranks = [context.Process(target=rank_of_job, args=(rank, *job)) for rank in range(COUNT)]
     for process in ranks:
         process.start()
     while any(process.is_alive() for process in ranks):
@@ -52,13 +46,13 @@ def launch_ranks(yaml, overrides, said):
     exit_with_code(lambda: None) if all(process.exitcode == 0 for process in ranks) else os._exit(3)
 
 
-def rank_of_job(rank, port, yaml, overrides, said):
+def rank_of_job(rank, port, experiment, overrides, said):
     descriptor = os.open(f"{said}-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     place = {"RANK": rank, "WORLD_SIZE": COUNT, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    exit_with_code(lambda: train(str(yaml), list(overrides)))
+    exit_with_code(lambda: train(str(experiment), list(overrides)))
 
 
 def children(pid):
@@ -96,13 +90,17 @@ def wait_for(condition, job):
         time.sleep(0.0005)
 
 
-def disturb(job, run, kind, generator):
-    """Kill something of the job once it has made progress; return its ranks, and all processes that belong to it."""
+def disturb(job, run, kind, line, generator):
+    """Kill something of the job once it has made progress and written `line` lines of metrics.
+
+    Returns:
+        Its ranks, and all processes that belong to it.
+    """
     seen = run_state(run)
     # A resumed run first cuts the file back.
     wait_for(lambda: run_state(run) != seen, job)
     seen = run_state(run)
-    wait_for(lambda: run_state(run) != seen, job)
+    wait_for(lambda: run_state(run) != seen and num_lines(run / "metrics.jsonl") >= line, job)
     if kind == "during a save":
         wait_for(lambda: is_saving(run), job)
     else:
@@ -150,26 +148,24 @@ def is_zombie(pid):
         pytest.param("fifty", marks=pytest.mark.reliability),
     ],
 )
-def test_random_kills_end_in_the_same_weights(corpus, tmp_path, amount):
-    # Each start does a few steps before it is killed.
-    changed = [change.replace("STEPS", str(30 * NUM_KILLS[amount])) for change in CHANGES]
-    expected = train_ranks(COUNT, corpus.yaml, tmp_path / "undisturbed", *changed)
+def test_random_kills_end_in_the_same_weights(tmp_path, amount):
+    num_kills, steps = KILLS[amount]
+    demo = make_demo(tmp_path, steps=steps)
+    expected = train_ranks(COUNT, demo.yaml, tmp_path / "undisturbed", *CHANGES, timeout_s=WHOLE_RUN_S)
     run, generator = tmp_path / "run", random.Random(11)
     kinds = ["a rank", "a reader", "the launcher", "during a save"]
-    killed = {}
-    changes = [*changed, f"output_dir={run}"]
-    for number in range(NUM_KILLS[amount]):
-        kind = kinds[number % len(kinds)]
-        with started(launch_ranks, corpus.yaml, changes, tmp_path / "said") as job:
-            ranks, family = disturb(job, run, kind, generator)
-            killed[kind] = killed.get(kind, 0) + 1
+    lines = num_lines(expected / "metrics.jsonl")
+    for number in range(num_kills):
+        kind, line = kinds[number % len(kinds)], (number + 1) * lines // (num_kills + 2)
+        with started(launch_ranks, demo.yaml, [*CHANGES, f"output_dir={run}"], tmp_path / "said") as job:
+            ranks, family = disturb(job, run, kind, line, generator)
             job.join(PATIENCE_S)
             assert not job.is_alive(), "the job did not end"
         all_gone(ranks)
         end_readers(family)
         assert not (run / "report/report.json").exists(), "the job has come to its end before the last kill"
-    train_ranks(COUNT, corpus.yaml, run, *changed)
-    print(json.dumps(killed))
+    train_ranks(COUNT, demo.yaml, run, *CHANGES, timeout_s=WHOLE_RUN_S)
+    assert len(json.loads((run / "environment.json").read_text())) == num_kills + 1
     assert losses(run) == losses(expected)
     assert dev_metrics(run) == dev_metrics(expected)
     assert (run / "best/model.safetensors").read_bytes() == (expected / "best/model.safetensors").read_bytes()

@@ -32,7 +32,7 @@ ENCODERS = {
 }
 SMALL_ELEMENTS = 300
 """Keeps whole what is small in a large encoder, and cuts up what is large in it: here all are small."""
-CUT_UP = "parallel.extra={zero_optimization: {stage3_param_persistence_threshold: %d}}" % SMALL_ELEMENTS
+CUT_UP = f"parallel.extra={{zero_optimization: {{stage3_param_persistence_threshold: {SMALL_ELEMENTS}}}}}"
 SPREAD = {"zero2": ("parallel.strategy=zero2",), "zero3": ("parallel.strategy=zero3", CUT_UP)}
 """Overrides by strategy."""
 
