@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ def dist_info(environment: Mapping[str, str] = os.environ, *, expected_num_proce
         TrainingError: if the variables are incomplete, or the number of processes is not the expected one.
     """
     given = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if given["WORLD_SIZE"] is None and given["RANK"] is None:
+    if set(given.values()) == {None}:
         info = DistInfo(rank=0, num_processes=1, local_rank=0)
     else:
         try:
@@ -47,12 +48,30 @@ def dist_info(environment: Mapping[str, str] = os.environ, *, expected_num_proce
             ) from None
     if not 0 <= info.rank < info.num_processes:
         raise TrainingError(f"RANK must be below WORLD_SIZE, got {info.rank} and {info.num_processes}")
+    if not 0 <= info.local_rank < info.num_processes:
+        raise TrainingError(f"LOCAL_RANK must be below WORLD_SIZE, got {info.local_rank} and {info.num_processes}")
+    if given["RANK"] is not None:
+        _check_meeting_point(environment)
     if expected_num_processes is not None and info.num_processes != expected_num_processes:
         raise TrainingError(
             f"parallel.expected_num_processes is {expected_num_processes}, but {info.num_processes} were started; "
             "without a GPU, `accelerate launch` needs --multi_gpu beside --num_processes to start more than one"
         )
     return info
+
+
+def _check_meeting_point(environment: Mapping[str, str]) -> None:
+    """Refuse what would make torch wait for ever or train one model per node."""
+    host, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT", "")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise TrainingError(
+            "a launcher that sets RANK, WORLD_SIZE or LOCAL_RANK must set MASTER_ADDR to a host and MASTER_PORT to a "
+            f"port, got {host!r} and {port!r}; unset all of them to train with one process"
+        )
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise TrainingError(f"MASTER_ADDR must resolve to an address, but {host!r} does not: {error}") from None
 
 
 def export_place(info: DistInfo) -> None:

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 
 
 class Section(BaseModel):
-    """Base of every configuration section: unknown keys are refused, values never change."""
+    """Base of every configuration section: unknown keys and infinite numbers are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StoredSplit(Section):

@@ -88,7 +88,8 @@ _YamlLoader.add_implicit_resolver(
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: what looks like a date or a number and is none.
         raise ConfigError(f"{where} must be YAML: {' '.join(str(error).split())}") from None
 
 

@@ -174,6 +174,9 @@ PARAMETER_GROUPS = ("encoder", "ari", "heads", "coattention", "adapters")
 _LAYER_RANGE = re.compile(r"encoder\.layers\.\d+-\d+")
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LearningRates(Section):
     """Peak learning rates by parameter group."""
 
@@ -198,7 +201,7 @@ class StageConfig(Section):
     """What one fine-tuning stage trains, on which tasks, and for how long."""
 
     name: str
-    train: tuple[str, ...]
+    train: tuple[str, ...] = Field(min_length=1)
     """`encoder`, `encoder.layers.6-11`, `ari`, `heads`, `heads.NAME`, `coattention`, `adapters`."""
     weights: dict[str, NonNegativeFloat]
     """Loss weight per task; a task that is not named has weight 0."""
@@ -211,7 +214,7 @@ class StageConfig(Section):
     learning_rate: LearningRates = LearningRates()
     schedule: ScheduleConfig = ScheduleConfig()
     weight_decay: NonNegativeFloat = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.98)
     max_grad_norm: PositiveFloat = 1.0
     eval_every_steps: PositiveInt = 100
     save_every_steps: PositiveInt = 200

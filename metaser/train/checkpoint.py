@@ -99,14 +99,25 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint in `folder`, saying which ones were passed over and why."""
-    found = ((int(match[1]), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name)))
-    for _, path in sorted(found, reverse=True):
+    """Return the newest complete checkpoint in `folder`, saying which ones were passed over and why.
+
+    One whose selected weights lie in another checkpoint is complete only with that one.
+    """
+    for path in reversed(step_folders(folder)):
         try:
-            return read_checkpoint(path)
+            found = read_checkpoint(path)
+            if found.state.best_step not in (0, found.state.step):
+                read_checkpoint(step_folder(folder, found.state.best_step))
+            return found
         except RunError as error:
             log.warning("passing over an incomplete checkpoint: %s", error)
     return None
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, complete or not, by ascending step."""
+    by_step = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -135,11 +146,11 @@ def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
     """
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover)
-    by_step = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
-    newest = sorted(by_step)[-keep_last:]
-    kept = {*newest, *(_selected_step(by_step[step]) for step in newest)}
-    for step in by_step.keys() - kept:
-        shutil.rmtree(by_step[step])
+    newest = step_folders(folder)[-keep_last:]
+    kept = {*newest, *(step_folder(folder, _selected_step(path)) for path in newest)}
+    for path in step_folders(folder):
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def _selected_step(path: Path) -> int:

@@ -55,6 +55,19 @@ def choose_strategy(parallel: ParallelConfig, num_processes: int) -> Strategy:
     return parallel.strategy
 
 
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise TrainingError(
+            f"parallel.compile_layers true needs a C++ compiler on a CPU, but there is none: {error}; install g++ or "
+            "set it to false"
+        ) from error
+
+
 class Processes:
     """The processes that train together, and what they tell each other. One per process, for all stages."""
 
@@ -73,9 +86,14 @@ class Processes:
         self.info = info
         self.parallel = parallel
         self.strategy = choose_strategy(parallel, info.num_processes)
+        if parallel.compile_layers and not use_cuda:
+            _check_compiler()
         # accelerate fills what is left out from these; the experiment alone decides.
         for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
             del os.environ[name]
+        if not use_cuda:
+            # accelerate imports DeepSpeed where it is installed, which then says on stdout that it found no GPU.
+            os.environ["DS_ACCELERATOR"] = "cpu"
         self.accelerator = self._join(use_cuda=use_cuda)
         if self.accelerator.num_processes != info.num_processes:
             raise TrainingError(
@@ -336,6 +354,11 @@ class Engine:
     def _refuse_foreign(self, tensors: dict[str, Tensor]) -> None:
         found = {name.rpartition(".")[0] for name in tensors}
         foreign = sorted(found ^ self.trainable.keys()) if tensors else []
+        foreign += [
+            name
+            for name, tensor in tensors.items()
+            if not name.endswith(".step") and tensor.shape != self.shapes.get(name.rpartition(".")[0])
+        ]
         if foreign:
             raise TrainingError(
                 "the checkpoint must hold optimizer state for exactly the parameters that this stage trains, but "

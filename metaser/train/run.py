@@ -31,7 +31,7 @@ from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters, check_stretched
-from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder
+from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
 from metaser.train.engine import Processes, build_engine
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
@@ -229,6 +229,13 @@ class _Training:
             if found is not None:
                 log.info("continuing stage %d after step %d (%s)", number, found.state.step, found.path)
                 return found
+        numbers = range(1, len(self.config.stages) + 1)
+        damaged = [path for number in numbers for path in step_folders(self.run_dir.checkpoints(number))]
+        if damaged:
+            raise RunError(
+                f"run {str(self.run_dir.root)!r} has {len(damaged)} checkpoints, but none is complete (newest: "
+                f"{str(damaged[-1])!r}); put one back, or delete them to start from the beginning"
+            )
         return None
 
     def _handed_on(self, form: PreTrainedConfig, stage_number: int) -> MetaSERModel:

@@ -9,7 +9,8 @@ import numpy as np
 from torch.nn import Parameter
 
 from metaser.config.schema import ExperimentConfig, StageConfig
-from metaser.errors import TrainingError
+from metaser.errors import ConfigError, TrainingError
+from metaser.eval.metrics import HEADLINE_METRICS
 from metaser.model.metaser import MetaSERModel
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
@@ -51,6 +52,7 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
 
     Raises:
         TrainingError: if a part is empty, or a weighted task has no label in it at all, or one it does not know.
+        ConfigError: if dev cannot yield the metric that the stage selects by.
     """
     parts = {}
     for split in ("train", "dev"):
@@ -73,7 +75,20 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
                 f"{len(parts['train'])} training utterances has {' or '.join(spec.fields)}; set the weight to 0 or add "
                 "the metadata"
             )
+    _refuse_unknown_metric(specs, stage, Targets(specs, parts["dev"]))
     return StageData(parts["train"], parts["dev"])
+
+
+def _refuse_unknown_metric(specs: tuple[TaskSpec, ...], stage: StageConfig, dev: Targets) -> None:
+    known = ["loss"]
+    for spec in specs:
+        if spec.name in stage.weighted_tasks and dev.present(spec.name).any():
+            known += [f"{spec.name}.{metric}" for metric in ("loss", *HEADLINE_METRICS[spec.kind])]
+    if stage.select not in known:
+        raise ConfigError(
+            f"stage {stage.name!r} must select by a metric that its dev set yields ({', '.join(known)}), got "
+            f"{stage.select!r}; name one of these or give the dev set the labels it needs"
+        )
 
 
 def _refuse_unknown_labels(spec: TaskSpec, stage: StageConfig, training: Index) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from metaser.rundir import writing
+
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
@@ -81,15 +83,22 @@ class StepProfiler:
         return self.finish() if len(self._lines) == self.TRACED else None
 
     def finish(self) -> str | None:
-        """Write what was traced, if anything and not yet; return the table."""
-        if self._profile is None or not self._lines:
+        """Write what was traced, if anything and not yet; return the table, or why there is none.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        if self._profile is None:
             return None
+        if not self._lines:
+            return f"nothing was traced: {self._num_steps} steps were done, the first {self.SKIPPED} are left out"
         self._profile.stop()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self._folder / f"{self._name}.json"))
-        self._profile = None
         table = self._table()
-        (self._folder / f"{self._name}.txt").write_text(table + "\n")
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._profile.export_chrome_trace(str(self._folder / f"{self._name}.json"))
+            (self._folder / f"{self._name}.txt").write_text(table + "\n")
+        self._profile = None
         return table
 
     def _table(self) -> str:

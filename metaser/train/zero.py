@@ -84,14 +84,31 @@ def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda
         "zero_optimization": zero,
     }
     owned = [name for name in (*_OWN, "fp16", "bf16", "optimizer", "scheduler") if name in parallel.extra]
-    if "stage" in parallel.extra.get("zero_optimization", {}):
+    section = parallel.extra.get("zero_optimization")
+    if isinstance(section, dict) and "stage" in section:
         owned.append("zero_optimization.stage")
     if owned:
         raise ConfigError(
             f"parallel.extra must leave {owned} alone, because MetaSER decides them; use parallel.strategy, "
             "parallel.precision, data.batch_utterances, data.max_slot_s and stages.N.max_grad_norm"
         )
-    return _merged(settings, parallel.extra)
+    merged = _merged(settings, parallel.extra)
+    if parallel.extra:
+        _check_settings(merged, parallel.extra)
+    return merged
+
+
+def _check_settings(settings: dict[str, Any], extra: dict[str, Any]) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    # The processes have not met yet, so their number cannot be compared with the batch size.
+    comparable = {name: value for name, value in settings.items() if name != "train_batch_size"}
+    try:
+        DeepSpeedConfig(comparable)
+    except (DeepSpeedConfigError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"parallel.extra must be settings that DeepSpeed takes, got {extra}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _merged(settings: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,16 @@ from transformers import Wav2Vec2Config
         (["output_dir=FOLDER/file"], r"output_dir must be a folder, but '.*file' is a file"),
         (["stages.7.num_steps=3"], r"one of the items 0 to 1, got '7'"),
         (["nonsense"], r"must look like a.b=value, got 'nonsense'"),
+        (["stages.1.select=emotion.uar"], r"by a metric .* \(loss, emotion.loss, .*emotion.ua, .*got 'emotion.uar'"),
+        (["stages.0.select=emotion.ua"], r"stage 'metadata' must select by .* got 'emotion.ua'"),
+        (
+            ["parallel.strategy=zero2", "parallel.extra={zero_optimization: 3}"],
+            r"extra must be settings that DeepSpeed takes, got \{'zero_optimization': 3\}",
+        ),
+        (
+            ["parallel.strategy=zero2", "parallel.extra={zero_optimization: {reduce_bucket_size: -5}}"],
+            r"settings that DeepSpeed takes, got .* -5",
+        ),
     ],
 )
 def test_train(corpus, tmp_path, overrides, words):
@@ -42,7 +52,53 @@ def test_train(corpus, tmp_path, overrides, words):
     given = [override.replace("FOLDER", str(tmp_path)) for override in overrides]
     said = error_line(metaser("train", corpus.yaml, f"output_dir={tmp_path / 'run'}", *given, folder=tmp_path))
     assert re.search(words.replace("FOLDER", str(tmp_path)), said), said
-    assert not list(tmp_path.rglob("metrics.jsonl"))
+    # A mistake must not tie the folder to the experiment that has it.
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+class SetVariables:
+    """Sets variables in the process of a command, and unsets those that are None; a class, because it is sent there."""
+
+    def __init__(self, **variables):
+        self.variables = variables
+
+    def __call__(self):
+        for name, value in self.variables.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+FIRST_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"LOCAL_RANK": "0"}, "must be set together to integers, got {'RANK': None, "),
+        (FIRST_OF_TWO | {"LOCAL_RANK": "-3"}, "LOCAL_RANK must be below WORLD_SIZE, got -3 and 2"),
+        (FIRST_OF_TWO, "MASTER_ADDR to a host and MASTER_PORT to a port, got None and ''"),
+        (FIRST_OF_TWO | {"MASTER_ADDR": "localhost", "MASTER_PORT": "99999"}, "got 'localhost' and '99999'"),
+        (
+            FIRST_OF_TWO | {"MASTER_ADDR": "no.such.invalid", "MASTER_PORT": "2999"},
+            "MASTER_ADDR must resolve to an address, but 'no.such.invalid' does not",
+        ),
+    ],
+)
+def test_train_with_half_a_launcher_s_variables(corpus, tmp_path, variables, words):
+    command = ("train", corpus.yaml, f"output_dir={tmp_path / 'run'}")
+    assert words in error_line(metaser(*command, folder=tmp_path, before=SetVariables(**variables)))
+
+
+def test_train_compiled_without_a_compiler(corpus, tmp_path):
+    command = ("train", corpus.yaml, f"output_dir={tmp_path / 'run'}", "parallel.compile_layers=true")
+    said = error_line(metaser(*command, folder=tmp_path, before=SetVariables(PATH=str(tmp_path), CXX=None)))
+    assert "parallel.compile_layers true needs a C++ compiler" in said
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_train_says_nothing_on_stdout_but_the_report(corpus, tmp_path):
+    done = metaser("train", corpus.yaml, f"output_dir={tmp_path / 'run'}", folder=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("test: 6 utterances")
 
 
 def test_train_without_its_config(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 from tinyruns import ALONE, losses
 
+from metaser.errors import RunError
 from metaser.tracking import read_metrics
 from metaser.train.run import train
 
@@ -27,6 +28,19 @@ def test_a_profile_is_a_trace_and_a_table_of_each_stage(corpus, finished, tmp_pa
         assert sum(milliseconds[:-1]) == pytest.approx(milliseconds[-1], abs=0.5)
     assert losses(tmp_path / "run") == losses(finished)
     assert "where the time of a step goes, stage 2, mean of 4 steps" in (tmp_path / "run/train.log").read_text()
+
+
+def test_a_stage_that_is_too_short_to_profile_says_so(corpus, tmp_path):
+    assert train(corpus.experiment(tmp_path / "run", "stages.0.num_steps=2"), ALONE, profile=True)
+    assert "stage 1, nothing was traced: 2 steps were done" in (tmp_path / "run/train.log").read_text()
+    assert not (tmp_path / "run/profile/stage1.json").exists()
+
+
+def test_a_profile_that_cannot_be_written_is_one_sentence(corpus, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/profile").touch()
+    with pytest.raises(RunError, match=r"run/profile cannot be written: .*File exists"):
+        train(corpus.experiment(tmp_path / "run"), ALONE, profile=True)
 
 
 def test_every_step_says_where_its_time_went_and_what_it_needed(finished):

@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tinyruns import ALONE, TIMEOUT_S, dev_metrics, error_line, losses, metaser, num_lines, started, wait_until
 
 import metaser.train.run as training
-from metaser.errors import RunError
-from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, step_folder
+from metaser.errors import RunError, TrainingError
+from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint, step_folder
 
 NUM_LINES = 16
 """Of an uninterrupted run: 12 steps and 4 evaluations."""
@@ -152,6 +152,25 @@ def test_a_torn_checkpoint_is_passed_over(corpus, finished, tmp_path, damage, ca
     assert_same_run(corpus.train(run), finished)
     assert (f"passing over an incomplete checkpoint: {torn}" in caplog.text) == (damage != "never renamed")
     assert not list(run.rglob("*.tmp"))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(corpus, tmp_path):
+    run = interrupted(corpus, tmp_path / "run", 7)
+    metrics = (run / "metrics.jsonl").read_bytes()
+    for weights in run.glob("stage*/checkpoints/step-*/model.safetensors"):
+        weights.write_bytes(b"")
+    with pytest.raises(RunError, match=r"has 2 checkpoints, but none is complete \(newest: .*step-00000\d.\); put one"):
+        corpus.train(run)
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_optimizer_state_of_another_shape_is_refused(corpus, tmp_path):
+    run = interrupted(corpus, tmp_path / "run", 7)
+    newest = newest_checkpoint(run / "stage1/checkpoints")
+    optimizer = {name: value.reshape(-1)[:1].clone() for name, value in newest.optimizer_tensors().items()}
+    save_checkpoint(newest.path.parent, newest.model_tensors(), optimizer, newest.state)
+    with pytest.raises(TrainingError, match="must hold optimizer state for exactly the parameters"):
+        corpus.train(run)
 
 
 def test_killed_between_saving_and_exporting_the_best_model(corpus, finished, tmp_path):

@@ -24,7 +24,7 @@ def steps(folder):
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
-    state = TrainState(2, 7, 6, 3, 0.25, num_skipped=2, num_skipped_in_a_row=1, bad_keys=["a/b"])
+    state = TrainState(2, 7, 6, 7, 0.25, num_skipped=2, num_skipped_in_a_row=1, bad_keys=["a/b"])
     path = save_checkpoint(tmp_path, MODEL, OPTIMIZER, state)
     found = newest_checkpoint(tmp_path)
     assert (found.path, found.state) == (path, state)
@@ -58,6 +58,13 @@ def test_the_newest_complete_one_is_taken_saying_what_was_passed_over(tmp_path, 
     assert newest_checkpoint(tmp_path).state.step == 5
     assert "passing over an incomplete checkpoint" in caplog.text
     assert "step-000010" in caplog.text
+
+
+def test_one_without_its_selected_weights_is_passed_over(tmp_path):
+    for step, best_step in ((2, 2), (3, 3), (4, 4), (5, 4)):
+        save(tmp_path, step, best_step=best_step)
+    (step_folder(tmp_path, 4) / "model.safetensors").write_bytes(b"")
+    assert newest_checkpoint(tmp_path).state.step == 3
 
 
 def test_a_marker_of_another_shape_is_no_checkpoint(tmp_path):

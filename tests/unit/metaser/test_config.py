@@ -125,6 +125,13 @@ def test_relations_between_values_are_checked(tmp_path, change, words):
         ("seed.x=1", "seed: Input should be a valid integer"),
         ("output_dir.x.y=1", "does not fit"),
         ("seed=[", "must be YAML"),
+        ("seed=2020-13-45", "must be YAML: month must be in 1..12"),
+        ("seed=0b_", "must be YAML"),
+        pytest.param("seed=" + "[" * 3000, "must be YAML", id="deep"),
+        ("stages.0.weights.emotion=.inf", "stages.0.weights.emotion: Input should be a finite number, got inf"),
+        ("stages.0.learning_rate.heads=1e999", "Input should be a finite number, got inf"),
+        ("stages.0.betas=[2, 0.9]", "stages.0.betas.0: Input should be less than 1, got 2"),
+        ("stages.0.train=[]", "stages.0.train: Tuple should have at least 1 item"),
     ],
 )
 def test_overrides_that_do_not_fit_are_refused(tmp_path, override, words):
