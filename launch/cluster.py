@@ -151,10 +151,19 @@ def check_cluster(cluster: ClusterConfig) -> None:
         raise ClusterError(
             f"gpus_per_node must be at most {most}, the most that a node of {where} has, got {cluster.gpus_per_node}"
         )
-    if cluster.environment_file is not None and not Path(cluster.environment_file).is_file():
-        raise ClusterError(f"environment_file must be a file, but {cluster.environment_file!r} is not one")
+    if cluster.environment_file is not None:
+        _check_file(cluster.environment_file)
     if cluster.check_node_names:
         _check_names(cluster.partition)
+
+
+def _check_file(path: str) -> None:
+    try:
+        is_file = Path(path).is_file()
+    except OSError as error:
+        raise ClusterError(f"environment_file must be a file, but {path!r} is not: {error.strerror}") from error
+    if not is_file:
+        raise ClusterError(f"environment_file must be a file, but {path!r} is not one")
 
 
 def num_gpus(gres: str) -> int:

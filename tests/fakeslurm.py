@@ -47,7 +47,7 @@ esac
 
 
 class FakeSlurm:
-    """A queue that never starts anything; `install` puts its commands first on the PATH of this process."""
+    """A queue that never starts anything."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,9 +58,14 @@ class FakeSlurm:
             path.write_text(f"#!/bin/sh\nFOLDER={folder}\n{text.strip()}\n")
             path.chmod(0o755)
 
+    @property
+    def path(self) -> str:
+        """What PATH must be."""
+        return f"{self.folder / 'bin'}:/usr/bin:/bin"
+
     def __call__(self) -> None:
-        """Install."""
-        os.environ["PATH"] = f"{self.folder / 'bin'}:/usr/bin:/bin"
+        """Put the commands first on the PATH of this process for good."""
+        os.environ["PATH"] = self.path
         os.environ.pop("SLURM_CONF", None)
 
     @property
