@@ -150,9 +150,14 @@ def _comparable(plan: CrossValidation) -> tuple[object, ...]:
 
 
 def fold_runs(root: Path) -> dict[int, RunDir]:
-    """Return the folds that have a folder, in order."""
-    found = {int(match[1]): RunDir(path) for path in root.glob("fold*") if (match := _FOLD.fullmatch(path.name))}
-    return {fold: found[fold] for fold in sorted(found) if found[fold].root.is_dir()}
+    """Return the folds that have a folder, in order.
+
+    Raises:
+        RunError: if the folder cannot be read.
+    """
+    with reading(root):
+        found = {int(match[1]): RunDir(path) for path in root.glob("fold*") if (match := _FOLD.fullmatch(path.name))}
+        return {fold: found[fold] for fold in sorted(found) if found[fold].root.is_dir()}
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,15 @@ def test_a_rule_that_no_fold_can_follow(corpus, command, run, slurm, tmp_path, r
 
 
 @pytest.mark.parametrize("verb", ["submit", "crossval"])
+@pytest.mark.parametrize("name", ["file/run", "x" * 300])
+def test_a_folder_that_cannot_be_made(command, tmp_path, slurm, verb, name):
+    (tmp_path / "file").touch()
+    said = error_line(command(verb, tmp_path / name, LEAVE_ONE_OUT))
+    assert f"{tmp_path}/{name}" in said
+    assert slurm.queue == []
+
+
+@pytest.mark.parametrize("verb", ["submit", "crossval"])
 def test_a_percent_sign(command, tmp_path, slurm, verb):
     said = error_line(command(verb, tmp_path / "50%j", LEAVE_ONE_OUT))
     assert f"output_dir must hold no %, which SLURM replaces in paths, got '{tmp_path}/50%j" in said
