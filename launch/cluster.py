@@ -109,19 +109,20 @@ def load_cluster(path: str | Path) -> ClusterConfig:
     return load_section(ClusterConfig, path, name="--cluster", whole="the cluster")
 
 
-def ask(*command: str) -> str:
-    """Return what a SLURM command printed.
+def ask(*command: str, stdin: str | None = None) -> str:
+    """Return what a SLURM command printed, which reads `stdin` where given.
 
     Raises:
         ClusterError: if it is not installed, fails or does not answer.
     """
     if shutil.which(command[0]) is None:
         raise ClusterError(
-            f"SLURM's {command[0]} must be on the PATH of this host, but is not; submit from a login node of the "
-            "cluster, or use --local or --dry-run"
+            f"SLURM's {command[0]} must be on the PATH of this host, but is not; do this on a login node of the cluster"
         )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         raise ClusterError(
             f"SLURM must answer {' '.join(command)!r} within {COMMAND_TIMEOUT_S} s, but did not"
@@ -150,10 +151,19 @@ def check_cluster(cluster: ClusterConfig) -> None:
         raise ClusterError(
             f"gpus_per_node must be at most {most}, the most that a node of {where} has, got {cluster.gpus_per_node}"
         )
-    if cluster.environment_file is not None and not Path(cluster.environment_file).is_file():
-        raise ClusterError(f"environment_file must be a file, but {cluster.environment_file!r} is not there")
+    if cluster.environment_file is not None:
+        _check_file(cluster.environment_file)
     if cluster.check_node_names:
         _check_names(cluster.partition)
+
+
+def _check_file(path: str) -> None:
+    try:
+        is_file = Path(path).is_file()
+    except OSError as error:
+        raise ClusterError(f"environment_file must be a file, but {path!r} is not: {error.strerror}") from error
+    if not is_file:
+        raise ClusterError(f"environment_file must be a file, but {path!r} is not one")
 
 
 def num_gpus(gres: str) -> int:

@@ -140,20 +140,30 @@ def is_local_job() -> bool:
 
 
 def _local_place() -> dict[str, object]:
-    environment = os.environ
     return {
-        "RANK": environment["SUBMITIT_LOCAL_GLOBALID"],
-        "WORLD_SIZE": environment["SUBMITIT_LOCAL_NTASKS"],
-        "LOCAL_RANK": environment["SUBMITIT_LOCAL_LOCALID"],
+        "RANK": _number("SUBMITIT_LOCAL_GLOBALID"),
+        "WORLD_SIZE": _number("SUBMITIT_LOCAL_NTASKS"),
+        "LOCAL_RANK": _number("SUBMITIT_LOCAL_LOCALID"),
         # All of them are on this machine.
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": master_port(int(environment["SUBMITIT_LOCAL_JOB_ID"]), 0),
+        "MASTER_PORT": master_port(_number("SUBMITIT_LOCAL_JOB_ID"), 0),
     }
+
+
+def _number(name: str, default: str | None = None) -> int:
+    """Return the number in the environment's variable `name`."""
+    value = os.environ.get(name, default)
+    if value is None or not value.isdecimal():
+        raise ClusterError(f"{name} must be a whole number, got {value!r}")
+    return int(value)
+
+
+_SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_PROCID", "SLURM_JOB_NODELIST")
 
 
 def _slurm_place() -> dict[str, object]:
     environment = os.environ
-    absent = [name for name in ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_JOB_NODELIST") if name not in environment]
+    absent = [name for name in _SLURM_VARIABLES if name not in environment]
     if absent:
         raise ClusterError(
             f"a task of a SLURM job must know its place, but {', '.join(absent)} is not set; start it by srun "
@@ -161,13 +171,12 @@ def _slurm_place() -> dict[str, object]:
         )
     master = environment.get("MASTER_ADDR") or job_nodes()[0]
     check_resolves(master)
-    port = master_port(int(environment["SLURM_JOB_ID"]), num_restarts())
     return {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": environment["SLURM_NTASKS"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "RANK": _number("SLURM_PROCID"),
+        "WORLD_SIZE": _number("SLURM_NTASKS"),
+        "LOCAL_RANK": _number("SLURM_LOCALID"),
         "MASTER_ADDR": master,
-        "MASTER_PORT": environment.get("MASTER_PORT") or port,
+        "MASTER_PORT": _number("MASTER_PORT", str(master_port(_number("SLURM_JOB_ID"), num_restarts()))),
     }
 
 
@@ -185,7 +194,7 @@ def job_nodes() -> list[str]:
 
 def num_restarts() -> int:
     """Return how often SLURM has started this job again."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return _number("SLURM_RESTART_COUNT", "0")
 
 
 def master_port(job_id: int, restarts: int) -> int:
@@ -297,10 +306,9 @@ def main() -> None:
     """`train CONFIG [a.b=c ...]` in a task of a job."""
     from launch.cli import exit_code
 
-    grace_s = float(os.environ.get("METASER_GRACE_S", "300"))
-    max_requeues = int(os.environ.get("METASER_MAX_REQUEUES", "100"))
-
     def act() -> None:
+        grace_s = float(_number("METASER_GRACE_S", "300"))
+        max_requeues = _number("METASER_MAX_REQUEUES", "100")
         match sys.argv[1:]:
             case ["train", config, *overrides]:
                 _run(TrainingJob(str(Path.cwd()), config, tuple(overrides), grace_s, max_requeues))

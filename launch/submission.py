@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from launch.cluster import JOB_IS_LIVE, PASSED_VARIABLES, ClusterConfig, ClusterError, ask, check_cluster, job_states
 from launch.slurm import TrainingJob
@@ -20,13 +22,12 @@ from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
-from metaser.rundir import RunDir, last_holder, lock_holder
+from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval
 
 if TYPE_CHECKING:
     from submitit import Job, SlurmExecutor
 
 _LAUNCHER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-RECORDS = "submissions.json"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,27 @@ class Submission:
     """Commit and difference of the code at the time of submission."""
 
 
+_validate_submissions = TypeAdapter(list[Submission]).validate_json
+
+
 # ---------------------------------------------------------------- the sbatch file
 
 
 def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExecutor:
-    """Return submitit's executor, which asks for what `cluster` says and lets nothing else of this shell through."""
-    import submitit
+    """Return submitit's executor, which asks for what `cluster` says and lets nothing else of this shell through.
+
+    Raises:
+        ClusterError: if submitit is not installed.
+        RunError: if SLURM would not take `folder` as it is.
+    """
+    if "%" in str(folder):
+        raise RunError(f"output_dir must hold no %, which SLURM replaces in paths, got {str(folder.parent)!r}")
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise ClusterError(
+            f"jobs need submitit, which must be installed, but is not ({error}); pip install 'metaser[slurm]'"
+        ) from error
 
     class Executor(submitit.SlurmExecutor):
         @classmethod
@@ -67,6 +83,7 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
         "requeue": True,
         **cluster.sbatch,
     }
+    further = {name: value for name, value in further.items() if value is not False}
     settings: dict[str, Any] = {
         "job_name": name,
         "nodes": cluster.nodes,
@@ -120,25 +137,23 @@ def sbatch_text(executor: SlurmExecutor) -> str:
 
 
 def check_run_folder(run: RunDir) -> None:
-    """Refuse a run's folder that cannot be written or is in use.
+    """Refuse a run's folder that is in use, or that of a cross-validation; whether it can be written shows later.
 
     Raises:
         RunError: saying by whom.
         ClusterError: if SLURM does not say whether an earlier job is alive.
     """
-    try:
-        run.jobs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run.jobs):
-            pass
-    except OSError as error:
-        raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
+    with reading(run.root):
+        if not run.root.is_dir():
+            return
+        refuse_crossval(run)
     holder = lock_holder(run)
     job = None if holder is not None else live_job(run)
     in_use = str(holder) if holder is not None else f"SLURM job {job[0]} ({job[1]})" if job is not None else None
     if in_use is not None:
         raise RunError(
-            f"run {str(run.root)!r} is in use by {in_use}; stop it with `metaser stop {run.root}` or choose another "
-            "output_dir"
+            f"run {str(run.root)!r} is in use by {in_use}; stop it with `metaser stop {shlex.quote(str(run.root))}` or "
+            "choose another output_dir"
         )
 
 
@@ -149,6 +164,7 @@ def live_job(run: RunDir) -> tuple[str, str] | None:
 
     Raises:
         ClusterError: if SLURM does not answer.
+        RunError: if the run's own record of it is damaged.
     """
     last, holder = last_submission(run), last_holder(run)
     jobs = [last.job_id] if last is not None and last.executor == "slurm" else []
@@ -171,17 +187,18 @@ def check_continues(run: RunDir, experiment: ExperimentConfig) -> None:
         refuse_changes(load_experiment(run.config), experiment, run)
 
 
-def check_sbatch(text: str) -> None:
-    """Let SLURM itself judge the sbatch file, without queueing it.
+def prepare_checks(cluster: ClusterConfig, executor: SlurmExecutor, source: str) -> None:
+    """Refuse what the cluster cannot give, in our words where we have some, else in SLURM's about the file `source`.
 
     Raises:
-        ClusterError: with SLURM's words.
+        ClusterError: with the reason.
     """
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-        file.write(text)
-        file.flush()
-        with clean_environment():
-            ask("sbatch", "--test-only", file.name)
+    check_cluster(cluster)
+    with clean_environment():
+        try:
+            ask("sbatch", "--test-only", stdin=sbatch_text(executor))
+        except ClusterError as error:
+            raise ClusterError(f"the cluster must give what {source!r} asks for, but {error}") from error
 
 
 @contextmanager
@@ -241,36 +258,76 @@ def submit_slurm(
 
     Raises:
         ClusterError: if SLURM refuses.
+        RunError: if the folder cannot be written; nothing stays queued.
     """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    before = _queued_from(executor.folder)
+
+    def cancel() -> None:
+        if new := _queued_from(executor.folder) - before:
+            ask("scancel", *sorted(new))
+
+    with _taken_back_on_failure(executor.folder, cancel):
+        try:
+            with clean_environment():
+                if len(jobs) == 1:
+                    queued = [executor.submit(jobs[0])]
+                else:
+                    with executor.batch():
+                        queued = [executor.submit(job) for job in jobs]
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise ClusterError(f"SLURM refused the job: {' '.join(str(error).split())}") from error
+        return [_record(*each, cluster, "slurm") for each in zip(runs, jobs, queued, strict=True)]
+
+
+def _queued_from(folder: Path) -> set[str]:
+    """Return this user's jobs whose sbatch files lie in `folder`."""
+    rows = (row.split("|", 1) for row in ask("squeue", "--noheader", "--me", "--format=%A|%o").splitlines())
+    return {job for job, command in rows if Path(command).parent == folder}
+
+
+@contextmanager
+def _taken_back_on_failure(folder: Path, take_back: Callable[[], None]) -> Iterator[None]:
+    """Take back what the block has started but not recorded: neither `status` nor `stop` would find it."""
     try:
-        with clean_environment():
-            if len(jobs) == 1:
-                queued = [executor.submit(jobs[0])]
-            else:
-                with executor.batch():
-                    queued = [executor.submit(job) for job in jobs]
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise ClusterError(f"SLURM refused the job: {' '.join(str(error).split())}") from error
-    return [_record(*each, cluster, "slurm") for each in zip(runs, jobs, queued, strict=True)]
+        yield
+    except BaseException as error:
+        take_back()
+        if isinstance(error, OSError):
+            raise RunError(
+                f"output_dir must be writable to record a job, but {str(folder)!r} is not: {error.strerror}; nothing "
+                "stays submitted"
+            ) from error
+        raise
 
 
 def submit_local(cluster: ClusterConfig, run: RunDir, job: TrainingJob) -> tuple[Submission, Job[None]]:
-    """Start as many processes on this machine as the cluster's job would have."""
+    """Start as many processes on this machine as the cluster's job would have.
+
+    Raises:
+        RunError: if the folder cannot be written; nothing stays started.
+    """
     import submitit
 
-    executor = submitit.LocalExecutor(run.jobs.absolute(), max_num_timeout=cluster.max_requeues)
-    executor.update_parameters(
-        tasks_per_node=cluster.num_tasks,
-        gpus_per_node=cluster.gpus_per_node * cluster.nodes,
-        timeout_min=cluster.time_min,
-        signal_delay_s=cluster.grace_s,
-        stderr_to_stdout=True,
-    )
-    with clean_environment():
-        started: Job[None] = executor.submit(job)
-    return _record(run, job, started, cluster, "local"), started
+    started: list[Job[None]] = []
+
+    def end() -> None:
+        for local in started:
+            os.kill(int(local.job_id), signal.SIGTERM)
+
+    with _taken_back_on_failure(run.jobs, end):
+        executor = submitit.LocalExecutor(run.jobs.absolute(), max_num_timeout=cluster.max_requeues)
+        executor.update_parameters(
+            tasks_per_node=cluster.num_tasks,
+            gpus_per_node=cluster.gpus_per_node * cluster.nodes,
+            timeout_min=cluster.time_min,
+            signal_delay_s=cluster.grace_s,
+            stderr_to_stdout=True,
+        )
+        with clean_environment():
+            started.append(executor.submit(job))
+        return _record(run, job, started[0], cluster, "local"), started[0]
 
 
 def _record(run: RunDir, job: TrainingJob, queued: Job[None], cluster: ClusterConfig, executor: str) -> Submission:
@@ -285,26 +342,21 @@ def _record(run: RunDir, job: TrainingJob, queued: Job[None], cluster: ClusterCo
         cluster=cluster.model_dump(mode="json"),
         git=git_state(),
     )
-    records = [*_read_records(run), asdict(submission)]
-    temporary = run.jobs / f".{RECORDS}.tmp"
-    temporary.write_text(json.dumps(records, indent=1))
-    temporary.replace(run.jobs / RECORDS)
+    records = [*_submissions(run), submission]
+    temporary = run.submissions.with_suffix(".tmp")
+    temporary.write_text(json.dumps([asdict(record) for record in records], indent=1))
+    temporary.replace(run.submissions)
     return submission
 
 
-def _read_records(run: RunDir) -> list[dict[str, Any]]:
-    path = run.jobs / RECORDS
-    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-    return records
+def _submissions(run: RunDir) -> list[Submission]:
+    return read_json(run.submissions, _validate_submissions) or []
 
 
 def last_submission(run: RunDir) -> Submission | None:
-    """Return how the run was submitted last, None if it never was."""
-    records = _read_records(run)
-    return Submission(**records[-1]) if records else None
+    """Return how the run was submitted last, None if it never was.
 
-
-def prepare_checks(cluster: ClusterConfig, executor: SlurmExecutor) -> None:
-    """Refuse what the cluster cannot give, in our words where we have some, else in SLURM's."""
-    check_cluster(cluster)
-    check_sbatch(sbatch_text(executor))
+    Raises:
+        RunError: if the record of it is damaged.
+    """
+    return next(reversed(_submissions(run)), None)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
 
 from metaser.config.load import load_experiment
 from metaser.config.schema import StageConfig
-from metaser.rundir import LockHolder, RunDir, lock_holder
+from metaser.errors import RunError
+from metaser.rundir import LockHolder, RunDir, lock_holder, parse_json, parse_line, reading
 
 _TAIL_BYTES = 200_000
 _RECENT_STEPS = 50
-_STEP = re.compile(r"step-(\d{6,})")
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,24 @@ def read_progress(run: RunDir) -> Progress:
 
     Raises:
         ConfigError: if its configuration cannot be read.
+        RunError: if another file of it cannot.
     """
     stages: Sequence[StageConfig] = load_experiment(run.config).stages if run.is_run() else ()
-    steps = [line for line in _last_lines(run.metrics) if "loss" in line]
-    recent = [line for line in steps if line["stage"] == steps[-1]["stage"]][-_RECENT_STEPS:] if steps else []
+    steps = _last_steps(run.metrics)
+    recent = [line for line in steps if line.stage == steps[-1].stage][-_RECENT_STEPS:]
     last = recent[-1] if recent else None
-    stage = last["stage"] if last else 0
-    num_left = sum(part.num_steps for part in stages[max(stage - 1, 0) :]) - (last["step"] if last else 0)
+    stage = last.stage if last else 0
+    if stage > len(stages):
+        raise RunError(f"{run.metrics} must be of the {len(stages)} stages of its run, got stage {stage}")
+    num_left = sum(part.num_steps for part in stages[max(stage - 1, 0) :]) - (last.step if last else 0)
     return Progress(
         stage=stage,
         stage_name=stages[stage - 1].name if last else None,
-        step=last["step"] if last else 0,
+        step=last.step if last else 0,
         num_steps=stages[stage - 1].num_steps if last else 0,
-        loss=last["loss"] if last else None,
-        audio_s_per_s=statistics.median(line["audio_s_per_s"] for line in recent) if recent else None,
-        remaining_s=num_left * statistics.median(line["step_s"] for line in recent) if recent else None,
+        loss=last.loss if last else None,
+        audio_s_per_s=statistics.median(line.audio_s_per_s for line in recent) if recent else None,
+        remaining_s=num_left * statistics.median(line.step_s for line in recent) if recent else None,
         checkpoint=_newest_checkpoint(run, len(stages)),
         is_finished=is_finished(run),
         holder=lock_holder(run),
@@ -78,26 +82,47 @@ def read_progress(run: RunDir) -> Progress:
 
 
 def is_finished(run: RunDir) -> bool:
-    """Return whether the run was trained to its last step and evaluated."""
-    if not run.is_run() or not (run.report / "report.json").is_file():
-        return False
+    """Return whether the run was trained to its last step and evaluated.
+
+    Raises:
+        ConfigError: if its configuration cannot be read.
+        RunError: if another file of it cannot.
+    """
+    with reading(run.root):
+        if not run.is_run() or not (run.report / "report.json").is_file():
+            return False
     last = load_experiment(run.config).stages
-    steps = [line for line in _last_lines(run.metrics) if "loss" in line]
-    return bool(steps) and (steps[-1]["stage"], steps[-1]["step"]) == (len(last), last[-1].num_steps)
+    steps = _last_steps(run.metrics)
+    return bool(steps) and (steps[-1].stage, steps[-1].step) == (len(last), last[-1].num_steps)
 
 
-def _last_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines in the last part of a `metrics.jsonl` that may be growing."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return []
+@dataclass(frozen=True)
+class _Step:
+    """What the line of a training step says of how far and how fast."""
+
+    stage: PositiveInt
+    step: NonNegativeInt
+    loss: float
+    audio_s_per_s: float
+    step_s: float
+
+
+_validate_step = TypeAdapter(_Step).validate_json
+
+
+def _last_steps(path: Path) -> list[_Step]:
+    """Return the training steps in the last part of a `metrics.jsonl` that may be growing."""
+    with reading(path):
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - _TAIL_BYTES))
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return []
     # What follows the last line break is being written; what precedes the first may be half a line.
     whole = lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]
-    return [json.loads(line) for line in whole]
+    return [parse_json(line, _validate_step, str(path)) for line in whole if "loss" in parse_line(line, str(path))]
 
 
 def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:
@@ -105,7 +130,7 @@ def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:
         found = [
             (int(match[1]), path)
             for path in run.checkpoints(stage).glob("step-*")
-            if (match := _STEP.fullmatch(path.name))
+            if (match := _CHECKPOINT.fullmatch(path.name))
         ]
         if found:
             step, path = max(found)

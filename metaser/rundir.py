@@ -1,4 +1,4 @@
-"""Every path inside a run's folder, and the lock that keeps two writers out of it."""
+"""Every path inside a run's folder, how its files are read, and the lock that keeps two writers out of it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TypeVar
 
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from metaser.errors import RunError
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class RunDir:
         return self.root / "jobs"
 
     @property
+    def submissions(self) -> Path:
+        """How this run was submitted, every time."""
+        return self.jobs / "submissions.json"
+
+    @property
+    def crossval(self) -> Path:
+        """The plan, where this is the folder of a whole cross-validation and not of a run."""
+        return self.root / "crossval.json"
+
+    @property
     def stop_file(self) -> Path:
         """Asks the training to save and stop for good, wherever it runs."""
         return self.root / ".stop"
@@ -104,6 +117,73 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one sentence that `path` cannot be read; that it does not exist is left to the caller.
+
+    Raises:
+        RunError: if the system refuses.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path} must be readable, but is not: {error.strerror}") from error
+
+
+def read_json(path: Path, validate: Callable[[bytes], Parsed]) -> Parsed | None:
+    """Return what the JSON file at `path` holds, None if there is no such file.
+
+    `validate` is the `validate_json` of a pydantic `TypeAdapter`.
+
+    Raises:
+        RunError: if it cannot be read or does not hold what it must.
+    """
+    with reading(path):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    return parse_json(data, validate, str(path))
+
+
+def parse_json(data: bytes, validate: Callable[[bytes], Parsed], where: str) -> Parsed:
+    """Return the JSON in `data`, which stands in `where`.
+
+    Raises:
+        RunError: if it is damaged.
+    """
+    try:
+        return validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in first["loc"])
+        raise RunError(
+            f"{where} is damaged: {place}{first['msg']}, got {repr(first['input'])[:60]}; restore it or move it away"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Position:
+    stage: PositiveInt
+    step: NonNegativeInt
+
+
+_validate_position = TypeAdapter(_Position).validate_json
+
+
+def parse_line(data: bytes, where: str) -> dict[str, Any]:
+    """Return a line of `metrics.jsonl` or of a key log, which stands in `where`: an object with `stage` and `step`.
+
+    Raises:
+        RunError: if it is damaged.
+    """
+    parse_json(data, _validate_position, where)
+    line: dict[str, Any] = json.loads(data)
+    return line
+
+
 def existing_run(path: str | Path) -> RunDir:
     """Return the run at `path`.
 
@@ -111,9 +191,11 @@ def existing_run(path: str | Path) -> RunDir:
         RunError: if it does not exist or is not a run's folder.
     """
     run = RunDir(Path(path))
-    if not run.root.is_dir():
+    with reading(run.root):
+        exists, is_run = run.root.is_dir(), run.is_run()
+    if not exists:
         raise RunError(f"RUN must be a run's folder, but {str(path)!r} does not exist")
-    if not run.is_run():
+    if not is_run:
         raise RunError(f"RUN must be a run's folder, but {str(path)!r} holds no config.yaml")
     return run
 
@@ -128,16 +210,18 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            RunError: if another process holds it, naming host and process, or the folder cannot be written.
+            RunError: if another process holds it, naming host and process, the folder cannot be written, or it is
+                that of a cross-validation.
         """
         try:
+            refuse_crossval(run)
             run.root.mkdir(parents=True, exist_ok=True)
             self._file = _lock_path(run).open("a+")
         except OSError as error:
             raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
         if not self._taken():
-            holder = _read_holder(self._file)
             self._file.close()
+            holder = _last_holder_named(run)
             raise RunError(f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir")
         self._file.truncate(0)
         holder = LockHolder(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID"))
@@ -175,36 +259,60 @@ class LockHolder:
         return f"process {self.pid} on {self.host}{job}"
 
 
+_validate_holder = TypeAdapter(LockHolder).validate_json
+
+
 def lock_holder(run: RunDir) -> LockHolder | None:
-    """Return who trains in the run's folder right now, None if nobody does."""
-    try:
-        file = _lock_path(run).open()
-    except FileNotFoundError:
-        return None
+    """Return who trains in the run's folder right now, None if nobody does.
+
+    Raises:
+        RunError: if the lock cannot be read.
+    """
+    with reading(_lock_path(run)):
+        try:
+            file = _lock_path(run).open("rb")
+        except FileNotFoundError:
+            return None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _read_holder(file)
+            return _last_holder_named(run)
     return None
 
 
 def last_holder(run: RunDir) -> LockHolder | None:
-    """Return who trained in the run's folder last, whether or not it still does; None if nobody ever did."""
-    try:
-        with _lock_path(run).open() as file:
-            text = file.read()
-    except FileNotFoundError:
-        return None
-    return LockHolder(**json.loads(text)) if text else None
+    """Return who trained in the run's folder last, whether or not it still does; None if nobody ever did.
+
+    Raises:
+        RunError: if the lock cannot be read.
+    """
+    path = _lock_path(run)
+    with reading(path):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    return parse_json(data, _validate_holder, str(path)) if data else None
+
+
+def _last_holder_named(run: RunDir) -> LockHolder:
+    # Between taking the lock and writing its name the holder is unknown.
+    return last_holder(run) or LockHolder("an unknown host", 0)
 
 
 def _lock_path(run: RunDir) -> Path:
     return run.root / ".lock"
 
 
-def _read_holder(file: TextIO) -> LockHolder:
-    file.seek(0)
-    text = file.read()
-    # Between taking the lock and writing its name the holder is unknown.
-    return LockHolder(**json.loads(text)) if text else LockHolder("an unknown host", 0)
+def refuse_crossval(run: RunDir) -> None:
+    """Refuse the folder of a whole cross-validation, where no run could be seen or stopped.
+
+    Raises:
+        RunError: if it is one.
+    """
+    if run.crossval.is_file():
+        raise RunError(
+            f"a run must have a folder of its own, but {str(run.root)!r} holds a cross-validation; choose another "
+            "output_dir"
+        )

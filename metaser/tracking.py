@@ -17,8 +17,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from metaser.errors import RunError
-from metaser.rundir import RunDir, writing
+from metaser.rundir import RunDir, parse_line, reading, writing
 
 Line = dict[str, Any]
 
@@ -27,18 +26,15 @@ def read_metrics(path: Path) -> Iterator[Line]:
     """Yield the lines of a `metrics.jsonl`; a torn last line (the writer was killed) is left out.
 
     Raises:
-        RunError: if any other line is not JSON.
+        RunError: if it cannot be read or any other line is damaged.
     """
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
+    with reading(path):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                return
-            raise RunError(f"line {number} of {path} must be JSON, got {line[:60]!r}") from None
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        yield parse_line(line, f"line {number} of {path}")
 
 
 class Tracker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,7 +25,9 @@ _ASK_EVERY_S = 5.0
 def crossval(
     config: Annotated[str, typer.Argument(help="YAML file of the experiment; one split rule has a fold.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changed values, e.g. stages.0.num_steps=9.")] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="Folds trained at the same time on this machine.")] = 1,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, show_default="1", help="Folds trained at the same time on this machine.")
+    ] = None,
     cluster: Annotated[str | None, typer.Option(help="YAML file of the cluster: folds as one job array.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch file of a fold and stop.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for the cluster's jobs.")] = False,
@@ -36,9 +39,16 @@ def crossval(
 
     if cluster is None and (dry_run or follow):
         raise ConfigError("--dry-run and --follow belong to --cluster, which is not given")
+    if cluster is not None and parallel is not None:
+        raise ConfigError(
+            f"--parallel is of this machine and must come without --cluster, got {parallel}; "
+            "the cluster's file says it in max_parallel_folds"
+        )
+    if dry_run and follow:
+        raise ConfigError("--dry-run starts nothing, so it must come without --follow")
     plan = plan_folds(load_experiment(config, overrides or []))
     if cluster is None:
-        _train_here(plan, parallel)
+        _train_here(plan, parallel or 1)
     else:
         _train_on_cluster(plan, cluster, dry_run=dry_run, follow=follow)
 
@@ -58,10 +68,9 @@ def _say(text: str) -> None:
 
 def _describe(plan: CrossValidation, fold: int) -> str:
     """Return a finished fold's line."""
-    import json
+    from metaser.eval.crossval import read_fold_report
 
-    report = json.loads((plan.run(fold).report / "report.json").read_text())
-    task: dict[str, Any] = report["tasks"].get(plan.config.main_task, {})
+    task = read_fold_report(plan.run(fold)).tasks.get(plan.config.main_task, {})
     numbers = ", ".join(f"{name} {task[name]:.3f}" for name in ("wa", "ua", "macro_f1") if name in task)
     return f"fold {fold} ({plan.groups[fold]}): {numbers or 'finished'}"
 
@@ -71,8 +80,9 @@ def _describe(plan: CrossValidation, fold: int) -> str:
 
 def _train_here(plan: CrossValidation, parallel: int) -> None:
     from metaser.errors import RunError
-    from metaser.eval.crossval import start_crossval
+    from metaser.eval.crossval import check_crossval, start_crossval
 
+    check_crossval(plan)
     start_crossval(plan)
     waiting = plan.missing
     _say(f"{len(plan.groups)} folds, {len(waiting)} to train, {min(parallel, len(waiting))} at a time")
@@ -176,7 +186,8 @@ def _train_on_cluster(plan: CrossValidation, cluster: str, *, dry_run: bool, fol
 
     from launch import submission
     from launch.cluster import load_cluster
-    from metaser.eval.crossval import start_crossval
+    from metaser.eval.crossval import check_crossval, fold_runs, start_crossval
+    from metaser.progress import is_finished
 
     where = load_cluster(cluster)
     parallel = plan.config.parallel.model_copy(update={"expected_num_processes": where.num_tasks})
@@ -185,23 +196,30 @@ def _train_on_cluster(plan: CrossValidation, cluster: str, *, dry_run: bool, fol
     if dry_run:
         print(submission.sbatch_text(executor))
         return
-    start_crossval(plan)
-    live = {fold: found[0] for fold in plan.missing if (found := submission.live_job(plan.run(fold))) is not None}
-    folds = [fold for fold in plan.missing if fold not in live]
+    queued = {
+        fold: found[0]
+        for fold, run in fold_runs(plan.root).items()
+        if not is_finished(run) and (found := submission.live_job(run)) is not None
+    }
+    check_crossval(plan, is_queued=bool(queued))
+    missing = plan.missing
+    live = {fold: queued[fold] for fold in missing if fold in queued}
+    folds = [fold for fold in missing if fold not in live]
     for fold, job in live.items():
         _say(f"fold {fold} ({plan.groups[fold]}) is in job {job} already")
     if folds:
-        submission.prepare_checks(where, executor)
+        submission.prepare_checks(where, executor, cluster)
         for fold in folds:
             submission.check_run_folder(plan.run(fold))
             submission.check_continues(plan.run(fold), plan.experiment(fold))
+        start_crossval(plan)
         root = str(plan.root.absolute())
         jobs = [submission.prepare_job(plan.run(fold), plan.experiment(fold), where, crossval=root) for fold in folds]
         done = submission.submit_slurm(executor, where, [plan.run(fold) for fold in folds], jobs)
-        for fold, queued in zip(folds, done, strict=True):
-            print(f"job {queued.job_id}, fold {fold} ({plan.groups[fold]}), run {plan.run(fold).root}", flush=True)
-            live[fold] = queued.job_id
-        _say(f"  how far they are  metaser status {plan.root}")
+        for fold, new in zip(folds, done, strict=True):
+            print(f"job {new.job_id}, fold {fold} ({plan.groups[fold]}), run {plan.run(fold).root}", flush=True)
+            live[fold] = new.job_id
+        _say(f"  how far they are  metaser status {shlex.quote(str(plan.root))}")
         _say(f"  the table         {plan.root}/report/report.md when all are finished, or this command again")
     if follow:
         _wait(plan, live)

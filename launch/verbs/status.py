@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +22,11 @@ class RunState:
 
     run: str
     state: str
-    """finished, stopped, running (here or on another host), or SLURM's word for its job in lower case."""
+    """finished, stopped, running (here or on another host), SLURM's word for its job in lower case, or damaged."""
     job: str | None
-    progress: Progress
+    progress: Progress | None
+    damage: str | None = None
+    """Which of its files cannot be read, and why; without these nothing else is known."""
 
 
 def status(
@@ -31,43 +34,75 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
 ) -> None:
     """Show stage, step, speed, time left, last checkpoint and job of each run."""
-    states = [read_state(run) for path in runs for run in runs_of(path)]
+    from metaser.errors import RunError
+
+    states: list[RunState] = []
+    refused: dict[str, RunError] = {}
+    for path in runs:
+        try:
+            states += _states_of(path)
+        except RunError as error:
+            refused[path] = error
+    names = ", ".join(map(repr, refused))
+    if not states:
+        raise next(iter(refused.values())) if len(runs) == 1 else RunError(f"RUN must be a run's folder, got {names}")
+    if refused:
+        print(f"left out, because no run lies there: {names}", file=sys.stderr)
     if json:
         print(json_module.dumps([asdict(state) for state in states], indent=1))
     else:
         _show(states)
 
 
+def _states_of(path: str) -> list[RunState]:
+    from metaser.errors import ConfigError, RunError
+    from metaser.eval.crossval import read_crossval
+    from metaser.rundir import RunDir
+
+    states = [read_state(run) for run in runs_of(path)]
+    root = RunDir(Path(path))
+    if root.crossval.is_file():
+        try:
+            read_crossval(root.root)
+        except (ConfigError, RunError) as error:
+            return [RunState(path, "damaged", None, None, str(error)), *states]
+    if not states:
+        raise RunError(f"RUN must be in training or have been, but of the cross-validation {path!r} no fold has")
+    return states
+
+
 def runs_of(path: str) -> list[RunDir]:
     """Return the run in a folder, or the started or submitted folds of the cross-validation there.
 
     Raises:
-        RunError: if it holds neither.
+        RunError: if it holds neither, or cannot be read.
     """
     from metaser.errors import RunError
-    from metaser.eval.crossval import is_crossval
-    from metaser.rundir import RunDir
+    from metaser.eval.crossval import fold_runs
+    from metaser.rundir import RunDir, reading
 
-    root = Path(path)
-    if is_crossval(root):
-        return [RunDir(root / f"fold{fold}") for fold in _fold_numbers(root)]
-    run = RunDir(root)
-    if not run.is_run() and not run.jobs.is_dir():
-        raise RunError(f"RUN must be a run's folder, but {path!r} holds neither config.yaml nor a submission")
+    run = RunDir(Path(path))
+    with reading(run.root):
+        if run.crossval.is_file():
+            return list(fold_runs(run.root).values())
+        if not run.is_run() and not run.jobs.is_dir():
+            raise RunError(f"RUN must be a run's folder, but {path!r} holds neither config.yaml nor a submission")
     return [run]
 
 
-def _fold_numbers(root: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("fold")) for path in root.glob("fold[0-9]*") if path.is_dir())
-
-
 def read_state(run: RunDir) -> RunState:
-    """Return what the run's folder and, where there is one, SLURM say of a run."""
+    """Return what the run's folder and, where there is one, SLURM say of a run; or that the folder is damaged."""
     from launch.submission import live_job
+    from metaser.errors import ConfigError, RunError
     from metaser.progress import read_progress
+    from metaser.rundir import reading
 
-    progress = read_progress(run)
-    job, word = (live_job(run) if shutil.which("squeue") else None) or (None, None)
+    try:
+        with reading(run.root):
+            progress = read_progress(run)
+            job, word = (live_job(run) if shutil.which("squeue") else None) or (None, None)
+    except (ConfigError, RunError) as error:
+        return RunState(str(run.root), "damaged", None, None, str(error))
     if progress.is_finished and progress.holder is None:
         state = "finished"
     elif word is not None:
@@ -85,11 +120,16 @@ def _show(states: list[RunState]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        "run", "state", "job", "stage", "step", "loss", "audio-s/s", "left", "last checkpoint", box=box.SIMPLE_HEAD
-    )
+    titles = ["run", "state", "job", "stage", "step", "loss", "audio-s/s", "left", "last checkpoint"]
+    if any(state.damage for state in states):
+        titles.append("damage")
+    table = Table(*titles, box=box.SIMPLE_HEAD)
     for state in states:
         now = state.progress
+        if now is None:
+            cells = [state.run, state.state, *["-"] * 7, state.damage or ""]
+            table.add_row(*map(escape, cells))
+            continue
         checkpoint = now.checkpoint
         cells = [
             state.run,

@@ -24,11 +24,22 @@ def stop(
     from metaser.rundir import lock_holder
 
     folders = runs_of(run)
-    said = {folder.root: words for folder in folders if (words := _ask_to_stop(folder)) is not None}
-    if not said:
+    is_any_asked = False
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            words = _ask_to_stop(folder)
+        except RunError as error:
+            # One damaged fold must not keep the others in training.
+            problems.append(str(error))
+            continue
+        if words is not None:
+            is_any_asked = True
+            print(f"{folder.root}: {words}", flush=True)
+    if problems:
+        raise RunError("; ".join(problems))
+    if not is_any_asked:
         raise RunError(f"RUN must be in training or in the queue to be stopped, but {run!r} is neither")
-    for root, words in said.items():
-        print(f"{root}: {words}")
     while wait and any(lock_holder(folder) is not None for folder in folders):
         time.sleep(_LOOK_EVERY_S)
 

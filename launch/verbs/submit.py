@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -31,8 +32,11 @@ def submit(
     from launch import submission
     from launch.cluster import load_cluster
     from metaser.config.load import load_experiment
+    from metaser.errors import ConfigError
     from metaser.rundir import RunDir
 
+    if dry_run and (local or follow):
+        raise ConfigError(f"--dry-run starts nothing, so it must come without --{'local' if local else 'follow'}")
     where = load_cluster(cluster)
     expected = f"parallel.expected_num_processes={where.num_tasks}"
     experiment = load_experiment(config, [*(overrides or []), expected])
@@ -42,7 +46,7 @@ def submit(
         print(submission.sbatch_text(executor))
         return
     if not local:
-        submission.prepare_checks(where, executor)
+        submission.prepare_checks(where, executor, cluster)
     submission.check_run_folder(run)
     submission.check_continues(run, experiment)
     job = submission.prepare_job(run, experiment, where)
@@ -63,10 +67,11 @@ def submit(
 def _say_where(done: Submission, run: RunDir) -> None:
     what = "job" if done.executor == "slurm" else "local job"
     print(f"{what} {done.job_id}, run {run.root}", flush=True)
-    print(f"  what it says   tail -F {done.output}", file=sys.stderr)
-    print(f"  how far it is  metaser status {run.root}", file=sys.stderr)
-    print(f"  curves         tensorboard --logdir {run.root}", file=sys.stderr)
-    print(f"  stop it        metaser stop {run.root}", file=sys.stderr)
+    root = shlex.quote(str(run.root))
+    print(f"  what it says   tail -F {shlex.quote(done.output)}", file=sys.stderr)
+    print(f"  how far it is  metaser status {root}", file=sys.stderr)
+    print(f"  curves         tensorboard --logdir {root}", file=sys.stderr)
+    print(f"  stop it        metaser stop {root}", file=sys.stderr)
 
 
 def job_has_ended(job_id: str) -> bool:

@@ -14,9 +14,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from metaser.config.load import dump_experiment, parse_experiment
 from metaser.config.schema import ExperimentConfig, RegressionTask
@@ -25,12 +26,13 @@ from metaser.eval.figures import confusion_figure
 from metaser.eval.metrics import HEADLINE_METRICS, TaskResult, UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.progress import is_finished
-from metaser.rundir import RunDir
+from metaser.rundir import RunDir, lock_holder, read_json, reading
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.index import load_index
+from shards.splits import assign_splits
 
-_PLAN = "crossval.json"
+_FOLD = re.compile(r"fold(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
 
     Raises:
         ConfigError: if no split rule has folds, or the rule's groups are not those of one corpus.
+        SplitError: if the rules do not fit the shards.
         ShardError: if the shards cannot be read.
     """
     rules = config.data.splits
@@ -89,29 +92,54 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     rows = np.flatnonzero(corpora.numbers == corpora.words.index(judged[0]))
     root = Path(config.output_dir)
     # An experiment may be that of its first fold, folder included.
-    root = root.parent if re.fullmatch(r"fold\d+", root.name) else root
-    return CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
+    root = root.parent if _FOLD.fullmatch(root.name) else root
+    plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
+    # What the first fold cannot be split by, none can.
+    assign_splits(index, plan.experiment(0).data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+    return plan
+
+
+def check_crossval(plan: CrossValidation, *, is_queued: bool = False) -> None:
+    """Refuse a folder that holds a run, or another cross-validation of which a fold has started or `is_queued`.
+
+    Before that its plan may change: a mistake that every fold refuses must not tie the folder to it.
+
+    Raises:
+        RunError: saying which of them.
+    """
+    run = RunDir(plan.root)
+    with reading(plan.root):
+        if not run.root.is_dir():
+            return
+        is_crossval = run.crossval.is_file()
+        is_run = run.is_run() or run.submissions.exists() or (not is_crossval and lock_holder(run) is not None)
+    if is_run:
+        raise RunError(
+            f"a cross-validation must have a folder of its own, but {str(plan.root)!r} holds a run; choose another "
+            "output_dir"
+        )
+    if not is_crossval or _comparable(read_crossval(plan.root)) == _comparable(plan):
+        return
+    if is_queued or any(fold.is_run() for fold in fold_runs(plan.root).values()):
+        raise RunError(
+            f"{str(plan.root)!r} must hold the same cross-validation to go on with it, but holds one of another "
+            "experiment or other shards; choose another output_dir"
+        )
 
 
 def start_crossval(plan: CrossValidation) -> None:
-    """Write the plan into its folder, for the folds to find it.
+    """Write the plan into its folder, for the folds to find it; `check_crossval` must have allowed it.
 
     Raises:
-        RunError: if another cross-validation lies there, or the folder cannot be written.
+        RunError: if the folder cannot be written.
     """
-    if (plan.root / _PLAN).is_file():
-        before, now = read_crossval(plan.root), _comparable(plan)
-        if _comparable(before) != now:
-            raise RunError(
-                f"{str(plan.root)!r} must hold the same cross-validation to go on with it, but holds one of another "
-                "experiment or other shards; choose another output_dir"
-            )
     text = json.dumps({"rule": plan.rule, "groups": plan.groups, "experiment": dump_experiment(plan.config)}, indent=1)
     try:
         plan.root.mkdir(parents=True, exist_ok=True)
-        temporary = plan.root / f".{_PLAN}.tmp"
+        path = RunDir(plan.root).crossval
+        temporary = path.with_suffix(".tmp")
         temporary.write_text(text)
-        temporary.replace(plan.root / _PLAN)
+        temporary.replace(path)
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(plan.root)!r} is not: {error.strerror}") from error
 
@@ -121,16 +149,74 @@ def _comparable(plan: CrossValidation) -> tuple[object, ...]:
     return config, plan.rule, plan.groups
 
 
-def is_crossval(root: Path) -> bool:
-    """Return whether a cross-validation was started in this folder."""
-    return (root / _PLAN).is_file()
+def fold_runs(root: Path) -> dict[int, RunDir]:
+    """Return the folds that have a folder, in order.
+
+    Raises:
+        RunError: if the folder cannot be read.
+    """
+    with reading(root):
+        found = {int(match[1]): RunDir(path) for path in root.glob("fold*") if (match := _FOLD.fullmatch(path.name))}
+        return {fold: found[fold] for fold in sorted(found) if found[fold].root.is_dir()}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `crossval.json` holds."""
+
+    rule: NonNegativeInt
+    groups: Annotated[tuple[str, ...], Field(min_length=1)]
+    experiment: str
+
+
+_validate_plan = TypeAdapter(_Plan).validate_json
 
 
 def read_crossval(root: Path) -> CrossValidation:
-    """Return the cross-validation in this folder."""
-    plan = json.loads((root / _PLAN).read_text())
-    config = parse_experiment(plan["experiment"], str(root / _PLAN))
-    return CrossValidation(root, config, plan["rule"], tuple(plan["groups"]))
+    """Return the cross-validation in this folder.
+
+    Raises:
+        RunError: if there is none, or its plan is damaged.
+        ConfigError: if the experiment in the plan is.
+    """
+    path = RunDir(root).crossval
+    plan = read_json(path, _validate_plan)
+    if plan is None:
+        raise RunError(f"{str(root)!r} must hold a cross-validation, but has no {path.name}")
+    config = parse_experiment(plan.experiment, str(path))
+    rules = config.data.splits
+    if plan.rule >= len(rules) or not isinstance(rules[plan.rule], LeaveOneOut):
+        raise RunError(f"{path} is damaged: rule must be the position of a leave_one_out rule, got {plan.rule}")
+    return CrossValidation(root, config, plan.rule, plan.groups)
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    speaker_overlap: bool
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What a cross-validation takes from a fold's `report.json`."""
+
+    tasks: dict[str, dict[str, Any]]
+    protocol: _Protocol
+
+
+_validate_report = TypeAdapter(FoldReport).validate_json
+
+
+def read_fold_report(run: RunDir) -> FoldReport:
+    """Return the report of a finished fold.
+
+    Raises:
+        RunError: if it is damaged.
+    """
+    path = run.report / "report.json"
+    report = read_json(path, _validate_report)
+    if report is None:
+        raise RunError(f"a finished fold must have its report, but {path} is gone; train the fold again")
+    return report
 
 
 # ---------------------------------------------------------------- one report over all folds
@@ -151,7 +237,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
             f"not: {', '.join(map(str, plan.missing))}"
         )
     config = plan.config
-    reports = [json.loads((plan.run(fold).report / "report.json").read_text()) for fold in range(len(plan.groups))]
+    reports = [read_fold_report(plan.run(fold)) for fold in range(len(plan.groups))]
     spec, results = _pool(plan)
     pooled = build_report(
         [spec],
@@ -160,16 +246,16 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         split="test",
         protocol={
             "cross_validation": f"data.splits.{plan.rule}.fold = 0 to {len(plan.groups) - 1}",
-            "speaker_overlap": any(report["protocol"]["speaker_overlap"] for report in reports),
+            "speaker_overlap": any(report.protocol.speaker_overlap for report in reports),
         },
         run={"folder": plan.root.name, "seed": config.seed},
     )
     metrics = HEADLINE_METRICS[spec.kind]
-    folds = [
+    folds: list[dict[str, Any]] = [
         {
             "fold": number,
             "group": group,
-            **{name: report["tasks"].get(spec.name, {}).get(name) for name in ("num_utterances", *metrics)},
+            **{name: report.tasks.get(spec.name, {}).get(name) for name in ("num_utterances", *metrics)},
         }
         for number, (group, report) in enumerate(zip(plan.groups, reports, strict=True))
     ]

@@ -1,13 +1,24 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from fakeslurm import FakeSlurm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.cluster import PASSED_VARIABLES, ClusterConfig, ClusterError, check_resolves, load_cluster, num_gpus
+from launch.cluster import (
+    PASSED_VARIABLES,
+    ClusterConfig,
+    ClusterError,
+    ask,
+    check_cluster,
+    check_resolves,
+    load_cluster,
+    num_gpus,
+)
 from launch.slurm import TrainingJob, export_place, master_port
 from launch.submission import clean_environment, sbatch_text, slurm_executor
 from metaser.errors import ConfigError
@@ -86,6 +97,37 @@ def test_what_is_not_asked_for_is_left_to_the_cluster():
         assert f"--{option}" not in text
 
 
+def test_an_option_that_is_false_is_left_out():
+    text = "\n".join(text_of(sbatch={"hold": False, "requeue": False, "exclusive": True}))
+    assert "--exclusive" in text
+    assert "hold" not in text
+    assert "--requeue" not in text
+
+
+def test_without_submitit_one_sentence_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ClusterError, match=r"must be installed, but is not .+; pip install 'metaser\[slurm\]'"):
+        text_of()
+
+
+@pytest.mark.parametrize("name", ["nowhere.sh", ".", "x" * 300])
+def test_an_environment_file_that_is_no_file(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("PATH", FakeSlurm(tmp_path / "slurm").path)
+    cluster = ClusterConfig(time_min=9, environment_file=str(tmp_path / name), check_node_names=False)
+    with pytest.raises(
+        ClusterError, match=r"environment_file must be a file, but '.+' is not( one|: File name too long)"
+    ):
+        check_cluster(cluster)
+
+
+def test_without_slurm_the_sentence_names_no_option_of_a_verb(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        ClusterError, match=r"SLURM's sinfo must be on the PATH of this host, but is not; .+ login node"
+    ):
+        ask("sinfo")
+
+
 def test_only_named_variables_reach_a_job():
     (export,) = [line for line in text_of(pass_environment=("MY_SETTING",)) if line.startswith("#SBATCH --export=")]
     assert export.removeprefix("#SBATCH --export=").split(",") == [*PASSED_VARIABLES, "MY_SETTING"]
@@ -148,6 +190,44 @@ def test_an_unresolvable_master_is_an_error_and_never_this_host(environment):
 def test_outside_a_job_there_is_no_place(environment):
     with pytest.raises(ClusterError, match="SLURM_PROCID, SLURM_JOB_NODELIST is not set; start it by srun"):
         export_place()
+
+
+LOCAL_TASK = {
+    "SUBMITIT_EXECUTOR": "local",
+    "SUBMITIT_LOCAL_GLOBALID": "1",
+    "SUBMITIT_LOCAL_NTASKS": "2",
+    "SUBMITIT_LOCAL_LOCALID": "1",
+    "SUBMITIT_LOCAL_JOB_ID": "17",
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "value"),
+    [
+        *((TASK, name, None) for name in TASK),
+        *((TASK, name, "abc") for name in TASK if name != "SLURM_JOB_NODELIST"),
+        (TASK, "SLURM_PROCID", "-1"),
+        (TASK, "SLURM_RESTART_COUNT", "x"),
+        (TASK, "MASTER_PORT", "http"),
+        *((LOCAL_TASK, name, value) for name in list(LOCAL_TASK)[1:] for value in (None, "abc")),
+    ],
+)
+def test_a_task_that_does_not_know_its_place_names_the_variable(environment, task, name, value):
+    for each, given_value in {**task, "MASTER_ADDR": "localhost", name: value}.items():
+        if given_value is not None:
+            environment.setenv(each, given_value)
+    words = f"{name} (is not set|must be a whole number, got None)" if value is None else f"{name} must .+ '{value}'"
+    with pytest.raises(ClusterError, match=words):
+        export_place()
+
+
+@pytest.mark.parametrize("name", ["METASER_GRACE_S", "METASER_MAX_REQUEUES"])
+def test_a_setting_of_the_sbatch_script_that_is_no_number(name):
+    command = [sys.executable, "-m", "launch.slurm", "train", "nowhere.yaml"]
+    done = subprocess.run(
+        command, env={**os.environ, name: "abc"}, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (2, f"error: {name} must be a whole number, got 'abc'\n")
 
 
 @given(st.integers(1, 2**32), st.integers(0, 1000))

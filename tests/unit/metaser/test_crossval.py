@@ -6,7 +6,17 @@ import pytest
 from tinyruns import make_corpus
 
 from metaser.errors import ConfigError, RunError
-from metaser.eval.crossval import plan_folds, read_crossval, start_crossval, write_crossval
+from metaser.eval.crossval import (
+    check_crossval,
+    fold_runs,
+    plan_folds,
+    read_crossval,
+    read_fold_report,
+    start_crossval,
+    write_crossval,
+)
+from metaser.rundir import RunDir, RunLock
+from shards.errors import SplitError
 
 LEAVE_ONE_OUT = "data.splits=[{policy: leave_one_out, field: speaker}]"
 LABELS = ("anger", "happiness", "neutral", "sadness")
@@ -25,7 +35,8 @@ def finish_fold(plan, fold, answers):
 
     run.config.write_text(dump_experiment(plan.experiment(fold)))
     last = plan.config.stages[-1]
-    run.metrics.write_text(json.dumps({"stage": len(plan.config.stages), "step": last.num_steps, "loss": 1.0}) + "\n")
+    speed = {"loss": 1.0, "audio_s_per_s": 9.0, "step_s": 0.5}
+    run.metrics.write_text(json.dumps({"stage": len(plan.config.stages), "step": last.num_steps, **speed}) + "\n")
     correct = sum(reference == prediction for reference, prediction in answers)
     task = {"num_utterances": len(answers), "wa": correct / len(answers), "ua": 0.5, "macro_f1": 0.25}
     report = {"tasks": {"emotion": task}, "protocol": {"speaker_overlap": False}}
@@ -84,9 +95,103 @@ def test_the_report_pools_all_folds_and_gives_mean_and_deviation(corpus, tmp_pat
     assert (tmp_path / "runs/report/confusion.png").is_file()
 
 
-def test_another_experiment_in_the_same_folder_is_refused(corpus, tmp_path):
-    start_crossval(plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT)))
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("num_dev_groups: 99", "leaving out one speaker for test and 99 for dev leaves none of the 6 of corpus 'tiny'"),
+        ("field: session", "needs session for every utterance of corpus 'tiny', but 36 of 36 have none"),
+    ],
+)
+def test_a_rule_that_no_fold_can_follow_is_refused(corpus, tmp_path, rule, words):
+    with pytest.raises(SplitError, match=words):
+        plan_folds(corpus.experiment(tmp_path / "runs", f"data.splits=[{{policy: leave_one_out, {rule}}}]"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_may_change_until_a_fold_has_started_or_waits(corpus, tmp_path):
+    first = plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT))
+    start_crossval(first)
     fourth = LEAVE_ONE_OUT.replace("speaker}", "speaker, fold: 4}")
-    start_crossval(plan_folds(corpus.experiment(tmp_path / "fold4", fourth)))
+    same = plan_folds(corpus.experiment(tmp_path / "fold4", fourth))
+    other = plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT, "seed=1"))
+    first.run(2).jobs.mkdir(parents=True)
+    check_crossval(other)
+    check_crossval(same, is_queued=True)
     with pytest.raises(RunError, match="must hold the same cross-validation to go on with it"):
-        start_crossval(plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT, "seed=1")))
+        check_crossval(other, is_queued=True)
+    first.run(2).config.touch()
+    check_crossval(same)
+    with pytest.raises(RunError, match="must hold the same cross-validation to go on with it"):
+        check_crossval(other)
+
+
+@pytest.mark.parametrize("state", ["started", "submitted", "in training"])
+def test_the_folder_of_a_run_takes_no_cross_validation(corpus, tmp_path, state):
+    run = RunDir(tmp_path)
+    run.jobs.mkdir()
+    if state == "started":
+        run.config.touch()
+    elif state == "submitted":
+        run.submissions.write_text("[]")
+    lock = RunLock(run) if state == "in training" else None
+    with pytest.raises(RunError, match=r"must have a folder of its own, but .+ holds a run"):
+        check_crossval(plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT)))
+    if lock is not None:
+        lock.release()
+
+
+def test_the_folder_of_a_cross_validation_takes_no_run(corpus, tmp_path):
+    start_crossval(plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT)))
+    with pytest.raises(RunError, match=r"must have a folder of its own, but .+ holds a cross-validation"):
+        RunLock(RunDir(tmp_path))
+    RunLock(RunDir(tmp_path / "fold0")).release()
+
+
+def test_only_folders_of_folds_are_folds(tmp_path):
+    for name in ("fold10", "fold2", "fold0_backup", "fold", "fold02", "fold-1", "folds"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "fold3").touch()
+    assert {fold: run.root.name for fold, run in fold_runs(tmp_path).items()} == {2: "fold2", 10: "fold10"}
+
+
+def damaged_plans(text):
+    good = json.loads(text)
+    return [
+        b"",
+        b"{",
+        b"[]",
+        b"\x80\x04\x95",
+        b'{"rule": 0}',
+        *(
+            json.dumps({**good, **change}).encode()
+            for change in (
+                {"rule": 7},
+                {"rule": -1},
+                {"groups": 3},
+                {"groups": []},
+                {"experiment": 3},
+                {"experiment": "seed: x"},
+            )
+        ),
+    ]
+
+
+def test_a_damaged_plan_is_one_sentence(corpus, tmp_path):
+    plan = plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT))
+    start_crossval(plan)
+    path = tmp_path / "crossval.json"
+    for data in damaged_plans(path.read_text()):
+        path.write_bytes(data)
+        for action in (lambda: read_crossval(tmp_path), lambda: check_crossval(plan)):
+            with pytest.raises((RunError, ConfigError), match=r"crossval\.json (is damaged|has \d+ problem)"):
+                action()
+        assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("data", ["{", "{}", '{"tasks": {}, "protocol": {}}', '{"tasks": 3}'])
+def test_a_damaged_report_of_a_fold_is_one_sentence(tmp_path, data):
+    run = RunDir(tmp_path)
+    run.report.mkdir()
+    (run.report / "report.json").write_text(data)
+    with pytest.raises(RunError, match=r"report\.json is damaged"):
+        read_fold_report(run)

@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from metaser.errors import RunError
 from metaser.progress import read_progress
 from metaser.rundir import LockHolder, RunDir, RunLock, last_holder, lock_holder
 
@@ -64,6 +65,46 @@ def test_finished_is_trained_to_the_end_and_evaluated(run):
     assert read_progress(run).is_finished
     write(run, step(2, 19))
     assert not read_progress(run).is_finished
+
+
+DAMAGE = {
+    "garbage": b"garbage\n",
+    "zeros": b"\0" * 512 + b"\n",
+    "binary": b"\x80\x04\xff\n",
+    "no object": b"[1]\n",
+    "no stage": b'{"step": 1, "loss": 1.0}\n',
+    "stage 9": b'{"stage": 9, "step": 1, "loss": 1.0, "audio_s_per_s": 1.0, "step_s": 1.0}\n',
+    "no speed": b'{"stage": 1, "step": 1, "loss": 1.0}\n',
+}
+
+
+@pytest.mark.parametrize("data", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_metrics_are_one_sentence(run, data):
+    write(run, step(1, 1))
+    with run.metrics.open("ab") as file:
+        file.write(data)
+    with pytest.raises(RunError, match=r"metrics\.jsonl .+, got "):
+        read_progress(run)
+
+
+def test_metrics_that_are_a_folder_are_one_sentence(run):
+    run.metrics.mkdir()
+    with pytest.raises(RunError, match=r"metrics\.jsonl must be readable, but is not: Is a directory"):
+        read_progress(run)
+
+
+@pytest.mark.parametrize("data", [b"garbage", b"[1]", b'{"a": 1}', b"\x80\xff", b'{"host": "a"', b"\0\0"])
+def test_a_damaged_lock_is_one_sentence_and_does_not_keep_a_training_out(run, data):
+    (run.root / ".lock").write_bytes(data)
+    assert lock_holder(run) is None
+    with pytest.raises(RunError, match=r"\.lock is damaged: "):
+        last_holder(run)
+    lock = RunLock(run)
+    assert lock_holder(run).pid == os.getpid()
+    (run.root / ".lock").write_bytes(data)
+    with pytest.raises(RunError, match=r"\.lock is damaged: "):
+        RunLock(run)
+    lock.release()
 
 
 def test_the_newest_checkpoint_is_that_of_the_last_stage_that_has_one(run):

@@ -60,9 +60,25 @@ def test_a_torn_last_line_is_left_out_and_written_anew(tmp_path):
 
 def test_a_damaged_line_elsewhere_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"stage": 1}\n{"sta\n{"stage": 1}\n')
-    with pytest.raises(RunError, match=r"line 2 of .*metrics.jsonl must be JSON, got '\{\"sta"):
-        list(read_metrics(path))
+    good = json.dumps(line(1, 1)).encode()
+    for bad in (b'{"sta', b"", b"\0" * 512, b"\xff\xfe", b"[1]", b'{"loss": 1.0}', b'{"stage": "x", "step": 1}'):
+        # As the last line, too: only one without its end was torn.
+        for lines in ([good, bad, good], [good, bad]):
+            path.write_bytes(b"".join(item + b"\n" for item in lines))
+            with pytest.raises(RunError, match=r"^line 2 of .*metrics\.jsonl is damaged: .+, got .+; restore it"):
+                list(read_metrics(path))
+
+
+def test_zeros_that_a_power_cut_left_are_a_torn_line(tmp_path):
+    write(tmp_path, [line(1, 1)])
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0" * 512)
+    assert [item["step"] for item in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_folder_in_the_place_of_the_file_is_one_sentence(tmp_path):
+    with pytest.raises(RunError, match=r"must be readable, but is not: Is a directory"):
+        list(read_metrics(tmp_path))
 
 
 def test_no_file_means_no_lines(tmp_path):

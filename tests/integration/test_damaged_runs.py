@@ -1,0 +1,156 @@
+"""`status`, `stop`, `submit` and `train` on run folders whose files are damaged, and on folders that are no runs."""
+
+import json
+import os
+import shutil
+
+import pytest
+from fakeslurm import FakeSlurm
+from tinyruns import error_line, metaser
+
+from metaser.rundir import RunDir, RunLock
+
+BAD_LINES = {
+    "garbage": b"garbage\n",
+    "zeros": b"\0" * 512 + b"\n",
+    "binary": b"\x80\x04\xff\n",
+    "no object": b"[1]\n",
+    "no stage": b'{"loss": 1.0, "step": 1}\n',
+    "stage 9": b'{"stage": 9, "step": 1, "loss": 1.0, "audio_s_per_s": 1.0, "step_s": 1.0}\n',
+}
+BAD_JSON = {"binary": b"\x80\xff", "truncated": b'[{"time": "2', "an object": b'{"a":1}', "a list": b'[{"a": 1}]'}
+DAMAGE = {
+    **{f"metrics.jsonl, {name}": ("metrics.jsonl", data) for name, data in BAD_LINES.items()},
+    **{f".lock, {name}": (".lock", data) for name, data in BAD_JSON.items()},
+    **{f"submissions.json, {name}": ("jobs/submissions.json", data) for name, data in BAD_JSON.items()},
+    "submissions.json, empty": ("jobs/submissions.json", b""),
+    "config.yaml, no YAML": ("config.yaml", b"a: [\n"),
+    **{f"{name}, a folder": (name, None) for name in ("metrics.jsonl", ".lock", "jobs/submissions.json")},
+}
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    return FakeSlurm(tmp_path / "slurm")
+
+
+def damaged(finished, folder, name, data):
+    """Return a copy of the finished run with `data` at the end of, or for JSON instead of, the file `name`."""
+    run = shutil.copytree(finished, folder)
+    path = run / name
+    path.parent.mkdir(exist_ok=True)
+    if data is None:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    elif name == "metrics.jsonl":
+        path.write_bytes(path.read_bytes() + data)
+    else:
+        path.write_bytes(data)
+    return run
+
+
+def states_of(*runs, folder, before):
+    done = metaser("status", *runs, "--json", folder=folder, before=before)
+    assert done.returncode == 0, done.stderr
+    return {state["run"]: state for state in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_one_damaged_run_has_a_row_and_hides_no_other(finished, tmp_path, slurm, damage):
+    name, data = DAMAGE[damage]
+    run = damaged(finished, tmp_path / "bad", name, data)
+    states = states_of(finished, run, finished, folder=tmp_path, before=slurm)
+    assert states[str(finished)]["state"] == "finished"
+    assert states[str(run)]["state"] == "damaged"
+    assert f"{run}/{name}" in states[str(run)]["damage"]
+    shown = metaser("status", finished, run, folder=tmp_path, before=slurm)
+    assert shown.returncode == 0, shown.stderr
+    (row,) = [line for line in shown.stdout.splitlines() if f" {run} " in line]
+    assert row.split()[1] == "damaged"
+    assert f"{run}/{name}" in row
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if not name.startswith(("metrics", "config"))])
+def test_stop_on_damaged_files(finished, tmp_path, slurm, damage):
+    name, data = DAMAGE[damage]
+    run = damaged(finished, tmp_path / "bad", name, data)
+    assert f"{run}/{name}" in error_line(metaser("stop", run, folder=tmp_path, before=slurm))
+
+
+@pytest.mark.parametrize("damage", [name for name in DAMAGE if name.startswith("metrics") and "stage 9" not in name])
+def test_train_again_on_damaged_metrics(corpus, finished, tmp_path, damage):
+    name, data = DAMAGE[damage]
+    run = damaged(finished, tmp_path / "bad", name, data)
+    before = (run / name).read_bytes() if data is not None else None
+    said = error_line(metaser("train", corpus.yaml, f"output_dir={run}", folder=tmp_path))
+    assert f"{run}/{name}" in said
+    assert data is None or (run / name).read_bytes() == before
+
+
+def crossval(finished, root, *names):
+    """Write a cross-validation of which the folders `names` are finished runs."""
+    root.mkdir()
+    experiment = (finished / "config.yaml").read_text()
+    splits = "  splits:\n  - policy: stored\n    corpus: null\n    num_dev_speakers: 0\n"
+    assert splits in experiment
+    experiment = experiment.replace(splits, "  splits:\n  - policy: leave_one_out\n")
+    plan = {"rule": 0, "groups": ["a", "b", "c"], "experiment": experiment}
+    (root / "crossval.json").write_text(json.dumps(plan))
+    for name in names:
+        shutil.copytree(finished, root / name)
+    return root
+
+
+def test_a_backup_beside_the_folds_is_no_fold(finished, tmp_path, slurm):
+    root = crossval(finished, tmp_path / "cv", "fold0", "fold0_backup", "fold10", "fold2")
+    states = states_of(root, folder=tmp_path, before=slurm)
+    assert list(states) == [f"{root}/fold0", f"{root}/fold2", f"{root}/fold10"]
+    assert "is neither" in error_line(metaser("stop", root, folder=tmp_path, before=slurm))
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b'{"rule":0}', b"\x80\xff", b'{"rule":0,"groups":3,"experiment":""}'])
+def test_a_damaged_plan_has_a_row_beside_its_folds(finished, tmp_path, slurm, data):
+    root = crossval(finished, tmp_path / "cv", "fold0")
+    (root / "crossval.json").write_bytes(data)
+    states = states_of(root, folder=tmp_path, before=slurm)
+    assert [state["state"] for state in states.values()] == ["damaged", "finished"]
+    assert f"{root}/crossval.json is damaged" in states[str(root)]["damage"]
+
+
+def test_a_cross_validation_without_folds_is_no_empty_table(finished, tmp_path, slurm):
+    root = crossval(finished, tmp_path / "cv")
+    said = error_line(metaser("status", root, folder=tmp_path, before=slurm))
+    assert f"of the cross-validation '{root}' no fold has" in said
+
+
+def test_one_damaged_fold_keeps_no_other_in_training(finished, tmp_path, slurm):
+    root = crossval(finished, tmp_path / "cv", "fold0", "fold1")
+    (root / "fold0/.lock").write_text("garbage")
+    lock = RunLock(RunDir(root / "fold1"))
+    done = metaser("stop", root, folder=tmp_path, before=slurm)
+    lock.release()
+    assert f"{root}/fold0/.lock is damaged" in error_line(done)
+    assert done.stdout.startswith(f"{root}/fold1: process {os.getpid()} on ")
+    assert (root / "fold1/.stop").exists()
+
+
+# ---------------------------------------------------------------- no runs
+
+
+def test_what_lies_beside_the_runs_is_named_and_they_are_shown(finished, tmp_path, slurm):
+    log, empty = tmp_path / "slurm-17.log", tmp_path / "empty"
+    log.touch()
+    empty.mkdir()
+    done = metaser("status", log, finished, empty, folder=tmp_path, before=slurm)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"left out, because no run lies there: '{log}', '{empty}'\n"
+    assert str(finished) in done.stdout
+    said = error_line(metaser("status", log, empty, folder=tmp_path, before=slurm))
+    assert f"RUN must be a run's folder, got '{log}', '{empty}'" in said
+
+
+@pytest.mark.parametrize("verb", ["status", "stop", "evaluate"])
+def test_a_name_that_is_too_long(tmp_path, verb):
+    assert f"{'x' * 300} must be readable, but is not: File name too long" in error_line(
+        metaser(verb, "x" * 300, folder=tmp_path)
+    )
