@@ -139,6 +139,8 @@ def check_cluster(cluster: ClusterConfig) -> None:
     Raises:
         ClusterError: naming what was asked and what there is.
     """
+    if cluster.environment_file is not None:
+        _check_file(cluster.environment_file)
     ask("sbatch", "--version")
     rows = [line.split("|") for line in ask("sinfo", "--noheader", "--format=%R|%G|%D").splitlines()]
     partitions = sorted({name for name, _, _ in rows})
@@ -151,8 +153,6 @@ def check_cluster(cluster: ClusterConfig) -> None:
         raise ClusterError(
             f"gpus_per_node must be at most {most}, the most that a node of {where} has, got {cluster.gpus_per_node}"
         )
-    if cluster.environment_file is not None:
-        _check_file(cluster.environment_file)
     if cluster.check_node_names:
         _check_names(cluster.partition)
 

@@ -65,7 +65,7 @@ def cancelled_at_the_end() -> Iterator[None]:
         for pid in our_tasks(whole_job=True):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not slurm("squeue", "--noheader").strip(), "an empty queue", 60)
+        wait_until(nothing_queued, "an empty queue", 60)
 
 
 def our_tasks(*entries: str, whole_job: bool = False) -> list[int]:
@@ -83,6 +83,11 @@ def our_tasks(*entries: str, whole_job: bool = False) -> list[int]:
         if wanted <= {entry.partition("=")[0] for entry in variables} and set(entries) <= set(variables):
             pids.append(int(folder.name))
     return pids
+
+
+def nothing_queued() -> bool:
+    """Return whether the queue is empty."""
+    return not slurm("squeue", "--noheader").strip()
 
 
 def wait_for_end(job: str) -> str:

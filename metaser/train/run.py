@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from transformers import PreTrainedConfig
 
 from metaser.config.load import dump_experiment, load_experiment
@@ -25,7 +26,7 @@ from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state
-from metaser.rundir import RunDir, RunLock, writing
+from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
 from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
@@ -98,8 +99,9 @@ def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resum
 
 
 def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock:
-    if run.root.exists() and not run.root.is_dir():
-        raise RunError(f"output_dir must be a folder, but {str(run.root)!r} is a file")
+    with reading(run.root):
+        if run.root.exists() and not run.root.is_dir():
+            raise RunError(f"output_dir must be a folder, but {str(run.root)!r} is a file")
     if run.is_run():
         if resume == "never":
             raise RunError(f"--resume never needs an empty run folder, but {str(run.root)!r} already holds a run")
@@ -357,8 +359,11 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
         log.warning("%d recordings stand in more than one split, under different names: %s", len(groups), keys)
 
 
+_validate_starts = TypeAdapter(list[dict[str, Any]]).validate_json
+
+
 def _append_environment(run: RunDir, info: DistInfo) -> None:
-    starts = json.loads(run.environment.read_text()) if run.environment.exists() else []
+    starts = read_json(run.environment, _validate_starts) or []
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -5,7 +5,6 @@ import os
 import shutil
 
 import pytest
-from fakeslurm import FakeSlurm
 from tinyruns import error_line, metaser
 
 from metaser.rundir import RunDir, RunLock
@@ -29,11 +28,6 @@ DAMAGE = {
 }
 
 
-@pytest.fixture
-def slurm(tmp_path):
-    return FakeSlurm(tmp_path / "slurm")
-
-
 def damaged(finished, folder, name, data):
     """Return a copy of the finished run with `data` at the end of, or for JSON instead of, the file `name`."""
     run = shutil.copytree(finished, folder)
@@ -49,21 +43,21 @@ def damaged(finished, folder, name, data):
     return run
 
 
-def states_of(*runs, folder, before):
-    done = metaser("status", *runs, "--json", folder=folder, before=before)
+def states_of(*runs, folder):
+    done = metaser("status", *runs, "--json", folder=folder)
     assert done.returncode == 0, done.stderr
     return {state["run"]: state for state in json.loads(done.stdout)}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_one_damaged_run_has_a_row_and_hides_no_other(finished, tmp_path, slurm, damage):
+def test_one_damaged_run_has_a_row_and_hides_no_other(finished, tmp_path, damage):
     name, data = DAMAGE[damage]
     run = damaged(finished, tmp_path / "bad", name, data)
-    states = states_of(finished, run, finished, folder=tmp_path, before=slurm)
+    states = states_of(finished, run, finished, folder=tmp_path)
     assert states[str(finished)]["state"] == "finished"
     assert states[str(run)]["state"] == "damaged"
     assert f"{run}/{name}" in states[str(run)]["damage"]
-    shown = metaser("status", finished, run, folder=tmp_path, before=slurm)
+    shown = metaser("status", finished, run, folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     (row,) = [line for line in shown.stdout.splitlines() if f" {run} " in line]
     assert row.split()[1] == "damaged"
@@ -71,10 +65,10 @@ def test_one_damaged_run_has_a_row_and_hides_no_other(finished, tmp_path, slurm,
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGE if not name.startswith(("metrics", "config"))])
-def test_stop_on_damaged_files(finished, tmp_path, slurm, damage):
+def test_stop_on_damaged_files(finished, tmp_path, damage):
     name, data = DAMAGE[damage]
     run = damaged(finished, tmp_path / "bad", name, data)
-    assert f"{run}/{name}" in error_line(metaser("stop", run, folder=tmp_path, before=slurm))
+    assert f"{run}/{name}" in error_line(metaser("stop", run, folder=tmp_path))
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGE if name.startswith("metrics") and "stage 9" not in name])
@@ -85,6 +79,14 @@ def test_train_again_on_damaged_metrics(corpus, finished, tmp_path, damage):
     said = error_line(metaser("train", corpus.yaml, f"output_dir={run}", folder=tmp_path))
     assert f"{run}/{name}" in said
     assert data is None or (run / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("data", [b"{", b"{}", b"\x80\xff"])
+def test_train_again_on_a_damaged_record_of_starts(corpus, finished, tmp_path, data):
+    run = damaged(finished, tmp_path / "bad", "environment.json", data)
+    said = error_line(metaser("train", corpus.yaml, f"output_dir={run}", folder=tmp_path))
+    assert f"{run}/environment.json is damaged" in said
+    assert (run / "environment.json").read_bytes() == data
 
 
 def crossval(finished, root, *names):
@@ -101,33 +103,33 @@ def crossval(finished, root, *names):
     return root
 
 
-def test_a_backup_beside_the_folds_is_no_fold(finished, tmp_path, slurm):
+def test_a_backup_beside_the_folds_is_no_fold(finished, tmp_path):
     root = crossval(finished, tmp_path / "cv", "fold0", "fold0_backup", "fold10", "fold2")
-    states = states_of(root, folder=tmp_path, before=slurm)
+    states = states_of(root, folder=tmp_path)
     assert list(states) == [f"{root}/fold0", f"{root}/fold2", f"{root}/fold10"]
-    assert "is neither" in error_line(metaser("stop", root, folder=tmp_path, before=slurm))
+    assert "is neither" in error_line(metaser("stop", root, folder=tmp_path))
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"rule":0}', b"\x80\xff", b'{"rule":0,"groups":3,"experiment":""}'])
-def test_a_damaged_plan_has_a_row_beside_its_folds(finished, tmp_path, slurm, data):
+def test_a_damaged_plan_has_a_row_beside_its_folds(finished, tmp_path, data):
     root = crossval(finished, tmp_path / "cv", "fold0")
     (root / "crossval.json").write_bytes(data)
-    states = states_of(root, folder=tmp_path, before=slurm)
+    states = states_of(root, folder=tmp_path)
     assert [state["state"] for state in states.values()] == ["damaged", "finished"]
     assert f"{root}/crossval.json is damaged" in states[str(root)]["damage"]
 
 
-def test_a_cross_validation_without_folds_is_no_empty_table(finished, tmp_path, slurm):
+def test_a_cross_validation_without_folds_is_no_empty_table(finished, tmp_path):
     root = crossval(finished, tmp_path / "cv")
-    said = error_line(metaser("status", root, folder=tmp_path, before=slurm))
+    said = error_line(metaser("status", root, folder=tmp_path))
     assert f"of the cross-validation '{root}' no fold has" in said
 
 
-def test_one_damaged_fold_keeps_no_other_in_training(finished, tmp_path, slurm):
+def test_one_damaged_fold_keeps_no_other_in_training(finished, tmp_path):
     root = crossval(finished, tmp_path / "cv", "fold0", "fold1")
     (root / "fold0/.lock").write_text("garbage")
     lock = RunLock(RunDir(root / "fold1"))
-    done = metaser("stop", root, folder=tmp_path, before=slurm)
+    done = metaser("stop", root, folder=tmp_path)
     lock.release()
     assert f"{root}/fold0/.lock is damaged" in error_line(done)
     assert done.stdout.startswith(f"{root}/fold1: process {os.getpid()} on ")
@@ -137,16 +139,21 @@ def test_one_damaged_fold_keeps_no_other_in_training(finished, tmp_path, slurm):
 # ---------------------------------------------------------------- no runs
 
 
-def test_what_lies_beside_the_runs_is_named_and_they_are_shown(finished, tmp_path, slurm):
+def test_what_lies_beside_the_runs_is_named_and_they_are_shown(finished, tmp_path):
     log, empty = tmp_path / "slurm-17.log", tmp_path / "empty"
     log.touch()
     empty.mkdir()
-    done = metaser("status", log, finished, empty, folder=tmp_path, before=slurm)
+    done = metaser("status", log, finished, empty, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"left out, because no run lies there: '{log}', '{empty}'\n"
     assert str(finished) in done.stdout
-    said = error_line(metaser("status", log, empty, folder=tmp_path, before=slurm))
+    said = error_line(metaser("status", log, empty, folder=tmp_path))
     assert f"RUN must be a run's folder, got '{log}', '{empty}'" in said
+
+
+def test_an_output_dir_that_is_too_long(corpus, tmp_path):
+    done = metaser("train", corpus.yaml, f"output_dir={tmp_path / ('x' * 300)}", folder=tmp_path)
+    assert "must be readable, but is not: File name too long" in error_line(done)
 
 
 @pytest.mark.parametrize("verb", ["status", "stop", "evaluate"])

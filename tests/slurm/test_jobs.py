@@ -14,6 +14,7 @@ from clusterjobs import (
     held,
     in_stage,
     main_process,
+    nothing_queued,
     our_tasks,
     saving,
     slurm,
@@ -323,7 +324,7 @@ MISTAKES = {
     "address": ({"partition": "nowhere", "nodes": 1}, "the name of node 'metaser-nowhere' must resolve to an address"),
     "environment file": (
         {"environment_file": "no/such.sh"},
-        "environment_file must be a file, but 'no/such.sh' is not",
+        "environment_file must be a file, but 'no/such.sh' is not one",
     ),
 }
 
@@ -335,10 +336,6 @@ def test_what_the_cluster_cannot_give_is_one_sentence_before_anything_is_queued(
     assert words in error_line(done)
     assert nothing_queued()
     assert not (tmp_path / "run").exists()
-
-
-def nothing_queued():
-    return not slurm("squeue", "--noheader").strip()
 
 
 def test_without_slurm_on_the_path(corpus, tmp_path):
