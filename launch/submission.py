@@ -116,6 +116,8 @@ def _setup(cluster: ClusterConfig) -> Iterator[str]:
         yield f"source {shlex.quote(str(Path(cluster.environment_file).absolute()))}"
     # srun does not take it over from sbatch since SLURM 22.05: without it every task gets one core.
     yield f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"
+    # Otherwise every task starts as many threads as the node has cores.
+    yield f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cluster.cpus_per_task}}}"
 
 
 def _srun_arguments(cluster: ClusterConfig) -> Iterator[str]:
@@ -325,6 +327,9 @@ def submit_local(cluster: ClusterConfig, run: RunDir, job: TrainingJob) -> tuple
             signal_delay_s=cluster.grace_s,
             stderr_to_stdout=True,
         )
+        # As in a job of SLURM's. On two cores the demo's two processes took two minutes with one thread each, and with two
+        # threads each were not done after nine.
+        os.environ.setdefault("OMP_NUM_THREADS", str(cluster.cpus_per_task))
         with clean_environment():
             started.append(executor.submit(job))
         return _record(run, job, started[0], cluster, "local"), started[0]

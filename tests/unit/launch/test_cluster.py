@@ -126,6 +126,14 @@ def test_without_slurm_the_sentence_names_no_option_of_a_verb(monkeypatch):
         ask("sinfo")
 
 
+def test_each_task_has_as_many_threads_as_cores_unless_told_otherwise():
+    lines = text_of(cpus_per_task=3, environment_file="slurm/env.sh")
+    assert (
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-3}"
+        in lines[lines.index(f"source {Path('slurm/env.sh').absolute()}") :]
+    )
+
+
 def test_only_named_variables_reach_a_job():
     (export,) = [line for line in text_of(pass_environment=("MY_SETTING",)) if line.startswith("#SBATCH --export=")]
     assert export.removeprefix("#SBATCH --export=").split(",") == [*PASSED_VARIABLES, "MY_SETTING"]
