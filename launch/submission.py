@@ -327,8 +327,8 @@ def submit_local(cluster: ClusterConfig, run: RunDir, job: TrainingJob) -> tuple
             signal_delay_s=cluster.grace_s,
             stderr_to_stdout=True,
         )
-        # As in a job of SLURM's. On two cores the demo's two processes took two minutes with one thread each, and with two
-        # threads each were not done after nine.
+        # As in a job of SLURM's. On two cores the demo's two processes took two minutes with one thread each; with two
+        # threads each they were not done after nine.
         os.environ.setdefault("OMP_NUM_THREADS", str(cluster.cpus_per_task))
         with clean_environment():
             started.append(executor.submit(job))
