@@ -221,6 +221,25 @@ def metaser(
     return subprocess.CompletedProcess([str(argument) for argument in arguments], code, out, err)
 
 
+class SetVariables:
+    """Sets variables in the process of a command, and unsets those that are None; a class, because it is sent there."""
+
+    def __init__(self, **variables: str | None) -> None:
+        self.variables = variables
+
+    def __call__(self) -> None:
+        for name, value in self.variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def files_below(folder: Path) -> list[str]:
+    """Return the names of all that lies in `folder`, relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
 def _command(arguments: list[str], folder: Path, before: Callable[[], None] | None) -> None:
     for descriptor, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)

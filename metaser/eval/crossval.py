@@ -281,16 +281,18 @@ def _pool(plan: CrossValidation) -> tuple[TaskSpec, list[UtteranceResult]]:
     results: list[UtteranceResult] = []
     for fold in range(len(plan.groups)):
         path = plan.run(fold).report / "predictions.csv"
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            prefix = f"{task.name}.probability."
-            here = tuple(name.removeprefix(prefix) for name in reader.fieldnames or () if name.startswith(prefix))
-            if labels not in ((), here):
-                raise RunError(
-                    f"all folds must tell apart the same labels, but fold {fold} has {here} and others {labels}"
-                )
-            labels = here
-            results += [_result(row, task.name, task.kind, fields) for row in reader]
+        prefix = f"{task.name}.probability."
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                here = tuple(name.removeprefix(prefix) for name in reader.fieldnames or () if name.startswith(prefix))
+                found = [_result(row, task.name, task.kind, fields) for row in reader]
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise RunError(f"{path} is damaged: {error!r}; evaluate the fold again with `metaser evaluate`") from error
+        if labels not in ((), here):
+            raise RunError(f"all folds must tell apart the same labels, but fold {fold} has {here} and others {labels}")
+        labels = here
+        results += found
     return TaskSpec(name=task.name, kind=task.kind, fields=fields, labels=labels or fields), results
 
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from clusterjobs import held, in_stage, main_process, write_cluster
-from tinyruns import dev_metrics, losses, metaser, read_json, start_server, wait_until
+from tinyruns import SetVariables, dev_metrics, losses, metaser, read_json, start_server, wait_until
 
 from metaser.progress import is_finished
 from metaser.rundir import RunDir
@@ -21,7 +21,8 @@ def _server():
 
 def submit(corpus, run, *options, folder, **changes):
     command = ("submit", corpus.yaml, f"output_dir={run}", "--cluster", write_cluster(folder, **changes), "--local")
-    return metaser(*command, *options, folder=folder)
+    # The tests' own setting would hide what a user's shell does not say.
+    return metaser(*command, *options, folder=folder, before=SetVariables(OMP_NUM_THREADS=None))
 
 
 def test_a_local_job_comes_back_after_the_warning_of_its_time_limit(corpus, tmp_path):

@@ -6,13 +6,19 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from tinyruns import EXACT, clip, dev_metrics, error_line, losses, metaser, train_ranks, write_experiment
+from tinyruns import EXACT, clip, dev_metrics, error_line, losses, metaser, ranks, train_ranks, write_experiment
 from tones import pack_items
 
+from metaser.config.schema import CoattentionConfig, ModelConfig, ParallelConfig, StageConfig
+from metaser.distributed import dist_info
 from metaser.errors import TrainingError
+from metaser.model.metaser import build_model
+from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.checkpoint import newest_checkpoint
-from metaser.train.engine import choose_strategy
+from metaser.train.engine import Processes, build_engine, choose_strategy
+from metaser.train.optim import build_optimizer
+from metaser.train.stage import freeze_all_but, select_parameters
 
 pytestmark = pytest.mark.distributed
 
@@ -183,6 +189,31 @@ def test_steps_that_are_not_finite_are_skipped_alike_and_counted(tmp_path):
     assert skipped["single"][2] == 1
     assert skipped["single"][5] == 2
     assert len(set(map(tuple, skipped.values()))) == 1, skipped
+
+
+def build_spread(strategy):
+    """In each process: a spread model whose optimizer must update the weights themselves."""
+    processes = Processes(ParallelConfig(device="cpu", strategy=strategy), dist_info())
+    specs = (TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("a", "b")),)
+    stage = StageConfig(name="s", train=("encoder", "heads"), weights={"emotion": 1}, num_steps=1)
+    model = build_model(ModelConfig(coattention=CoattentionConfig(form="none")), specs, "emotion")
+    trainable = select_parameters(model, stage)
+    freeze_all_but(model, trainable)
+    engine = build_engine(processes, model, build_optimizer(model, trainable, stage), max_grad_norm=1.0)
+    for flat in engine._flat_partitions():
+        flat.data.fill_(7.0)
+    held = [engine._storage(parameter) for parameter in engine.trainable.values()]
+    numbers = [int((part == 7.0).sum()) for part in held]
+    # Of ZeRO 1's whole weights a process updates its half.
+    whole = sum(part.numel() for part in held)
+    assert sum(numbers) >= (whole if strategy == "zero3" else whole // 2 - 2), (numbers, whole)
+    processes.close()
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+def test_zero_keeps_no_second_copy_of_the_weights(tmp_path, strategy):
+    with ranks(2, build_spread, strategy, folder=tmp_path) as job:
+        assert job.join() == [0, 0], job.said()
 
 
 def test_a_single_process_is_not_several(corpus, tmp_path):

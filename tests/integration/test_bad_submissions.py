@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import yaml
-from tinyruns import error_line, metaser
+from tinyruns import error_line, files_below, metaser
 
 LEAVE_ONE_OUT = "data.splits=[{policy: leave_one_out}]"
 
@@ -26,10 +26,6 @@ def command(corpus, tmp_path):
     return act
 
 
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
 def test_local_processes_that_cannot_be_recorded_are_ended(command, run):
     (run / "jobs/submissions.tmp").mkdir(parents=True)
     said = error_line(command("submit", run, "--local"))
@@ -49,10 +45,10 @@ def test_a_damaged_record_is_refused_and_kept(command, run, data):
 
 def test_a_cross_validation_in_a_runs_folder(corpus, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "copy")
-    before = files(run)
+    before = files_below(run)
     done = metaser("crossval", corpus.yaml, LEAVE_ONE_OUT, f"output_dir={run}", folder=tmp_path)
     assert f"a cross-validation must have a folder of its own, but '{run}' holds a run" in error_line(done)
-    assert files(run) == before
+    assert files_below(run) == before
 
 
 @pytest.mark.parametrize("verb", ["submit", "train"])
@@ -64,7 +60,7 @@ def test_a_run_in_the_folder_of_a_cross_validation(corpus, command, run, tmp_pat
     else:
         done = metaser("train", corpus.yaml, f"output_dir={run}", folder=tmp_path)
     assert f"a run must have a folder of its own, but '{run}' holds a cross-validation" in error_line(done)
-    assert files(run) == ["crossval.json"]
+    assert files_below(run) == ["crossval.json"]
 
 
 @pytest.mark.parametrize("rule", ["num_dev_groups: 99", "field: session"])

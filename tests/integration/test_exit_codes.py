@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
-from tinyruns import TIMEOUT_S, error_line, metaser, pack_clips, write_experiment
+from tinyruns import TIMEOUT_S, SetVariables, error_line, metaser, pack_clips, write_experiment
 from transformers import Wav2Vec2Config
 
 
@@ -54,17 +54,6 @@ def test_train(corpus, tmp_path, overrides, words):
     assert re.search(words.replace("FOLDER", str(tmp_path)), said), said
     # A mistake must not tie the folder to the experiment that has it.
     assert not list(tmp_path.rglob("config.yaml"))
-
-
-class SetVariables:
-    """Sets variables in the process of a command, and unsets those that are None; a class, because it is sent there."""
-
-    def __init__(self, **variables):
-        self.variables = variables
-
-    def __call__(self):
-        for name, value in self.variables.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 FIRST_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}

@@ -24,7 +24,17 @@ from clusterjobs import (
     wait_for_end,
     write_cluster,
 )
-from tinyruns import REPOSITORY, dev_metrics, error_line, losses, metaser, num_lines, read_json, wait_until
+from tinyruns import (
+    REPOSITORY,
+    SetVariables,
+    dev_metrics,
+    error_line,
+    losses,
+    metaser,
+    num_lines,
+    read_json,
+    wait_until,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -272,9 +282,7 @@ def test_a_job_sees_no_secret_of_the_shell_and_all_that_it_needs(corpus, tmp_pat
     environment_file.write_text("export FROM_THE_FILE=yes\n")
     wanted = {"HF_HOME": str(tmp_path / "hub"), "MY_SETTING": "3"}
     cluster = write_cluster(tmp_path, environment_file=str(environment_file), pass_environment=["MY_SETTING"])
-    submit(
-        corpus, run, cluster, *LONG, folder=tmp_path, before=SetVariables({**SECRETS, **wanted, "SBATCH_EXPORT": "ALL"})
-    )
+    submit(corpus, run, cluster, *LONG, folder=tmp_path, before=SetVariables(**SECRETS, **wanted, SBATCH_EXPORT="ALL"))
     with held(run, in_stage(1, 1)):
         tasks = our_tasks()
         assert len(tasks) == 2
@@ -289,16 +297,6 @@ def test_a_job_sees_no_secret_of_the_shell_and_all_that_it_needs(corpus, tmp_pat
             assert seen["FROM_THE_FILE"] == "yes"
         everything = b"".join(path.read_bytes() for path in (run / "jobs").iterdir())
         assert b"hunter2" not in everything
-
-
-class SetVariables:
-    """Sets variables in the process of a command; a class, because it is sent there."""
-
-    def __init__(self, variables):
-        self.variables = variables
-
-    def __call__(self):
-        os.environ.update(self.variables)
 
 
 # ---------------------------------------------------------------- mistakes

@@ -2,7 +2,7 @@
 
 import pytest
 from clusterjobs import nothing_queued, slurm, write_cluster
-from tinyruns import error_line, metaser, read_json
+from tinyruns import error_line, files_below, metaser, read_json
 
 from metaser.rundir import RunDir, RunLock
 
@@ -25,10 +25,6 @@ def command(corpus, tmp_path):
         return metaser(verb, corpus.yaml, f"output_dir={out}", *more, "--cluster", cluster, folder=tmp_path)
 
     return act
-
-
-def files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 def queue():
@@ -58,7 +54,7 @@ def test_a_refused_cross_validation_leaves_nothing(command, run):
     lock = RunLock(RunDir(run / "fold3"))
     assert f"run '{run}/fold3' is in use by process" in error_line(command("crossval", run, LEAVE_ONE_OUT))
     lock.release()
-    assert files(run) == ["fold3", "fold3/.lock"]
+    assert files_below(run) == ["fold3", "fold3/.lock"]
     assert nothing_queued()
 
 

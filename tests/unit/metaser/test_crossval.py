@@ -93,6 +93,11 @@ def test_the_report_pools_all_folds_and_gives_mean_and_deviation(corpus, tmp_pat
     assert json.loads((tmp_path / "runs/report/report.json").read_text()) == json.loads(json.dumps(report))
     assert "| 5 (tiny:s5) | 7 | 0.857 |" in (tmp_path / "runs/report/report.md").read_text()
     assert (tmp_path / "runs/report/confusion.png").is_file()
+    for damage in (b"\x80\xff", b"key,corpus\na,b\n", None):
+        path = tmp_path / "runs/fold2/report/predictions.csv"
+        path.unlink() if damage is None else path.write_bytes(damage)
+        with pytest.raises(RunError, match=r"fold2/report/predictions.csv is damaged"):
+            write_crossval(plan)
 
 
 @pytest.mark.parametrize(
