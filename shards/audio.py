@@ -174,13 +174,24 @@ def decode_stored(data: bytes, out: Float32[np.ndarray, " T"]) -> None:
         raise AudioError(f"a shard's audio must have the {len(out)} samples of its index, got {num_samples}")
 
 
+def _one_channel(
+    samples: Float32[np.ndarray, "T *channels"], channel: int, name: str
+) -> Float32[np.ndarray, " T"]:
+    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    if not 1 <= channel <= num_channels:
+        raise AudioError(f"channel must be 1 to the {num_channels} of {name}, got {channel}; correct it")
+    return samples if samples.ndim == 1 else samples[:, channel - 1]
+
+
 @dataclass(frozen=True)
 class AudioFile:
-    """A file, or the part of it between two times in seconds."""
+    """A file, the part of it between two times in seconds, or one channel of that."""
 
     path: Path
     start_s: float | None = None
     end_s: float | None = None
+    channel: int | None = None
+    """One channel, counted from 1; None mixes them all."""
 
     def load(self) -> tuple[Float32[np.ndarray, "T *channels"], int]:
         """Return float32 samples in [-1, 1] and their rate in Hz.
@@ -195,6 +206,8 @@ class AudioFile:
                 f"audio file must be readable, but {self.path} is not ({error.strerror}); check the path"
             ) from error
         samples, rate_hz = decode(data, str(self.path))
+        if self.channel is not None:
+            samples = _one_channel(samples, self.channel, str(self.path))
         duration_s = len(samples) / rate_hz
         start_s = 0.0 if self.start_s is None else self.start_s
         end_s = duration_s if self.end_s is None else self.end_s
