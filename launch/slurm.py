@@ -212,7 +212,7 @@ def _come_back(job: TrainingJob, stop: StopRequest, kept: KeptHandler) -> None:
     elif is_local_job():
         # submitit's controller starts the tasks again when one exits with its code; anything but its own signal
         # comes from a person.
-        if stop.signal_name == SUBMITIT_SIGNAL.name and kept is not None:
+        if stop.reason == SUBMITIT_SIGNAL.name and kept is not None:
             kept(SUBMITIT_SIGNAL, None)
     elif may_requeue(job.max_requeues):
         if kept is None:
@@ -284,7 +284,7 @@ def _last_resort(job: TrainingJob, stop: StopRequest, *, is_main: bool) -> Itera
 
 def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
     """Wait for a stop signal, then for the end of the training, which closes `signals`; requeue if it does not come."""
-    while stop.signal_name is None:
+    while stop.reason is None:
         received = signals.recv(1)
         if not received:
             return
