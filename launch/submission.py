@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -168,10 +169,27 @@ def live_job(run: RunDir) -> tuple[str, str] | None:
         ClusterError: if SLURM does not answer.
         RunError: if the run's own record of it is damaged.
     """
+    return _first_live(_jobs_of(run))
+
+
+def visible_job(run: RunDir) -> tuple[str, str] | None:
+    """Return what `live_job` does where this host has SLURM's commands, else None; the run's record is read anyway.
+
+    Raises:
+        ClusterError: if SLURM does not answer.
+        RunError: if the run's own record of it is damaged.
+    """
+    jobs = _jobs_of(run)
+    return _first_live(jobs) if shutil.which("squeue") else None
+
+
+def _jobs_of(run: RunDir) -> list[str]:
     last, holder = last_submission(run), last_holder(run)
     jobs = [last.job_id] if last is not None and last.executor == "slurm" else []
-    if holder is not None and holder.slurm_job is not None:
-        jobs.append(holder.slurm_job)
+    return [*jobs, holder.slurm_job] if holder is not None and holder.slurm_job is not None else jobs
+
+
+def _first_live(jobs: list[str]) -> tuple[str, str] | None:
     states = job_states(jobs)
     return next(((job, states[job]) for job in jobs if states.get(job) in JOB_IS_LIVE), None)
 
