@@ -1,8 +1,9 @@
 """What a model says of a recording's windows, joined into what it says of the recording.
 
-Classes: the mean of the windows' log-probabilities, renormalised (their geometric mean); numbers: the mean; both weighted
-by the seconds for which a window speaks, so that overlaps count once. Characters: the frames of all windows one after
-the other, each taken from the window that speaks for it, so that no word stands there twice. Silent windows say nothing.
+Classes: the mean of the windows' log-probabilities, renormalised (their geometric mean); numbers: the mean; both
+weighted by the seconds for which a window speaks, so that overlaps count once. Characters: the frames of all windows
+one after the other, each taken from the window that speaks for it, so that no word stands there twice. Silent windows
+say nothing.
 
 Legend: W windows, L frames, C outputs of a task.
 """

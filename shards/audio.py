@@ -174,9 +174,7 @@ def decode_stored(data: bytes, out: Float32[np.ndarray, " T"]) -> None:
         raise AudioError(f"a shard's audio must have the {len(out)} samples of its index, got {num_samples}")
 
 
-def _one_channel(
-    samples: Float32[np.ndarray, "T *channels"], channel: int, name: str
-) -> Float32[np.ndarray, " T"]:
+def _one_channel(samples: Float32[np.ndarray, "T *channels"], channel: int, name: str) -> Float32[np.ndarray, " T"]:
     num_channels = 1 if samples.ndim == 1 else samples.shape[1]
     if not 1 <= channel <= num_channels:
         raise AudioError(f"channel must be 1 to the {num_channels} of {name}, got {channel}; correct it")

@@ -64,11 +64,10 @@ class Windowing:
 
     def heard(self, num_samples: np.ndarray) -> np.ndarray:
         """Return how much of each recording one window holds."""
-        return np.minimum(num_samples, self.length)
+        heard: np.ndarray = np.minimum(num_samples, self.length)
+        return heard
 
-    def stream(
-        self, blocks: Iterable[Float32[np.ndarray, " T"]]
-    ) -> Iterator[tuple[int, Float32[np.ndarray, " T2"]]]:
+    def stream(self, blocks: Iterable[Float32[np.ndarray, " T"]]) -> Iterator[tuple[int, Float32[np.ndarray, " T2"]]]:
         """Yield (start, samples) of every window of a recording that comes block by block, as `cut` would cut it.
 
         Holds one window and one block.

@@ -18,7 +18,9 @@ ASR = TaskSpec(name="asr", kind="ctc", fields=("text",), labels=("<blank>", "<un
 GENDER = TaskSpec(name="gender", kind="classification", fields=("gender",), labels=("female", "male"))
 AFFECT = TaskSpec(name="affect", kind="regression", fields=("valence", "arousal"), labels=("valence", "arousal"))
 SPECS = (ASR, GENDER, AFFECT)
-ENCODER = build_encoder(LogMelEncoderConfig(num_mels=8, width=8, num_layers=1, num_heads=2, feed_forward=8).model_dump())
+ENCODER = build_encoder(
+    LogMelEncoderConfig(num_mels=8, width=8, num_layers=1, num_heads=2, feed_forward=8).model_dump()
+)
 
 
 def said(window, *, female=0.5, valence=0.0, frames=None):

@@ -1,5 +1,7 @@
 """A recording cut into windows: all of it, no sliver, each moment spoken for once; streamed as if it were whole."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -29,7 +31,11 @@ def test_what_fits_a_window_is_one():
 def test_the_last_window_is_moved_back():
     windows = Windowing(16_000, 8_000).cut(26_100)
     assert [(window.start, window.end) for window in windows] == [(0, 16_000), (8_000, 24_000), (10_240, 26_100)]
-    assert [(window.own_start, window.own_end) for window in windows] == [(0, 12_000), (12_000, 17_120), (17_120, 26_100)]
+    assert [(window.own_start, window.own_end) for window in windows] == [
+        (0, 12_000),
+        (12_000, 17_120),
+        (17_120, 26_100),
+    ]
 
 
 @given(WINDOWINGS, st.integers(1, 300_000))
@@ -38,13 +44,13 @@ def test_windows_cover_a_recording_and_share_it(windowing, num_samples):
     assert (windows[0].start, windows[-1].end) == (0, num_samples)
     assert all(window.start % FRAME_SAMPLES == 0 for window in windows)
     assert all(window.start <= window.own_start < window.own_end <= window.end for window in windows)
-    assert all(left.own_end == right.own_start for left, right in zip(windows, windows[1:], strict=False))
+    assert all(left.own_end == right.own_start for left, right in pairwise(windows))
     assert sum(window.own_samples for window in windows) == num_samples
     if len(windows) > 1:
         lengths = [window.end - window.start for window in windows]
         assert set(lengths[:-1]) == {windowing.length}
         assert windowing.length - FRAME_SAMPLES < lengths[-1] <= windowing.length
-        gaps = [right.start - left.start for left, right in zip(windows, windows[1:], strict=False)]
+        gaps = [right.start - left.start for left, right in pairwise(windows)]
         assert set(gaps[:-1]) <= {windowing.hop}
         assert 0 < gaps[-1] <= windowing.hop
 
