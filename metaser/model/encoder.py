@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -109,6 +110,11 @@ class SpeechEncoder(nn.Module):
         Clips shorter than the first frame's window are padded to it with silence.
         """
         return self._num_outputs(num_samples, self._windows)
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples from the beginning of one frame to that of the next."""
+        return math.prod(hop for _, hop in self._windows)
 
     def forward(
         self,
