@@ -279,7 +279,7 @@ class _Training:
         )
         if resumed is not None:
             engine.load_optimizer_state(resumed.optimizer_tensors())
-            engine.load_average_state(resumed.average_tensors())
+            engine.load_average_state(resumed.average_tensors(), num_updates=resumed.state.num_updates)
         training: Index = data.training
         runner = StepRunner(
             config=config,
