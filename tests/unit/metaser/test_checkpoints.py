@@ -104,7 +104,10 @@ def with_config(folder: Path, **changes: object) -> Path:
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "processor_config.json", *FORMATS])
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(LFS, r"is not the file itself but a pointer of Git LFS.+git lfs pull"), (HTML, "but a web page; fetch")],
+    [
+        (LFS, r"is not the file itself but a pointer of Git LFS.+git lfs pull"),
+        (HTML, "is not the file itself but a web page; fetch"),
+    ],
 )
 def test_a_stand_in_is_told_from_the_file(folder: Path, name: str, data: bytes, words: str) -> None:
     if name == "pytorch_model.bin":
@@ -193,9 +196,7 @@ def test_wavlms_distances_must_fit_its_buckets(tmp_path: Path) -> None:
     folder = tmp_path / "wavlm"
     WavLMModel(WavLMConfig(**SIZES, num_buckets=32, max_bucket_distance=40)).save_pretrained(folder)
     load(folder)
-    with pytest.raises(
-        ModelError, match="max_bucket_distance must be greater than a quarter of num_buckets, got 8 and"
-    ):
+    with pytest.raises(ModelError, match="must be greater than a quarter of num_buckets, got 8 and"):
         load(with_config(folder, max_bucket_distance=8))
 
 
@@ -385,16 +386,16 @@ NAME = "encoder.layers.1.feed_forward.output_dense.weight"
     [
         (
             lambda tensor: tensor.index_fill(0, torch.tensor([3]), torch.nan),
-            "must be finite, but holds NaN or infinity",
+            "must be finite, but holds NaN",
         ),
         (
             lambda tensor: tensor.index_fill(1, torch.tensor([0]), torch.inf),
-            "must be finite, but holds NaN or infinity",
+            "must be finite, but holds NaN",
         ),
         (lambda tensor: (tensor * 100).to(torch.int8), "must be of type float32, got int8; .+ not quantised"),
         (
             lambda tensor: tensor[:, :8].clone(),
-            r"must have the shape \(16, 16\) that config.json implies, got \(16, 8\)",
+            r"must have the shape \(16, 16\) .+ got \(16, 8\)",
         ),
         (lambda tensor: tensor.flatten(), r"got \(256,\)"),
     ],
@@ -440,7 +441,7 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.sampled_from(["config.json", "preprocessor_config.json", *FORMATS]), st.integers(0, 2**32))
 def test_a_mutated_file_is_read_or_refused(source: Path, tmp_path_factory, name: str, seed: int) -> None:
     folder = shutil.copytree(source, tmp_path_factory.mktemp("mutated") / "encoder")
@@ -462,6 +463,7 @@ def test_a_mutated_file_is_read_or_refused(source: Path, tmp_path_factory, name:
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.lists(st.integers(-9, 99))
 
 
+@settings(max_examples=25)
 @given(st.data())
 def test_any_value_in_the_configuration_is_read_or_refused(source: Path, tmp_path_factory, data) -> None:
     folder = shutil.copytree(source, tmp_path_factory.mktemp("values") / "encoder")
