@@ -101,6 +101,16 @@ class _Processor(_FromFile):
     audio_processor: _Preprocessing | None = None
 
 
+class _ExportedEncoder(_FromFile):
+    kind: Literal["huggingface", "logmel"]
+    config: _Architecture | None = None
+
+
+class _Export(_FromFile):
+    model_type: Literal["metaser"]
+    encoder: _ExportedEncoder
+
+
 class _Index(_FromFile):
     weight_map: Annotated[dict[str, str], Field(min_length=1)]
 
@@ -127,6 +137,26 @@ def open_checkpoint(name: str, revision: str | None, families: Mapping[str, Any]
     folder = _folder(name, revision)
     config = _config(folder, name, families)
     return Checkpoint(folder, config, _do_normalize(folder))
+
+
+def check_export(folder: Path, families: Mapping[str, Any]) -> None:
+    """Refuse an exported model's folder whose files are damaged, before transformers sees them.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    path = folder / _CONFIG
+    export = _parsed(path, _Export, "the configuration of an exported model of MetaSER's")
+    if export is not None and export.encoder.kind == "huggingface":
+        form = export.encoder.config
+        if form is None or form.model_type not in families:
+            got = None if form is None else form.model_type
+            raise ModelError(f"the encoder in {path} must be of type {', '.join(families)}, got {got!r}; export again")
+        _check_form({**families[form.model_type].config_class().to_dict(), **form.model_dump(exclude_unset=True)}, path)
+    file = folder / _WEIGHTS[0]
+    with _reading(file), _tensors(file) as tensors:
+        for name, tensor in tensors.items():
+            _check_finite(tensor, name, file)
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -416,9 +446,13 @@ def _checked(tensor: Any, expected: Tensor, name: str, file: Path) -> Tensor:
             f"{tuple(tensor.shape)} in {str(file)!r}; point to a checkpoint whose files belong together"
         )
     copied = tensor.detach().to(torch.float32 if tensor.is_floating_point() else expected.dtype, copy=True)
-    if not bool(torch.isfinite(copied).all()):
-        raise ModelError(f"{name} in {file} must be finite, but holds NaN or infinity; {_FETCH_AGAIN}")
+    _check_finite(copied, name, file)
     return copied
+
+
+def _check_finite(tensor: Tensor, name: str, file: Path) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelError(f"{name} in {file} must be finite, but holds NaN or infinity; {_FETCH_AGAIN}")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -29,12 +29,13 @@ from metaser.model.attention import AttentionMask, attend, relative_position_bia
 from metaser.model.checkpoints import open_checkpoint, read_weights
 from metaser.model.logmel import HOP_SAMPLES, WINDOW_SAMPLES, PreNormLayer, Subsampling, log_mel
 
-_FAMILIES: dict[str, Any] = {
+FAMILIES: dict[str, Any] = {
     "wav2vec2": Wav2Vec2Model,
     "hubert": HubertModel,
     "wavlm": WavLMModel,
     "data2vec-audio": Data2VecAudioModel,
 }
+"""transformers' models by the `model_type` in config.json."""
 
 LayerMix = Callable[[int, Sequence[Tensor], Tensor], Tensor]
 """`mix(l, [g_0 .. g_{l-1}], Layer_l(g_{l-1}))` gives `g_l`, for l = 1 .. N."""
@@ -217,7 +218,7 @@ class HuggingFaceEncoder(SpeechEncoder):
             windows=list(zip(config.conv_kernel, config.conv_stride, strict=True)),
         )
         config.add_adapter = False
-        model = _FAMILIES[config.model_type](config)
+        model = FAMILIES[config.model_type](config)
         self.feature_extractor = model.feature_extractor
         self.feature_projection = model.feature_projection
         self.encoder = model.encoder
@@ -388,7 +389,7 @@ def build_encoder(architecture: dict[str, Any]) -> SpeechEncoder:
     else:
         config = architecture["config"]
         encoder = HuggingFaceEncoder(
-            _FAMILIES[config["model_type"]].config_class.from_dict(config),
+            FAMILIES[config["model_type"]].config_class.from_dict(config),
             do_normalize=architecture["do_normalize"],
             freeze_feature_encoder=architecture["freeze_feature_encoder"],
         )
@@ -407,7 +408,7 @@ def load_encoder(config: EncoderConfig) -> SpeechEncoder:
     """
     if isinstance(config, LogMelEncoderConfig):
         return build_encoder(config.model_dump())
-    checkpoint = open_checkpoint(config.name, config.revision, _FAMILIES)
+    checkpoint = open_checkpoint(config.name, config.revision, FAMILIES)
     settings = dict(checkpoint.config)
     if config.dropout is not None:
         for part in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"):
@@ -422,7 +423,7 @@ def load_encoder(config: EncoderConfig) -> SpeechEncoder:
                 "freeze_feature_encoder": config.freeze_feature_encoder,
             }
         )
-    prefix = f"{_FAMILIES[settings['model_type']].base_model_prefix}."
+    prefix = f"{FAMILIES[settings['model_type']].base_model_prefix}."
     encoder.load_state_dict(read_weights(checkpoint, encoder.state_dict(), prefix), assign=True)
     return encoder
 

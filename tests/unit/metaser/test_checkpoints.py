@@ -27,9 +27,12 @@ from transformers import (
     WavLMModel,
 )
 
-from metaser.config.schema import HuggingFaceEncoderConfig
+from metaser.config.schema import CoattentionConfig, HuggingFaceEncoderConfig, LogMelEncoderConfig, ModelConfig
 from metaser.errors import ModelError
 from metaser.model.encoder import HuggingFaceEncoder, load_encoder
+from metaser.model.metaser import build_model
+from metaser.predict import load_model
+from metaser.tasks import TaskSpec
 
 torch.set_num_threads(1)
 
@@ -473,5 +476,59 @@ def test_any_value_in_the_configuration_is_read_or_refused(source: Path, tmp_pat
         load(folder)
     except ModelError as refused:
         assert str(folder) in str(refused)
+    finally:
+        shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------- exported models
+
+
+@pytest.fixture(scope="session", params=["huggingface", "logmel"])
+def export(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    encoder: HuggingFaceEncoderConfig | LogMelEncoderConfig
+    if request.param == "logmel":
+        encoder = LogMelEncoderConfig(num_mels=16, width=16, num_layers=2, num_heads=2, feed_forward=16)
+    else:
+        encoder = HuggingFaceEncoderConfig(kind="huggingface", name=str(source))
+    task = TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("anger", "joy"))
+    model = ModelConfig(encoder=encoder, coattention=CoattentionConfig(form="none", width=8, num_heads=2), head_width=8)
+    folder = tmp_path_factory.mktemp("export") / "model"
+    build_model(model, (task,), "emotion").save_pretrained(folder)
+    return folder
+
+
+def test_a_whole_export_is_loaded(export: Path) -> None:
+    tensors = load_file(export / "model.safetensors")
+    for name, tensor in load_model(export).state_dict().items():
+        torch.testing.assert_close(tensor.cpu(), tensors[name])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("data", [LFS, HTML, b"", b"[]", b"text"])
+def test_an_export_with_something_else_in_place_of_a_file(export: Path, tmp_path: Path, name: str, data: bytes) -> None:
+    folder = shutil.copytree(export, tmp_path / "copy")
+    (folder / name).write_bytes(data)
+    with pytest.raises(ModelError, match=f"{folder}/{name} "):
+        load_model(folder)
+
+
+def test_an_export_without_a_weight(export: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(export, tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if name.startswith("heads."))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=f"must hold every weight, got '{folder}' without {lost}"):
+        load_model(folder)
+
+
+@settings(max_examples=30)
+@given(name=st.sampled_from(["config.json", "model.safetensors"]), seed=st.integers(0, 2**32))
+def test_a_mutated_export_is_loaded_or_refused(export: Path, tmp_path_factory, name: str, seed: int) -> None:
+    folder = shutil.copytree(export, tmp_path_factory.mktemp("mutated") / "model")
+    (folder / name).write_bytes(mutated((folder / name).read_bytes(), np.random.default_rng(seed)))
+    try:
+        load_model(folder)
+    except ModelError as refused:
+        assert "\n" not in str(refused)
     finally:
         shutil.rmtree(folder)
