@@ -85,7 +85,7 @@ def load_model(path: str | Path) -> MetaSERModel:
     model: MetaSERModel
     try:
         model, loaded = MetaSERModel.from_pretrained(folder, output_loading_info=True)
-    except (RuntimeError, ValueError, LookupError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         # What config.json says and what model.safetensors holds do not belong together.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"MODEL must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error

@@ -109,6 +109,9 @@ class _ExportedEncoder(_FromFile):
 class _Export(_FromFile):
     model_type: Literal["metaser"]
     encoder: _ExportedEncoder
+    model: dict[str, Any]
+    tasks: list[dict[str, Any]]
+    main_task: str
 
 
 class _Index(_FromFile):
