@@ -77,6 +77,8 @@ def show(programs: Iterable[str]) -> None:
 
 def show_cluster() -> None:
     """Let the tests use the machine's SLURM, with all programs, as who runs them."""
+    for name in CLUSTER_VARIABLES:
+        os.environ.pop(name, None)
     os.environ.update(json.loads(os.environ[_OUTSIDE]))
 
 

@@ -106,3 +106,9 @@ def test_this_run_is_such_a_run_itself() -> None:
     names = set(os.environ) - {*hermetic.VARIABLES, *hermetic.SETTINGS}
     places = {"HOME", "HYPOTHESIS_STORAGE_DIRECTORY", "PATH", "TORCHINDUCTOR_CACHE_DIR"}
     assert {name for name in names if not name.startswith(hermetic.PREFIX)} == places
+
+
+@pytest.mark.ffmpeg
+def test_a_test_of_ffmpeg_has_it() -> None:
+    done = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True)
+    assert done.stdout.startswith("ffmpeg version")
