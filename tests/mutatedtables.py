@@ -39,7 +39,14 @@ ENCODINGS = {
     "mixed": ("utf-8", "utf-8-sig", "utf-16", "utf-32"),
 }
 MISSING = ("nan", "NaN", "None", "null", "NA", "N/A", "-", "?", "unknown")
-EMOTIONS = {"anger": "anger", "Angry": "anger", "HAP": "happiness", "Wut": "anger", "freude": "happiness", "Joyful": "joyful"}
+EMOTIONS = {
+    "anger": "anger",
+    "Angry": "anger",
+    "HAP": "happiness",
+    "Wut": "anger",
+    "freude": "happiness",
+    "Joyful": "joyful",
+}
 NAMES = {
     "file": ("file", "File", "path", "filename", "wav"),
     "emotion": ("emotion", "label", "EMOTION"),
@@ -71,7 +78,11 @@ def make(seed: int) -> Case:
     alphabet = draw.choice(list(ALPHABETS))
     encoding = draw.choice(ENCODINGS[alphabet])
     separator = draw.choice(",;\t|")
-    style = draw.choice(("minimal", "all", "nonnumeric", "literal")) if separator == "\t" else draw.choice(("minimal", "all"))
+    style = (
+        draw.choice(("minimal", "all", "nonnumeric", "literal"))
+        if separator == "\t"
+        else draw.choice(("minimal", "all"))
+    )
     names = {name: draw.choice(spellings) for name, spellings in NAMES.items()}
     columns = ["file", *draw.sample(["emotion", "speaker", "text", "arousal", "note"], draw.randint(1, 5))]
     draw.shuffle(columns)
@@ -191,7 +202,9 @@ def outcome(case: Case, folder: Path) -> str:
     rejected = [item for item in found if isinstance(item, Rejection)]
     (count,) = [item.number for item in found if isinstance(item, RowCount)]
     truth = len(case.packed) + case.num_rejected
-    assert len(packed) + len(rejected) == count == truth, f"{case.recipe}: {len(packed)}, {rejected}, {count} for {truth}"
+    assert len(packed) + len(rejected) == count == truth, (
+        f"{case.recipe}: {len(packed)}, {rejected}, {count} for {truth}"
+    )
     for utterance, expected in zip(packed, case.packed, strict=True):
         got = {name: _value(utterance, name) for name in expected}
         assert got == expected, f"{case.recipe}: {got} for {expected}"

@@ -132,7 +132,7 @@ class _Database:
             name = file if (file, start, end) in whole else f"{file} from {start} to {end}"
             cells = {**self.files.get(file, {}), **self.segments.get((file, start, end), {})}
             index = {"file": file, "start": start, "end": end}
-            yield Row(number, {**cells, **index}, self._fault(name), name=f"{_HEADER}: {name}")
+            yield Row(number, {**cells, **index}, self._fault(name) or self._fault(file), name=f"{_HEADER}: {name}")
 
     def _fault(self, name: str) -> str | None:
         conflicts = self.conflicts.get(name)

@@ -73,7 +73,7 @@ def columns_of(table: Path, names: Sequence[str], said: Mapping[str, str | None]
     explicit = {name: said[_said_name(name, said)] for name in names if _said_name(name, said) in said}
     own = {name: name.lower() for name in names if name not in explicit and name.lower() in _FIELDS}
     fields = {name: field for name, field in explicit.items() if field is not None} | own
-    _check_unique(table, names, fields)
+    _check_unique(table, [name for name in names if explicit.get(name, name) is not None], fields)
     if _is_emobox(names):
         # Its channel is how many there are, not which one.
         fields = {name: field for name, field in fields.items() if name != "channel"}
