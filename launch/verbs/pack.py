@@ -51,6 +51,7 @@ def pack(
     audio: Annotated[Path | None, typer.Option(help="Folder of the audio, if it is not beside the table.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the corpus, if not the table's or the folder's.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of your own data, kept in the manifest.")] = None,
+    max_duration: Annotated[float, typer.Option(min=0.1, help="Seconds; longer utterances are left out.")] = 60.0,
 ) -> None:
     """Pack a corpus into shards; a repeated call finishes what a killed one began."""
     from shards.adopt import ADOPTED, adopt_shards
@@ -71,7 +72,13 @@ def pack(
     with _progress("bytes" if corpus == ADOPTED else "utterances") as progress:
         if corpus == ADOPTED:
             summary = adopt_shards(
-                Path(source), Path(out), on_bad=on_bad, num_workers=workers, options=options, progress=progress
+                Path(source),
+                Path(out),
+                on_bad=on_bad,
+                num_workers=workers,
+                max_duration_s=max_duration,
+                options=options,
+                progress=progress,
             )
         else:
             summary = pack_corpus(
@@ -82,6 +89,7 @@ def pack(
                 num_workers=workers,
                 seed=seed,
                 options=options,
+                max_duration_s=max_duration,
                 progress=progress,
             )
     print(describe(summary))
