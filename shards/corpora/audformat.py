@@ -82,7 +82,8 @@ class _Database:
                 raise CorpusError(f"{table.path} must be as audformat wrote it, but in row {row.number} {row.fault}")
             cells = {column: cell for column, cell in row.cells.items() if column not in _INDEX and not _is_blank(cell)}
             for column, attributes in schemes.items():
-                cells = {**attributes.get(str(cells.get(column)), {}), **cells}
+                known = attributes.get(str(cells.get(column)), {})
+                cells |= {name: value for name, value in known.items() if name not in cells}
             file, start, end = (str(row.cells.get(part) or "") for part in _INDEX)
             self._add((file, start, end), {**cells, **split})
 
