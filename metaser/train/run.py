@@ -26,6 +26,7 @@ from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state
+from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
 from metaser.targets import Targets, resolve_tasks
@@ -45,11 +46,12 @@ from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
 from shards.schema import RATE_HZ
-from shards.splits import SplitAssignment, assign_splits, duplicates_across
+from shards.splits import SplitAssignment, assign_splits, describe_splits, duplicates_across
 
 log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never"]
+_ACCEPTED = "allow_recording_overlap"
 OnMetrics = Callable[[dict[str, Any]], None]
 
 
@@ -127,7 +129,11 @@ def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir)
     Raises:
         RunError: naming every changed value.
     """
-    old, new = (config.model_dump(mode="json", exclude={"output_dir", "parallel"}) for config in (before, now))
+    old, new = (
+        # What is accepted changes no number; runs from before recordings were compared must be able to go on.
+        config.model_dump(mode="json", exclude={"output_dir": True, "parallel": True, "data": {_ACCEPTED}})
+        for config in (before, now)
+    )
     for number, (old_stage, new_stage) in enumerate(zip(old["stages"], new["stages"], strict=False), start=1):
         is_built_on = run.checkpoints(number + 1).is_dir()
         if new_stage["num_steps"] >= old_stage["num_steps"] and not is_built_on:
@@ -164,7 +170,12 @@ class _Training:
     def run(self) -> bool:
         config = self.config
         index = load_index(config.data.shard_folders, config.data.remote)
-        splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+        splits = assign_splits(
+            index,
+            config.data.splits,
+            allow_speaker_overlap=config.data.allow_speaker_overlap,
+            allow_recording_overlap=config.data.allow_recording_overlap,
+        )
         _warn_of_duplicates(index, splits)
         specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
         # Everything a user may have got wrong is found before the first step of the first stage.
@@ -187,6 +198,8 @@ class _Training:
         self._log_size(model, index)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
         self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info))
+        self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits))
+        log.info("%s", describe_splits(splits.protocol))
 
         resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
