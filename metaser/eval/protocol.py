@@ -19,6 +19,7 @@ from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
+from metaser.export import write_card
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.record import is_own_folder, material, read_record, used_rows
 from metaser.rundir import RunDir, writing
@@ -147,6 +148,8 @@ def _judge(
         with writing(folder):
             write_report(folder, report, results, specs)
             write_figures(folder, run, model, report)
+        if folder == run.report:
+            write_card(run, config, specs, report)
 
     processes.on_main(write)
     return report

@@ -154,6 +154,12 @@ class StageLoop:
             name: {key: value for key, value in metrics.items() if key not in ("confusion", "labels", "classes")}
             for name, metrics in dev["tasks"].items()
         }
+        # Only the main task's: an interval resamples, and this is done at every evaluation.
+        for spec in specs:
+            if spec.name == runner.config.main_task and spec.kind == "classification" and spec.name in brief:
+                brief[spec.name]["ua_interval_95"], reason = ua_interval_95(spec, results)
+                if reason is not None:
+                    brief[spec.name]["ua_interval_reason"] = reason
         return {**dev, "tasks": brief}
 
     def _save(self) -> None:

@@ -216,7 +216,7 @@ class _Training:
                 elif resumed is None and number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
                 loop = self._stage_loop(
-                    number, stage, model, specs, data[number - 1], augmenters[number - 1], splits, resumed, tracker
+                    number, stage, model, specs, data[number - 1], augmenters[number - 1], resumed, tracker
                 )
                 loop.key_log = key_log
                 done = loop.run()
@@ -274,7 +274,6 @@ class _Training:
         specs: tuple[TaskSpec, ...],
         data: Any,
         augmenter: Augmenter,
-        splits: SplitAssignment,
         resumed: Checkpoint | None,
         tracker: Tracker | None,
     ) -> StageLoop:
@@ -326,7 +325,7 @@ class _Training:
         is_last = number == len(config.stages)
 
         def export() -> None:
-            self.processes.on_main(lambda: self._export(model.config, stage, splits, state))
+            self.processes.on_main(lambda: self._export(model.config, state))
 
         if is_last and state.best_step:
             # Anew: the process may have died between saving the best checkpoint and exporting it.
@@ -350,14 +349,14 @@ class _Training:
             tracker.log(line)
             self.on_metrics(line)
 
-    def _export(self, form: PreTrainedConfig, stage: StageConfig, splits: SplitAssignment, state: TrainState) -> None:
+    def _export(self, form: PreTrainedConfig, state: TrainState) -> None:
         """Export the selected checkpoint: whatever holds the weights in training, its files hold them whole."""
         selected = read_checkpoint(step_folder(self.run_dir.checkpoints(state.stage), state.best_step))
         if self._shelf is None:
             self._shelf = MetaSERModel(form)  # type: ignore[arg-type]
         self._shelf.load_state_dict(selected.selected_tensors())
-        dev = f"Selected at step {state.best_step} by dev {stage.select} = {state.best_value:.4f}."
-        export_model(self._shelf, self.run_dir.best, card=model_card(self._shelf, trained_on=splits.protocol, dev=dev))
+        card = model_card(self.run_dir, self.config, self._shelf.task_specs)
+        export_model(self._shelf, self.run_dir.best, card=card)
 
     def _log_size(self, model: MetaSERModel, index: Index) -> None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
