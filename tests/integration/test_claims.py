@@ -42,7 +42,7 @@ def test_unknown_speakers_are_never_called_unseen(tmp_path):
     trained = metaser("train", yaml, *short, folder=tmp_path)
     assert trained.returncode == 0, trained.stderr
     said = trained.stdout + trained.stderr
-    for arguments in (["--split", "test"], ["--split", "dev"], ["--json"]):
+    for arguments in (["--split", "dev"], []):
         done = metaser("evaluate", tmp_path / "run", *arguments, folder=tmp_path)
         assert done.returncode == 0, done.stderr
         said += done.stdout
@@ -94,7 +94,10 @@ def test_another_corpus_counts_whole_or_by_its_own_split(run, tmp_path):
     pack_items(items("whole", speaker="w"), tmp_path / "whole")
     protocol = evaluated(run, tmp_path / "whole", folder=tmp_path)["protocol"]
     assert protocol["speaker_overlap"] is False
-    assert protocol["used"] == "36 of 36 used, because corpus 'whole' has no split of its own and counts whole"
+    assert protocol["used"] == (
+        "36 of 36 used, because corpus 'whole' has no split of its own and counts whole; 31 of them for emotion, "
+        "because 5 have no label that it knows"
+    )
     assert "--split all" in evaluated(run, tmp_path / "whole", "--split", "dev", folder=tmp_path, code=2)
 
     parts = [*items("parts", numbers=range(10), split="train"), *items("parts", numbers=range(10, 36), split="test")]
@@ -103,7 +106,8 @@ def test_another_corpus_counts_whole_or_by_its_own_split(run, tmp_path):
     assert "26 of 36 used, because 10 of corpus 'parts' stand in other parts of its own split" in shown.stdout
     assert read_json(run / "report/parts-test/report.json")["num_utterances"] == 26
     report = evaluated(run, tmp_path / "parts", "--split", "all", folder=tmp_path)
-    assert (report["num_utterances"], report["protocol"]["used"]) == (36, "36 of 36 used, because all were asked for")
+    assert report["num_utterances"] == 36
+    assert report["protocol"]["used"].startswith("36 of 36 used, because all were asked for")
 
     mixed = [*items("mixed", numbers=range(10), split="test"), *items("mixed", numbers=range(10, 36))]
     pack_items(mixed, tmp_path / "mixed")
@@ -131,7 +135,7 @@ def test_what_labels_leave_out_is_counted(run, tmp_path):
     protocol = evaluated(run, tmp_path / "mute", folder=tmp_path)["protocol"]
     assert protocol["num_left_out"] == {"other splits": 0, "filter": 0, "no label": 3}
     assert "33 of 36 used, because" in protocol["used"]
-    assert "3 have no label for any task of a stage; 24 of them for emotion, because 9" in protocol["used"]
+    assert "3 have no label for any task of a stage; 26 of them for emotion, because 7" in protocol["used"]
 
 
 def test_all_of_its_own_shards_include_what_it_was_trained_on(run, corpus, tmp_path):
