@@ -101,7 +101,8 @@ class Material:
             return cls(pq.read_table(path, schema=_SCHEMA))
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
-                f"{path} must be the record of what was trained on, but cannot be read: {error}"
+                f"{path} must be the record of what a run was trained on, but cannot be read: {error}; restore it or "
+                "move it away"
             ) from error
 
 

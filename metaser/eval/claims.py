@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from metaser.config.schema import ExperimentConfig
@@ -14,9 +15,33 @@ from shards.kinship import Kinship
 _CANNOT_TELL = "equal samples are found, but not a copy that was cut, re-encoded or made louder"
 
 
-def pooled_overlap(folds: Sequence[bool | None]) -> bool | None:
-    """Return whether people were judged who made the model, over several folds; None: unknown in some."""
-    return True if True in folds else None if None in folds else False
+@dataclass(frozen=True)
+class FoldClaims:
+    """What a fold's `report.json` says in `protocol` and a report over all folds repeats."""
+
+    speaker_overlap: bool | None
+    num_with_text: int = 0
+    num_texts_in_training: int = 0
+    num_partners_in_training: int = 0
+
+
+def pooled_claims(folds: Sequence[FoldClaims], main_task: str) -> dict[str, Any]:
+    """Return what the report over all folds says of judged and training utterances."""
+    states = [fold.speaker_overlap for fold in folds]
+    num_texts, num_with_text = (
+        sum(getattr(fold, name) for fold in folds) for name in ("num_texts_in_training", "num_with_text")
+    )
+    num_near = sum(fold.num_partners_in_training > 0 for fold in folds)
+    notes = [_texts_note(num_texts, num_with_text, f"perhaps {main_task}")] if num_texts else []
+    if num_near:
+        notes.append(f"dialogue partners of the test speakers may have trained the models of {num_near} folds")
+    return {
+        "speaker_overlap": True if True in states else None if None in states else False,
+        "num_with_text": num_with_text,
+        "num_texts_in_training": num_texts,
+        "num_folds_with_partners_in_training": num_near,
+        "notes": notes,
+    }
 
 
 def kinship_facts(kin: Kinship) -> dict[str, Any]:
@@ -64,12 +89,15 @@ def kinship_notes(kin: Kinship, specs: Sequence[TaskSpec], main_task: str) -> li
         )
     if kin.num_texts:
         flattered = "WER, CER and perhaps " if any(spec.kind == "ctc" for spec in specs) else "perhaps "
-        notes.append(
-            f"{kin.num_texts} of {kin.num_with_text} utterances with a text "
-            f"({kin.num_texts / kin.num_with_text:.0%}) say what training utterances say, too, which flatters "
-            f"{flattered}{main_task}: new words may be harder"
-        )
+        notes.append(_texts_note(kin.num_texts, kin.num_with_text, f"{flattered}{main_task}"))
     return notes
+
+
+def _texts_note(num_texts: int, num_with_text: int, flattered: str) -> str:
+    return (
+        f"{num_texts} of {num_with_text} utterances with a text ({num_texts / num_with_text:.0%}) say what training "
+        f"utterances say, too, which flatters {flattered}: new words may be harder"
+    )
 
 
 def _of_files(kin: Kinship) -> str:

@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeInt, TypeAdapter
 from metaser.config.load import dump_experiment, parse_experiment
 from metaser.config.schema import ExperimentConfig, RegressionTask
 from metaser.errors import ConfigError, RunError
-from metaser.eval.claims import pooled_overlap
+from metaser.eval.claims import FoldClaims, pooled_claims
 from metaser.eval.figures import confusion_figure
 from metaser.eval.metrics import HEADLINE_METRICS, TaskResult, UtteranceResult
 from metaser.eval.report import build_report, write_report
@@ -197,16 +197,11 @@ def read_crossval(root: Path) -> CrossValidation:
 
 
 @dataclass(frozen=True)
-class _Protocol:
-    speaker_overlap: bool | None
-
-
-@dataclass(frozen=True)
 class FoldReport:
     """What a cross-validation takes from a fold's `report.json`."""
 
     tasks: dict[str, dict[str, Any]]
-    protocol: _Protocol
+    protocol: FoldClaims
 
 
 _validate_report = TypeAdapter(FoldReport).validate_json
@@ -252,7 +247,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         split="test",
         protocol={
             "cross_validation": f"data.splits.{plan.rule}.fold = 0 to {len(plan.groups) - 1}",
-            "speaker_overlap": pooled_overlap([report.protocol.speaker_overlap for report in reports]),
+            **pooled_claims([report.protocol for report in reports], config.main_task),
         },
         run={"folder": plan.root.name, "seed": config.seed},
     )
