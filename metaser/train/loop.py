@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metaser.eval.evaluate import evaluate
-from metaser.eval.metrics import evaluate_results, selected_value
+from metaser.eval.metrics import evaluate_results, selected_value, ua_interval_95
 from metaser.tracking import KeyLog
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
@@ -162,6 +162,11 @@ class StageLoop:
             name: {key: value for key, value in metrics.items() if key not in ("confusion", "labels", "classes")}
             for name, metrics in dev["tasks"].items()
         }
+        for spec in specs:
+            if spec.kind == "classification" and spec.name in brief:
+                brief[spec.name]["ua_interval_95"], reason = ua_interval_95(spec, results)
+                if reason is not None:
+                    brief[spec.name]["ua_interval_reason"] = reason
         return {**dev, "tasks": brief}
 
     def _save(self) -> None:

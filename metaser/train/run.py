@@ -26,6 +26,7 @@ from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state
+from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
 from metaser.targets import Targets, resolve_tasks
@@ -45,11 +46,12 @@ from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
 from shards.schema import RATE_HZ
-from shards.splits import SplitAssignment, assign_splits, duplicates_across
+from shards.splits import SplitAssignment, assign_splits, describe_splits, duplicates_across
 
 log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never"]
+_ACCEPTED = "allow_recording_overlap"
 OnMetrics = Callable[[dict[str, Any]], None]
 
 
@@ -126,7 +128,11 @@ def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir)
     Raises:
         RunError: naming every changed value.
     """
-    old, new = (config.model_dump(mode="json", exclude={"output_dir", "parallel"}) for config in (before, now))
+    old, new = (
+        # What is accepted changes no number; runs from before recordings were compared must be able to go on.
+        config.model_dump(mode="json", exclude={"output_dir": True, "parallel": True, "data": {_ACCEPTED}})
+        for config in (before, now)
+    )
     for number, (old_stage, new_stage) in enumerate(zip(old["stages"], new["stages"], strict=False), start=1):
         is_built_on = run.checkpoints(number + 1).is_dir()
         if new_stage["num_steps"] >= old_stage["num_steps"] and not is_built_on:
@@ -163,7 +169,12 @@ class _Training:
     def run(self) -> bool:
         config = self.config
         index = load_index(config.data.shard_folders, config.data.remote)
-        splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+        splits = assign_splits(
+            index,
+            config.data.splits,
+            allow_speaker_overlap=config.data.allow_speaker_overlap,
+            allow_recording_overlap=config.data.allow_recording_overlap,
+        )
         _warn_of_duplicates(index, splits)
         specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
         # Everything a user may have got wrong is found before the first step of the first stage.
@@ -186,6 +197,8 @@ class _Training:
         self._log_size(model, index)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
         self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info))
+        self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits))
+        log.info("%s", describe_splits(splits.protocol))
 
         resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
@@ -202,7 +215,7 @@ class _Training:
                 elif resumed is None and number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
                 loop = self._stage_loop(
-                    number, stage, model, specs, data[number - 1], augmenters[number - 1], splits, resumed, tracker
+                    number, stage, model, specs, data[number - 1], augmenters[number - 1], resumed, tracker
                 )
                 loop.key_log = key_log
                 done = loop.run()
@@ -260,7 +273,6 @@ class _Training:
         specs: tuple[TaskSpec, ...],
         data: Any,
         augmenter: Augmenter,
-        splits: SplitAssignment,
         resumed: Checkpoint | None,
         tracker: Tracker | None,
     ) -> StageLoop:
@@ -312,7 +324,7 @@ class _Training:
         is_last = number == len(config.stages)
 
         def export() -> None:
-            self.processes.on_main(lambda: self._export(model.config, stage, splits, state))
+            self.processes.on_main(lambda: self._export(model.config, state))
 
         if is_last and state.best_step:
             # Anew: the process may have died between saving the best checkpoint and exporting it.
@@ -336,14 +348,14 @@ class _Training:
             tracker.log(line)
             self.on_metrics(line)
 
-    def _export(self, form: PreTrainedConfig, stage: StageConfig, splits: SplitAssignment, state: TrainState) -> None:
+    def _export(self, form: PreTrainedConfig, state: TrainState) -> None:
         """Export the selected checkpoint: whatever holds the weights in training, its files hold them whole."""
         selected = read_checkpoint(step_folder(self.run_dir.checkpoints(state.stage), state.best_step))
         if self._shelf is None:
             self._shelf = MetaSERModel(form)  # type: ignore[arg-type]
         self._shelf.load_state_dict(selected.selected_tensors())
-        dev = f"Selected at step {state.best_step} by dev {stage.select} = {state.best_value:.4f}."
-        export_model(self._shelf, self.run_dir.best, card=model_card(self._shelf, trained_on=splits.protocol, dev=dev))
+        card = model_card(self.run_dir, self.config, self._shelf.task_specs)
+        export_model(self._shelf, self.run_dir.best, card=card)
 
     def _log_size(self, model: MetaSERModel, index: Index) -> None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
