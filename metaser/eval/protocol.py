@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
@@ -21,7 +20,7 @@ from metaser.eval.report import build_report, write_report
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.rundir import RunDir, writing
 from metaser.tracking import read_metrics
-from metaser.train.engine import Processes
+from metaser.train.engine import Processes, autocast
 from metaser.train.stage import select_utterances
 from shards.batch import Batch
 from shards.config import SplitRule, StoredSplit
@@ -63,10 +62,9 @@ def evaluate_run_split(
         log.warning("no %s utterances to evaluate on", split)
         return None
     model.to(processes.device)  # type: ignore[arg-type]
-    use_bf16 = config.parallel.precision == "bf16"
 
     def forward(batch: Batch) -> MetaSEROutput:
-        with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+        with autocast(processes.device, config.parallel.precision):
             output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
         return output
 
