@@ -40,7 +40,7 @@ from metaser.train.stage import freeze_all_but, select_parameters, stage_data, t
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
-from metaser.train.timing import StepProfiler
+from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
@@ -194,6 +194,7 @@ class _Training:
         tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=first, step=step))
         self.processes.on_main(lambda: cut_back_keys(self.run_dir, stage=first, step=step))
         key_log = KeyLog(self.run_dir, self.processes.info.rank) if config.log_keys else None
+        cpu_wait = CpuWait()
         try:
             for number in range(first, len(config.stages) + 1):
                 stage = config.stages[number - 1]
@@ -206,6 +207,7 @@ class _Training:
                     number, stage, model, specs, data[number - 1], augmenters[number - 1], splits, resumed, tracker
                 )
                 loop.key_log = key_log
+                loop.cpu_wait = cpu_wait
                 done = loop.run()
                 loop.runner.engine.close()
                 if not done:
