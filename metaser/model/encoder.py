@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -110,6 +111,11 @@ class SpeechEncoder(nn.Module):
         Clips shorter than the first frame's window are padded to it with silence.
         """
         return self._num_outputs(num_samples, self._windows)
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples from the beginning of one frame to that of the next."""
+        return math.prod(hop for _, hop in self._windows)
 
     def forward(
         self,

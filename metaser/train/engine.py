@@ -198,10 +198,6 @@ class Processes:
             dist.all_reduce(total, group=self._group)
         return total
 
-    def any(self, flag: bool) -> bool:
-        """Return whether `flag` is set in any process."""
-        return flag if self._group is None else bool(self.sum(torch.tensor([float(flag)])) > 0)
-
     def gather(self, value: object) -> list[Any]:
         """Return every process's `value`, in rank order, on every process."""
         if self._group is None:

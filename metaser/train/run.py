@@ -81,8 +81,7 @@ def train(
                 log.info("%d process(es) on %s, %s", info.num_processes, processes.device, processes.strategy)
                 done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
                 if not done:
-                    reason = stop_request.signal_name or "a signal"
-                    log.info("stopped by %s and saved; start again to continue", reason)
+                    log.info("stopped by %s and saved; start again to continue", stop_request.reason)
                 return done
         finally:
             processes.close()
