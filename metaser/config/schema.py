@@ -290,6 +290,9 @@ class ExperimentConfig(Section):
 
     output_dir: str
     seed: int = Field(default=0, ge=0)
+    init_from: str | None = None
+    """A run's folder or an exported model whose weights the first stage starts from; the encoder must be the same, and
+    what else does not fit starts fresh."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     tasks: tuple[TaskConfig, ...]

@@ -34,6 +34,7 @@ from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters, check_stretched
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
 from metaser.train.engine import Processes, build_engine
+from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
@@ -108,14 +109,16 @@ def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Res
     return RunLock(run)
 
 
-def _record_start(run: RunDir, config: ExperimentConfig, info: DistInfo) -> None:
+def _record_start(
+    run: RunDir, config: ExperimentConfig, info: DistInfo, initial_weights: InitialWeights | None
+) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
         temporary = run.config.with_suffix(".tmp")
         temporary.write_text(dump_experiment(config))
         temporary.replace(run.config)
     with writing(run.environment):
-        _append_environment(run, info)
+        _append_environment(run, info, initial_weights)
 
 
 def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
@@ -180,14 +183,18 @@ class _Training:
             check_stretched(stage.augment, part.training.num_samples, config.data.max_slot_s)
         augmenters = build_augmenters(config)
         model = self._fresh_model(specs)
+        resumed = self._newest()
+        initial_weights = None
+        if config.init_from is not None and resumed is None:
+            initial_weights = load_initial_weights(model, config.init_from)
+            log.info("%s", initial_weights)
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
         self._log_size(model, index)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
-        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info))
+        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
 
-        resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
         step = resumed.state.step if resumed is not None else 0
         tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=first, step=step))
@@ -363,7 +370,7 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
 _validate_starts = TypeAdapter(list[dict[str, Any]]).validate_json
 
 
-def _append_environment(run: RunDir, info: DistInfo) -> None:
+def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWeights | None) -> None:
     starts = read_json(run.environment, _validate_starts) or []
     starts.append(
         {
@@ -375,6 +382,7 @@ def _append_environment(run: RunDir, info: DistInfo) -> None:
             "num_processes": info.num_processes,
             "num_threads": torch.get_num_threads(),
             "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+            "init_from": None if initial_weights is None else initial_weights.to_dict(),
             "git": git_state(),
             "packages": dict(sorted((package.name, package.version) for package in distributions())),
         }
