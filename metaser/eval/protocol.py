@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
@@ -26,7 +25,7 @@ from metaser.rundir import RunDir, writing
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
-from metaser.train.engine import Processes
+from metaser.train.engine import Processes, autocast
 from metaser.train.stage import passes_filter, select_utterances
 from shards.batch import Batch
 from shards.config import SplitRule, StoredSplit
@@ -125,10 +124,9 @@ def _judge(
     protocol = _protocol(config, specs, choice, part, made_from(specs), accept=accept)
     protocol |= _used(config, specs, choice, chosen, by_stage)
     model.to(processes.device)  # type: ignore[arg-type]
-    use_bf16 = config.parallel.precision == "bf16"
 
     def forward(batch: Batch) -> MetaSEROutput:
-        with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+        with autocast(processes.device, config.parallel.precision):
             output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
         return output
 

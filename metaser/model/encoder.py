@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -370,12 +371,20 @@ class LogMelEncoder(SpeechEncoder):
         if masks is not None:
             time_BM = masks.time_BL.repeat_interleave(2, dim=1)[:, : mel_BMF.shape[1]]
             seen_BMF = seen_BMF & ~time_BM[:, :, None] & ~masks.feature_BD[:, None, :]
-        frames_BLD: Tensor = self.subsampling(mel_BMF * seen_BMF, real_BM, real_BL)
+        # Frames that masks hide entirely are constant: through each of two norms their gradients grow by 1 / sqrt(eps).
+        with _without_float16(wave_BT.device):
+            frames_BLD: Tensor = self.subsampling(mel_BMF * seen_BMF, real_BM, real_BL)
         return frames_BLD
 
     def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:
         output_BLD: Tensor = layer(frames_BLD, mask)
         return output_BLD
+
+
+def _without_float16(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that leaves autocast as it is, unless that is to float16: its range is too small."""
+    computes_in_float16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.half
+    return torch.autocast(device.type, enabled=False) if computes_in_float16 else nullcontext()
 
 
 # ---------------------------------------------------------------- building and loading

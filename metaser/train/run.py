@@ -35,13 +35,14 @@ from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters, check_stretched
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
 from metaser.train.engine import Processes, build_engine
+from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
-from metaser.train.timing import StepProfiler
+from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
@@ -110,14 +111,16 @@ def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Res
     return RunLock(run)
 
 
-def _record_start(run: RunDir, config: ExperimentConfig, info: DistInfo) -> None:
+def _record_start(
+    run: RunDir, config: ExperimentConfig, info: DistInfo, initial_weights: InitialWeights | None
+) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
         temporary = run.config.with_suffix(".tmp")
         temporary.write_text(dump_experiment(config))
         temporary.replace(run.config)
     with writing(run.environment):
-        _append_environment(run, info)
+        _append_environment(run, info, initial_weights)
 
 
 def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
@@ -191,21 +194,26 @@ class _Training:
             check_stretched(stage.augment, part.training.num_samples, config.data.max_slot_s)
         augmenters = build_augmenters(config)
         model = self._fresh_model(specs)
+        resumed = self._newest()
+        initial_weights = None
+        if config.init_from is not None and resumed is None:
+            initial_weights = load_initial_weights(model, config.init_from)
+            log.info("%s", initial_weights)
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
         self._log_size(model, index)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
-        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info))
+        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
         self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits))
         log.info("%s", describe_splits(splits.protocol))
 
-        resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
         step = resumed.state.step if resumed is not None else 0
         tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=first, step=step))
         self.processes.on_main(lambda: cut_back_keys(self.run_dir, stage=first, step=step))
         key_log = KeyLog(self.run_dir, self.processes.info.rank) if config.log_keys else None
+        cpu_wait = CpuWait()
         try:
             for number in range(first, len(config.stages) + 1):
                 stage = config.stages[number - 1]
@@ -218,6 +226,7 @@ class _Training:
                     number, stage, model, specs, data[number - 1], augmenters[number - 1], resumed, tracker
                 )
                 loop.key_log = key_log
+                loop.cpu_wait = cpu_wait
                 done = loop.run()
                 loop.runner.engine.close()
                 if not done:
@@ -373,7 +382,7 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
 _validate_starts = TypeAdapter(list[dict[str, Any]]).validate_json
 
 
-def _append_environment(run: RunDir, info: DistInfo) -> None:
+def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWeights | None) -> None:
     starts = read_json(run.environment, _validate_starts) or []
     starts.append(
         {
@@ -385,6 +394,7 @@ def _append_environment(run: RunDir, info: DistInfo) -> None:
             "num_processes": info.num_processes,
             "num_threads": torch.get_num_threads(),
             "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+            "init_from": None if initial_weights is None else initial_weights.to_dict(),
             "git": git_state(),
             "packages": dict(sorted((package.name, package.version) for package in distributions())),
         }
