@@ -14,6 +14,7 @@ import torch
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
+from metaser.eval.coverage import all_left_out
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
@@ -83,6 +84,7 @@ def evaluate_run_split(
             "num_recordings_in_two_splits": len(duplicates_across(index, splits)),
         },
         run={"folder": run.root.name, "seed": config.seed},
+        left_out=all_left_out(config, specs, of_split),
     )
     target = folder or run.report
 
