@@ -47,6 +47,9 @@ class ClusterConfig(Section):
     """Loaded by `module load` before the training starts."""
     container_image: str | None = None
     """Image for srun's `--container-image` (the Pyxis plugin); MetaSER must be installed in it under the same path."""
+    container_mounts: tuple[str, ...] = ()
+    """What the container sees beside the working directory and the run: folders with shards or encoders, as `PATH` or
+    `PATH:PATH_INSIDE`."""
     environment_file: str | None = None
     """A shell file sourced by the job: NCCL's settings, for example `slurm/env.sh`."""
     pass_environment: tuple[str, ...] = ()
@@ -117,7 +120,8 @@ def ask(*command: str, stdin: str | None = None) -> str:
     """
     if shutil.which(command[0]) is None:
         raise ClusterError(
-            f"SLURM's {command[0]} must be on the PATH of this host, but is not; do this on a login node of the cluster"
+            f"SLURM's {command[0]} must be on the PATH of this host, but is not; do this on a login node of the "
+            "cluster, outside of any container"
         )
     try:
         done = subprocess.run(
@@ -179,11 +183,14 @@ def _check_names(partition: str | None) -> None:
     # A star marks the default partition.
     names = sorted({name for name, of in (row.split("|") for row in rows) if partition or of.endswith("*")})
     for name in names[:_MAX_NAMES_CHECKED]:
-        check_resolves(name)
+        check_resolves(
+            name,
+            "ask the cluster's administrators, or set check_node_names to false if only this host does not know it",
+        )
 
 
-def check_resolves(name: str) -> None:
-    """Refuse a node's name that means nothing here.
+def check_resolves(name: str, remedy: str) -> None:
+    """Refuse a node's name that means nothing here; `remedy` says what to do then.
 
     Raises:
         ClusterError: if it does not resolve.
@@ -193,8 +200,7 @@ def check_resolves(name: str) -> None:
     except socket.gaierror as error:
         raise ClusterError(
             f"the name of node {name!r} must resolve to an address, because the processes meet there, but on "
-            f"{socket.gethostname()} it does not: {error.strerror}; ask the cluster's administrators, or set "
-            "check_node_names to false if only this host does not know it"
+            f"{socket.gethostname()} it does not: {error.strerror}; {remedy}"
         ) from None
 
 

@@ -19,8 +19,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shards.audio import decode, pcm16, pcm_sha256, prepare
-from shards.corpora.cells import CellError, metadata_in
+from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
+from shards.corpora.base import OWNERS_LICENCE
+from shards.corpora.cells import CellError, CellReader, labels_of
+from shards.corpora.identities import composed
+from shards.corpora.options import NO_OPTIONS, ReadOptions
+from shards.corpora.tally import Tally
+from shards.decoding import decode
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
 from shards.manifest import MANIFEST_NAME, Settings, canonical_json
@@ -56,6 +61,7 @@ def adopt_shards(
     on_bad: OnBad = "raise",
     num_workers: int = 1,
     max_duration_s: float = 60.0,
+    options: ReadOptions = NO_OPTIONS,
     progress: Progress | None = None,
 ) -> PackSummary:
     """Write index and manifest over the tars in `source` into `out`, which may be `source` itself.
@@ -67,20 +73,28 @@ def adopt_shards(
         on_bad: `raise` stops at the first unusable thing, `skip` lists it in `rejected.jsonl` and goes on.
         num_workers: Processes that decode.
         max_duration_s: Longer clips are rejected.
+        options: Of these, `labels` and `licence` are obeyed.
         progress: Called with the number of bytes looked through and that of all.
 
     Raises:
         CorpusError: if there are no tars or nothing usable, or something is unusable and `on_bad` is `raise`.
         ShardError: if `out` cannot be written or holds something else.
     """
+    strange = [option for option in options.given if option not in ("labels", "licence")]
+    if strange:
+        raise CorpusError(
+            f"shards to adopt must be taken as they are, but for --labels and --licence, got {strange[0]}"
+        )
+    labels = labels_of(options.labels)
     tars = _tars(source)
     folder_name = source.resolve().name
     corpus = make_key(folder_name)
     settings = Settings(seed=0, shard_utterances=0, max_duration_s=max_duration_s, versions=package_versions())
-    jobs = [_AdoptJob(tar, folder_name, settings) for tar in tars]
-    fingerprint = hashlib.sha256(
-        canonical_json([SCHEMA_VERSION, corpus, settings.model_dump(), [[job.name, job.num_bytes] for job in jobs]])
-    ).hexdigest()
+    jobs = [_AdoptJob(tar, folder_name, settings, tuple(labels.items())) for tar in tars]
+    said = [[labels, options.licence]] if options.given else []
+    files = [[job.name, job.num_bytes] for job in jobs]
+    identity = [SCHEMA_VERSION, corpus, settings.model_dump(), files, *said]
+    fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
     if (out / MANIFEST_NAME).exists():
         return complete_folder(out, fingerprint, on_bad)
     if out.exists() and not out.is_dir():
@@ -91,14 +105,17 @@ def adopt_shards(
         is_in_place = out.resolve() == source.resolve()
         origin = Origin(
             corpus=corpus,
-            licence="as its owner says",
+            licence=options.licence or OWNERS_LICENCE,
             citation="",
             source=source,
             settings=settings,
             fingerprint=fingerprint,
             tars=None if is_in_place else os.path.relpath(source.resolve(), out.resolve()),
         )
-        manifest = publish(out, state, origin, notes, rejections)
+        tally = Tally()
+        for note in notes:
+            tally.add_rows(note.tally)
+        manifest = publish(out, state, origin, notes, rejections, tuple(tally.notes(labels)))
     return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
 
 
@@ -121,6 +138,8 @@ class _AdoptJob:
     folder_name: str
     """Names the corpus of utterances that name none."""
     settings: Settings
+    labels: tuple[tuple[str, str | None], ...] = ()
+    """What emotions' words mean here."""
 
     @property
     def name(self) -> str:
@@ -136,7 +155,8 @@ class _AdoptJob:
 
     @cached_property
     def stamp(self) -> str:
-        identity = [SCHEMA_VERSION, self.settings.model_dump(), self.name, self.path.stat().st_mtime_ns]
+        said = [self.labels] if self.labels else []
+        identity = [SCHEMA_VERSION, self.settings.model_dump(), self.name, self.path.stat().st_mtime_ns, *said]
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
     def run(self) -> ShardNote:
@@ -144,26 +164,30 @@ class _AdoptJob:
         rows: list[dict[str, Any]] = []
         rejections: list[Rejection] = []
         counts = AudioCounts()
+        cells = CellReader(dict(self.labels))
         for sample in _samples(self.path):
-            found = sample if isinstance(sample, Rejection) else self._row(sample, counts)
+            found = sample if isinstance(sample, Rejection) else self._row(sample, counts, cells)
             if isinstance(found, Rejection):
                 rejections.append(found)
             else:
                 row, counts = found
                 rows.append(row)
         rows.sort(key=lambda row: row["key"])
-        return note_of(self.path, self.stamp, rows, rejections, counts)
+        return note_of(self.path, self.stamp, rows, rejections, counts, cells.tally.as_rows())
 
-    def _row(self, sample: _Sample, counts: AudioCounts) -> tuple[dict[str, Any], AudioCounts] | Rejection:
+    def _row(
+        self, sample: _Sample, counts: AudioCounts, cells: CellReader
+    ) -> tuple[dict[str, Any], AudioCounts] | Rejection:
         name = f"{self.path}: {sample.name}"
         if len(sample.audio) != 1:
             held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
         try:
-            utterance = self._utterance(sample)
+            utterance = self._utterance(sample, cells)
             canonical_json(utterance.model_dump())
             member = next(iter(sample.audio.values()))
             samples, rate_hz = decode(member.data, name)
+            check_mixable(samples, name)
         except CellError as error:
             return Rejection(name, str(error), error.kind)
         except CorpusError as error:
@@ -187,9 +211,9 @@ class _AdoptJob:
             meta_offset=None if ours is None else ours.offset,
             meta_bytes=None if ours is None else len(ours.data),
         )
-        return row, counts.plus(1 if samples.ndim == 1 else samples.shape[1], rate_hz, pcm)
+        return row, counts.plus(sample.name, samples, rate_hz, pcm)
 
-    def _utterance(self, sample: _Sample) -> Utterance:
+    def _utterance(self, sample: _Sample, reader: CellReader) -> Utterance:
         described = sample.description
         if sample.is_ours:
             about_audio = ("schema_version", "num_samples", "pcm_sha256")
@@ -206,8 +230,7 @@ class _AdoptJob:
         cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
         if "txt" in sample.meta:
             cells.setdefault("text", sample.meta["txt"].text)
-        cells = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
-        return Utterance(
+        utterance = Utterance(
             key=make_key(self.folder_name, *filter(None, sample.name.removeprefix("./").split("/"))),
             corpus=make_key(self.folder_name),
             source=sample.name,
@@ -216,8 +239,9 @@ class _AdoptJob:
                 for name, value in described.items()
                 if name not in METADATA_FIELDS and isinstance(value, str | int | float | bool)
             },
-            **metadata_in(cells),
+            **reader.metadata(reader.present(cells)),
         )
+        return composed(utterance)
 
 
 def _as_cell(value: Any) -> str:

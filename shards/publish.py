@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +28,9 @@ import pyarrow.parquet as pq
 import soundfile as sf
 from pydantic import Field
 
+from shards.audio import QUIET_PEAK, silent_channels
 from shards.config import Section
+from shards.corpora.identities import nearly_equal
 from shards.errors import CorpusError, ShardError
 from shards.index import Index, duplicate_rows, label_tables, open_index, write_index
 from shards.manifest import (
@@ -45,16 +47,16 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.processes import end_with_parent
-from shards.schema import RATE_HZ, SCHEMA_VERSION, Rejection
+from shards.schema import RATE_HZ, SCHEMA_VERSION, Note, Rejection, RowCount
 
 STATE_FOLDER = ".packing"
 """Inside OUT while packing: what each finished shard holds."""
 _DIGESTS = ("audio_sha256", "pcm_sha256")
-_QUIET_PEAK = 33
-"""Of 32,768: -60 dB below full scale."""
 _MIN_FLAT_SAMPLES = 3
 _MIN_CLIPS_TO_WARN = 20
 _NUM_SHOWN_DUPLICATES = 5
+_NUM_SHOWN_REASONS = 12
+_NAMED_FIELDS = ("speaker", "session", "dialogue", "emotion", "gender", "intensity")
 
 OnBad = Literal["raise", "skip"]
 Progress = Callable[[int, int], None]
@@ -73,6 +75,8 @@ class PackSummary:
     duration_s: float
     num_rejected_by_kind: dict[str, int]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """How the corpus was read, where it could have been read otherwise."""
     was_complete: bool
     """True if the folder held exactly this corpus already and nothing was written."""
 
@@ -81,19 +85,28 @@ class AudioCounts(Section):
     """What is odd about a shard's audio."""
 
     num_mixed_down: int = 0
+    first_mixed_down: str | None = None
+    num_with_silent_channel: int = 0
+    first_with_silent_channel: str | None = None
+    """Its name, and which of its channels."""
     num_clipped: int = 0
     num_quiet: int = 0
     rates_hz: dict[int, int] = Field(default_factory=dict)
     """Number of utterances per original rate."""
 
-    def plus(self, num_channels: int, rate_hz: int, pcm: np.ndarray) -> AudioCounts:
-        """Return the counts with one more clip, `pcm` as 16-bit samples."""
+    def plus(self, name: str, samples: np.ndarray, rate_hz: int, pcm: np.ndarray) -> AudioCounts:
+        """Return the counts with one more clip: as it was decoded, and as 16-bit samples."""
+        is_mixed, silent = samples.ndim > 1, silent_channels(samples)
+        described = f"channel {', '.join(map(str, silent))} of {name}"
         is_full = (pcm >= 32_767) | (pcm <= -32_767)
         runs = np.convolve(is_full, np.ones(_MIN_FLAT_SAMPLES, int)) if is_full.any() else np.zeros(1)
         return AudioCounts(
-            num_mixed_down=self.num_mixed_down + (num_channels > 1),
+            num_mixed_down=self.num_mixed_down + is_mixed,
+            first_mixed_down=self.first_mixed_down or (name if is_mixed else None),
+            num_with_silent_channel=self.num_with_silent_channel + bool(silent),
+            first_with_silent_channel=self.first_with_silent_channel or (described if silent else None),
             num_clipped=self.num_clipped + bool((runs == _MIN_FLAT_SAMPLES).any()),
-            num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < _QUIET_PEAK),
+            num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < QUIET_PEAK),
             rates_hz={**self.rates_hz, rate_hz: self.rates_hz.get(rate_hz, 0) + 1},
         )
 
@@ -108,10 +121,17 @@ class ShardNote(Section):
     """Index rows without the shard's number, digests in hexadecimal."""
     rejections: tuple[Rejection, ...]
     audio: AudioCounts
+    tally: tuple[tuple[str, str, str, str, int], ...] = ()
+    """Of adopted shards: what was read as something else than it says, as `Tally` counts it."""
 
 
 def note_of(
-    path: Path, stamp: str, rows: Sequence[dict[str, Any]], rejections: Sequence[Rejection], audio: AudioCounts
+    path: Path,
+    stamp: str,
+    rows: Sequence[dict[str, Any]],
+    rejections: Sequence[Rejection],
+    audio: AudioCounts,
+    tally: tuple[tuple[str, str, str, str, int], ...] = (),
 ) -> ShardNote:
     """Return the note about the finished tar at `path`."""
     return ShardNote(
@@ -126,6 +146,7 @@ def note_of(
         rows=tuple(rows),
         rejections=tuple(rejections),
         audio=audio,
+        tally=tally,
     )
 
 
@@ -303,6 +324,54 @@ def nothing_left(corpus: str, source: Path | None, rejections: Sequence[Rejectio
     )
 
 
+def as_one_error(rejections: Sequence[Rejection]) -> CorpusError:
+    """Return what `--on-bad raise` says of all that cannot be used: each reason, how often, and where first."""
+    if len(rejections) == 1:
+        return as_error(rejections[0])
+    by_reason: dict[tuple[str, str], list[Rejection]] = defaultdict(list)
+    for rejection in rejections:
+        by_reason[rejection.kind, rejection.reason].append(rejection)
+    kinds = Counter(rejection.kind for rejection in rejections)
+    # The first of every kind before the second of any.
+    order = {kind: iter(range(len(rejections))) for kind in kinds}
+    ranked = sorted(by_reason.values(), key=lambda found: next(order[found[0].kind]))
+    shown = "; ".join(_reason_and_count(found) for found in ranked[:_NUM_SHOWN_REASONS])
+    more = f"; and {len(ranked) - _NUM_SHOWN_REASONS} more" if len(ranked) > _NUM_SHOWN_REASONS else ""
+    counts = ", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items()))
+    return CorpusError(
+        f"{len(rejections)} utterances cannot be used ({counts}): {shown}{more}; correct them, or pass --on-bad skip "
+        "to leave such utterances out"
+    )
+
+
+def _reason_and_count(rejections: Sequence[Rejection]) -> str:
+    first = rejections[0]
+    times = f", {len(rejections)} times" if len(rejections) > 1 else ""
+    return f"{first.source}: {first.reason.rstrip('.')} ({first.kind}{times})"
+
+
+def accounts(row_counts: Sequence[RowCount], notes: Sequence[ShardNote], rejections: Sequence[Rejection]) -> list[Note]:
+    """Return the sentence that accounts for every row of a corpus that says how many it has.
+
+    Raises:
+        ShardError: if a row is neither packed nor rejected.
+    """
+    if not row_counts:
+        return []
+    num_packed = sum(note.shard.num_utterances for note in notes)
+    num_announced = sum(count.number for count in row_counts)
+    by_unit: Counter[str] = Counter()
+    for count in row_counts:
+        by_unit[count.unit] += count.number
+    found = " and ".join(f"{number} {unit}" for unit, number in by_unit.items())
+    if num_packed + len(rejections) != num_announced:
+        raise ShardError(
+            f"each of {found} must be packed or rejected, but {num_packed} were packed and {len(rejections)} rejected; "
+            "this is a fault of MetaSER, so please report it with the table"
+        )
+    return [Note(f"{found}: {num_packed} packed, {len(rejections)} rejected")]
+
+
 # ---------------------------------------------------------------- publishing
 
 
@@ -320,9 +389,14 @@ class Origin:
 
 
 def publish(
-    out: Path, state: Path, origin: Origin, notes: Sequence[ShardNote], rejections: Sequence[Rejection]
+    out: Path,
+    state: Path,
+    origin: Origin,
+    notes: Sequence[ShardNote],
+    rejections: Sequence[Rejection],
+    remarks: Sequence[Note] = (),
 ) -> Manifest:
-    """Write the index, the rejections and, last, the manifest; then remove the notes.
+    """Write the index, the rejections and, last, the manifest with `remarks`; then remove the notes.
 
     Raises:
         CorpusError: if nothing usable is left, or two utterances have one key.
@@ -353,7 +427,8 @@ def publish(
         labels=label_tables(index),
         extra_names=tuple(sorted(extra_names)),
         num_rejected_by_kind=dict(sorted(Counter(rejection.kind for rejection in rejections).items())),
-        warnings=tuple(_warnings(index, notes)),
+        warnings=(*(remark.text for remark in remarks if remark.is_warning), *_warnings(index, notes)),
+        notes=tuple(remark.text for remark in remarks if not remark.is_warning),
         tars=origin.tars,
     )
     write_manifest(out, manifest)
@@ -383,11 +458,8 @@ def _file_record(path: Path) -> dict[str, Any]:
 
 def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
     total = len(index)
-    num_mixed_down, num_clipped, num_quiet = (
-        sum(getattr(note.audio, name) for note in notes) for name in ("num_mixed_down", "num_clipped", "num_quiet")
-    )
-    if num_mixed_down:
-        yield f"{num_mixed_down} of {total} utterances had several channels and were mixed down to one"
+    num_clipped, num_quiet = (sum(getattr(note.audio, name) for note in notes) for name in ("num_clipped", "num_quiet"))
+    yield from _channel_warnings(total, [note.audio for note in notes])
     rates_hz: Counter[int] = Counter()
     for note in notes:
         rates_hz.update(note.audio.rates_hz)
@@ -398,6 +470,7 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
         yield f"{num_clipped} of {total} utterances are clipped ({_MIN_FLAT_SAMPLES} or more samples at full scale)"
     if num_quiet:
         yield f"{num_quiet} of {total} utterances are all but silent (peak below -60 dB of full scale)"
+    yield from _near_names(index)
     yield from _duplicate_warning(index)
     lengths, counts = np.unique(index.num_samples, return_counts=True)
     if total >= _MIN_CLIPS_TO_WARN and counts.max() > total / 2:
@@ -408,6 +481,34 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
     emotions = index.codes("emotion").counts()
     if len(emotions) == 1 and sum(emotions.values()) >= _MIN_CLIPS_TO_WARN:
         yield f"all {sum(emotions.values())} emotion labels are {next(iter(emotions))!r}, which teaches nothing"
+
+
+def _near_names(index: Index) -> Iterator[str]:
+    """Yield a sentence for every field in which one thing may have two names."""
+    for name in _NAMED_FIELDS:
+        counts = index.codes(name).counts()
+        groups = nearly_equal(counts)
+        if groups:
+            shown = "; ".join(" and ".join(f"{word!r} ({counts[word]})" for word in group) for group in groups[:5])
+            more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
+            yield (
+                f"{name} has values that differ only in case, blanks, punctuation or leading zeros: {shown}{more}; if "
+                "they are one, spell them alike"
+            )
+
+
+def _channel_warnings(total: int, counts: Sequence[AudioCounts]) -> Iterator[str]:
+    num_mixed_down = sum(count.num_mixed_down for count in counts)
+    num_half_silent = sum(count.num_with_silent_channel for count in counts)
+    if num_mixed_down:
+        first = next(count.first_mixed_down for count in counts if count.first_mixed_down)
+        yield (
+            f"{num_mixed_down} of {total} utterances had several channels and were mixed down to one, the first "
+            f"{first}; where each channel is another person, name one by `channel`"
+        )
+    if num_half_silent:
+        first = next(count.first_with_silent_channel for count in counts if count.first_with_silent_channel)
+        yield f"{num_half_silent} of {total} utterances had a channel without sound, the first {first}"
 
 
 def _duplicate_warning(index: Index) -> Iterator[str]:
@@ -432,5 +533,6 @@ def summary_of(out: Path, manifest: Manifest, *, num_kept: int, was_complete: bo
         duration_s=sum(shard.duration_s for shard in manifest.shards),
         num_rejected_by_kind=manifest.num_rejected_by_kind,
         warnings=manifest.warnings,
+        notes=manifest.notes,
         was_complete=was_complete,
     )

@@ -109,6 +109,23 @@ class Rejection:
             object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
 
 
+@dataclass(frozen=True)
+class Note:
+    """A sentence about how a corpus was read, without its full stop."""
+
+    text: str
+    is_warning: bool = False
+    """Whether something may be wrong, not only decided."""
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """How many utterances a corpus's own table or folder announces: so many must be packed or rejected."""
+
+    number: int
+    unit: str = "rows"
+
+
 def make_key(corpus: str, *parts: str) -> str:
     """Return a key of `[A-Za-z0-9_/-]` and percent-encoded rest, so that no name can collide or escape.
 

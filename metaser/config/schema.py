@@ -200,11 +200,12 @@ class LearningRates(Section):
     ari: NonNegativeFloat = 1e-2
     """ARI's scalars: they start at zero, and Adam moves a scalar by about the rate per step."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Each encoder layer's rate is the next upper layer's times this."""
+    """Each encoder layer's rate is the next upper layer's times this; a final norm belongs to the top layer, and what
+    comes before the layers has the lowest rate."""
 
 
 class ScheduleConfig(Section):
-    """Warm-up to the peak, then decay to `final_fraction` of it at the stage's last step."""
+    """Warm-up to the peak, then decay, which would reach `final_fraction` of it one step after the stage's last."""
 
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     decay: Literal["linear", "cosine", "constant"] = "cosine"
@@ -216,7 +217,8 @@ class StageConfig(Section):
 
     name: str
     train: tuple[str, ...] = Field(min_length=1)
-    """`encoder`, `encoder.layers.6-11`, `ari`, `heads`, `heads.NAME`, `coattention`, `adapters`."""
+    """`encoder`, `encoder.layers.6-11` (with the final norm if the top layer is among them), `ari`, `heads`,
+    `heads.NAME`, `coattention`, `adapters`."""
     weights: dict[str, NonNegativeFloat]
     """Loss weight per task; a task that is not named has weight 0."""
     num_steps: PositiveInt
@@ -234,7 +236,8 @@ class StageConfig(Section):
     save_every_steps: PositiveInt = 200
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Judge, hand on and export an exponential moving average of the weights instead of the weights themselves; each
-    step keeps this share of it (0.999 averages over about 1,000 steps)."""
+    step keeps this share of it (0.999 averages over about 1,000 steps), early ones less: (1 + t) / (10 + t) after t
+    steps, so that the weights that a short stage began with are forgotten."""
     select: str = "loss"
     """Dev metric that chooses the weights handed on: `loss` (weighted dev loss, lowest), or `TASK.METRIC`
     (e.g. `emotion.ua`, highest)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -110,6 +111,11 @@ class SpeechEncoder(nn.Module):
         """
         return self._num_outputs(num_samples, self._windows)
 
+    @property
+    def hop_samples(self) -> int:
+        """Samples from the beginning of one frame to that of the next."""
+        return math.prod(hop for _, hop in self._windows)
+
     def forward(
         self,
         wave_BT: Float[Tensor, "B T"],
@@ -142,6 +148,10 @@ class SpeechEncoder(nn.Module):
         """The N layers, lowest first."""
         raise NotImplementedError
 
+    def top_norm(self) -> nn.Module | None:
+        """Return the norm over the top layer's output, None where there is none."""
+        raise NotImplementedError
+
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Yield what the configuration says never to train; a stage that thaws the encoder leaves these alone."""
         yield from ()
@@ -161,7 +171,11 @@ class SpeechEncoder(nn.Module):
         raise NotImplementedError
 
     def _final_norm(self, frames_BLD: Tensor) -> Tensor:
-        raise NotImplementedError
+        norm = self.top_norm()
+        if norm is None:
+            return frames_BLD
+        normed_BLD: Tensor = norm(frames_BLD)
+        return normed_BLD
 
     def _attention_mask(self, real_BL: Tensor) -> AttentionMask:
         return AttentionMask(real_BL[:, None, None, :])
@@ -226,6 +240,11 @@ class HuggingFaceEncoder(SpeechEncoder):
         """The N layers, lowest first."""
         layers: nn.ModuleList = self.encoder.layers
         return layers
+
+    def top_norm(self) -> nn.Module | None:
+        """Return the norm over the top layer's output; post-norm models have theirs before the first layer."""
+        norm: nn.Module = self.encoder.layer_norm
+        return norm if self._is_pre_norm else None
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the CNN's parameters if `freeze_feature_encoder`."""
@@ -306,12 +325,6 @@ class HuggingFaceEncoder(SpeechEncoder):
             frames_BLD = frames_BLD + layer.adapter_layer(frames_BLD)
         return frames_BLD
 
-    def _final_norm(self, frames_BLD: Tensor) -> Tensor:
-        if not self._is_pre_norm:
-            return frames_BLD
-        normed_BLD: Tensor = self.encoder.layer_norm(frames_BLD)
-        return normed_BLD
-
 
 class LogMelEncoder(SpeechEncoder):
     """A small pre-norm transformer over log-mel frames; 49 frames a second, as the large encoders."""
@@ -342,6 +355,10 @@ class LogMelEncoder(SpeechEncoder):
         """The N layers, lowest first."""
         return self.layers
 
+    def top_norm(self) -> nn.Module | None:
+        """Return the norm over the top layer's output."""
+        return self.final_norm
+
     def architecture(self) -> dict[str, Any]:
         """Return what `build_encoder` needs."""
         return self._config.model_dump()
@@ -364,10 +381,6 @@ class LogMelEncoder(SpeechEncoder):
     def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:
         output_BLD: Tensor = layer(frames_BLD, mask)
         return output_BLD
-
-    def _final_norm(self, frames_BLD: Tensor) -> Tensor:
-        normed_BLD: Tensor = self.final_norm(frames_BLD)
-        return normed_BLD
 
 
 # ---------------------------------------------------------------- building and loading

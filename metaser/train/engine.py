@@ -185,10 +185,6 @@ class Processes:
             dist.all_reduce(total, group=self._group)
         return total
 
-    def any(self, flag: bool) -> bool:
-        """Return whether `flag` is set in any process."""
-        return flag if self._group is None else bool(self.sum(torch.tensor([float(flag)])) > 0)
-
     def gather(self, value: object) -> list[Any]:
         """Return every process's `value`, in rank order, on every process."""
         if self._group is None:
@@ -264,6 +260,7 @@ class Engine:
         self.clock = StepClock(processes.device)
         self._wrapped = self._wrap()
         self._average: dict[str, Tensor] = {}
+        self._num_averaged = 0
         if ema_decay is not None:
             self._average = {name: self._storage(value).clone() for name, value in self.trainable.items()}
 
@@ -389,8 +386,9 @@ class Engine:
         full = {name: self._whole(name, part).cpu() for name, part in self._average.items()}
         return full if self.processes.info.is_main else {}
 
-    def load_average_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what any engine's `average_state` returned; what is not in it keeps what it starts with."""
+    def load_average_state(self, tensors: dict[str, Tensor], *, num_updates: int) -> None:
+        """Restore what any engine's `average_state` returned after so many updates; what it lacks stays as it is."""
+        self._num_averaged = num_updates
         for name in self._average.keys() & tensors.keys():
             whole = tensors[name].to(self.processes.device)
             self._average[name].copy_(self._part(self.trainable[name], whole))
@@ -398,8 +396,10 @@ class Engine:
     def _update_average(self) -> None:
         if self._ema_decay is None:
             return
+        decay = ema_decay_of(self._ema_decay, self._num_averaged)
         for name, parameter in self.trainable.items():
-            self._average[name].lerp_(self._storage(parameter), 1 - self._ema_decay)
+            self._average[name].lerp_(self._storage(parameter), 1 - decay)
+        self._num_averaged += 1
 
     def _swap(self) -> None:
         for name, parameter in self.trainable.items():
@@ -427,6 +427,14 @@ class Engine:
     def close(self) -> None:
         """Let go of the model; the engine cannot be used any more."""
         self.processes.accelerator.free_memory()
+
+
+def ema_decay_of(decay: float, num_updates: int) -> float:
+    """Return how much of the average the next update keeps after `num_updates`.
+
+    It rises to `decay`, because the average starts at weights that training has not touched.
+    """
+    return min(decay, (1 + num_updates) / (10 + num_updates))
 
 
 def build_engine(

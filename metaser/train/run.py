@@ -82,8 +82,7 @@ def train(
                 log.info("%d process(es) on %s, %s", info.num_processes, processes.device, processes.strategy)
                 done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
                 if not done:
-                    reason = stop_request.signal_name or "a signal"
-                    log.info("stopped by %s and saved; start again to continue", reason)
+                    log.info("stopped by %s and saved; start again to continue", stop_request.reason)
                 return done
         finally:
             processes.close()
@@ -285,7 +284,7 @@ class _Training:
         )
         if resumed is not None:
             engine.load_optimizer_state(resumed.optimizer_tensors())
-            engine.load_average_state(resumed.average_tensors())
+            engine.load_average_state(resumed.average_tensors(), num_updates=resumed.state.num_updates)
         training: Index = data.training
         runner = StepRunner(
             config=config,

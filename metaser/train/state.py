@@ -25,6 +25,11 @@ class TrainState:
     bad_keys: list[str] = field(default_factory=list)
     """Utterances that could not be decoded."""
 
+    @property
+    def num_updates(self) -> int:
+        """Steps of this stage that changed the weights."""
+        return self.step - self.num_skipped
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able form."""
         return asdict(self)

@@ -24,6 +24,7 @@ from metaser.train.masks import draw_masks
 from metaser.train.objective import num_ctc_too_long, slot_loss
 from metaser.train.optim import learning_rates, schedule_factor, set_learning_rates
 from metaser.train.state import TrainState
+from metaser.train.stop import reason_flags, strongest_reason
 from shards.batch import Batch
 from shards.index import Index
 from shards.plan import Schedule, Slot, step_slots
@@ -62,8 +63,12 @@ class StepRunner:
         for step in range(first_step, self.stage.num_steps + 1):
             yield from self.slots_of(step)
 
-    def run(self, step: int, batches: Sequence[Batch], state: TrainState, *, stop: bool) -> tuple[dict[str, Any], bool]:
-        """Do the 1-based `step` with this process's `batches`; return its metrics line and whether anyone asks to stop.
+    def run(
+        self, step: int, batches: Sequence[Batch], state: TrainState, *, stop: str | None
+    ) -> tuple[dict[str, Any], str | None]:
+        """Do the 1-based `step` with this process's `batches`; return its metrics line and why anyone asks to stop.
+
+        `stop` is this process's reason to stop, the returned one the strongest of all; None if there is none.
 
         Raises:
             TrainingError: if too many steps in a row were not finite, or too many clips cannot be decoded.
@@ -74,8 +79,10 @@ class StepRunner:
         sums = self.forward_backward(step, batches)
         norm = self.engine.step()
         problems = [problem for batch in batches for problem in batch.problems]
-        shared = self.engine.processes.sum(torch.tensor([*sums.values(), float(stop), float(len(problems))]))
-        totals = dict(zip((*sums, "stop", "problems"), shared.tolist(), strict=True))
+        shared = self.engine.processes.sum(torch.tensor([*sums.values(), float(len(problems)), *reason_flags(stop)]))
+        numbers = shared.tolist()
+        flags = numbers[len(sums) + 1 :]
+        totals = dict(zip((*sums, "problems"), numbers, strict=False))
         if totals["problems"]:
             self._count_problems(state, problems)
         self._count_skips(state, step, norm)
@@ -101,7 +108,7 @@ class StepRunner:
         }
         if self._flops_per_s:
             line["mfu"] = self._flops_per_s["device"] * line["audio_s_per_s"] / self._peak_flops()
-        return line, totals["stop"] > 0
+        return line, strongest_reason(flags)
 
     def keys_of(self, batches: Sequence[Batch]) -> list[str]:
         """Return the keys of the utterances that count in `batches`."""

@@ -18,7 +18,15 @@ from launch.cluster import (
     load_cluster,
     num_gpus,
 )
-from launch.slurm import TrainingJob, export_place, master_port
+from launch.slurm import (
+    REQUEUE_FILE,
+    TrainingJob,
+    ask_for_requeue,
+    check_comes_back,
+    export_place,
+    first_node,
+    master_port,
+)
 from launch.submission import clean_environment, sbatch_text, slurm_executor
 from metaser.errors import ConfigError
 
@@ -151,9 +159,10 @@ def test_gpus_are_counted_in_slurms_words(parts):
 
 
 def test_a_name_that_does_not_resolve_is_refused():
-    check_resolves("localhost")
-    with pytest.raises(ClusterError, match=r"node 'node7\.invalid' must resolve to an address.+ but on .+ it does not"):
-        check_resolves("node7.invalid")
+    check_resolves("localhost", "ask somebody")
+    words = r"node 'node7\.invalid' must resolve to an address.+ but on .+ it does not: .+; ask somebody$"
+    with pytest.raises(ClusterError, match=words):
+        check_resolves("node7.invalid", "ask somebody")
 
 
 @pytest.fixture
@@ -191,6 +200,137 @@ def test_an_unresolvable_master_is_an_error_and_never_this_host(environment):
         environment.setenv(name, value)
     with pytest.raises(ClusterError, match=r"'node7\.invalid' must resolve"):
         export_place()
+
+
+@pytest.fixture
+def no_commands(environment, tmp_path):
+    """A container: none of SLURM's commands."""
+    environment.setenv("PATH", str(tmp_path))
+    return environment
+
+
+def test_in_a_container_the_tasks_meet_on_the_first_node(no_commands):
+    for name, value in {**TASK, "SLURM_JOB_NODELIST": "localhost,node[01-03,07]"}.items():
+        no_commands.setenv(name, value)
+    export_place()
+    assert os.environ["MASTER_ADDR"] == "localhost"
+
+
+def test_a_first_node_without_an_address_is_named(no_commands):
+    for name, value in {**TASK, "SLURM_JOB_NODELIST": "node7x[01-03,07].invalid"}.items():
+        no_commands.setenv(name, value)
+    words = r"'node7x01\.invalid' must resolve .+ or export an address that does as MASTER_ADDR in the batch script"
+    with pytest.raises(ClusterError, match=words):
+        export_place()
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9._-]{0,5}", fullmatch=True)
+RANGES = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(0, 99), st.integers(0, 99)).map(
+        lambda x: (f"{x[1]:0{x[0]}}", f"{x[1] + x[2]:0{x[0]}}")
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(st.lists(st.tuples(NAMES, RANGES | st.none()), min_size=1, max_size=3), st.lists(NAMES, max_size=2))
+def test_the_first_of_slurms_node_names(parts, others):
+    names = "".join(
+        name
+        + (f"[{','.join(first if first == last else f'{first}-{last}' for first, last in ranges)}]" if ranges else "")
+        for name, ranges in parts
+    )
+    expected = "".join(name + (ranges[0][0] if ranges else "") for name, ranges in parts)
+    assert first_node(",".join([names, *others])) == expected
+
+
+@pytest.mark.parametrize("names", ["", "[", ",", "node[", "node[]", "node[a-b]", "(null)", "node 1"])
+def test_what_is_no_list_of_nodes_is_refused_and_never_this_host(names):
+    with pytest.raises(ClusterError, match="SLURM_JOB_NODELIST must name nodes such as"):
+        first_node(names)
+
+
+def test_a_job_that_nobody_can_queue_again_is_refused_before_it_trains(environment):
+    environment.delenv(REQUEUE_FILE, raising=False)
+    check_comes_back(0)
+    with pytest.raises(ClusterError, match=f"{REQUEUE_FILE} must name .+; set it as slurm/train.sbatch does, or set"):
+        check_comes_back(3)
+    environment.setenv(REQUEUE_FILE, "/somewhere")
+    check_comes_back(3)
+
+
+def test_a_requeue_is_asked_of_the_batch_script_up_to_the_limit(no_commands, tmp_path):
+    file = tmp_path / "requeue-17"
+    for name, value in {**TASK, REQUEUE_FILE: str(file), "SLURM_RESTART_COUNT": "2"}.items():
+        no_commands.setenv(name, value)
+    assert not ask_for_requeue(2)
+    assert not file.exists()
+    assert ask_for_requeue(3)
+    assert file.exists()
+    no_commands.setenv(REQUEUE_FILE, str(tmp_path / "no/folder"))
+    with pytest.raises(ClusterError, match="must be writable, but .+ the run is saved, submit it again"):
+        ask_for_requeue(3)
+
+
+@pytest.fixture
+def batch_host(tmp_path):
+    """Return a function: a batch script, run where SLURM's commands answer as told; its exit code and what was asked."""
+    commands, asked = tmp_path / "bin", tmp_path / "asked"
+    for folder in (commands, tmp_path / "slurm", tmp_path / "runs"):
+        folder.mkdir()
+    (tmp_path / "slurm/env.sh").write_text("")
+
+    def run(script, *arguments, srun, state):
+        for name, text in {
+            "squeue": f"echo {state}",
+            "scontrol": f'[[ $1 == show ]] && printf "node01\\nnode02\\n" || echo "$@" >> {asked}',
+            "srun": f"echo meet at $MASTER_ADDR >> {asked}\n{srun}",
+        }.items():
+            (commands / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+            (commands / name).chmod(0o755)
+        told = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "x"}
+        path = f"{commands}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", script, *arguments], env={**told, "PATH": path}, cwd=tmp_path, capture_output=True, timeout=60
+        )
+        assert not list(tmp_path.rglob("requeue-*")), done
+        return done.returncode, asked.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["submit", "train.sbatch"])
+@pytest.mark.parametrize(
+    ("srun", "state", "expected"),
+    [
+        ("exit 0", "RUNNING", (0, [])),
+        ("exit 2", "RUNNING", (2, [])),
+        (f"touch ${REQUEUE_FILE}", "RUNNING", (0, ["requeue 17"])),
+        (f"touch ${REQUEUE_FILE}; exit 1", "RUNNING", (1, ["requeue 17"])),
+        (f"touch ${REQUEUE_FILE}", "CANCELLED", (0, [])),
+        (f"touch ${REQUEUE_FILE}", "", (0, [])),
+    ],
+)
+def test_the_batch_script_says_where_to_meet_and_requeues_what_asked_for_it(
+    batch_host, tmp_path, kind, srun, state, expected
+):
+    if kind == "submit":
+        script = tmp_path / "submitted.sh"
+        executor = slurm_executor(ClusterConfig(time_min=90), tmp_path / "runs", "metaser-x")
+        script.write_text(sbatch_text(executor))
+        arguments = ()
+    else:
+        script, arguments = ROOT / "slurm/train.sbatch", ("config.yaml",)
+    code, asked = expected
+    assert batch_host(script, *arguments, srun=srun, state=state) == (code, ["meet at node01", *asked])
+
+
+def test_a_container_sees_the_run_and_what_the_cluster_mounts(tmp_path):
+    cluster = ClusterConfig(time_min=9, container_image="m.sqsh", container_mounts=("/data", "/a:/b"))
+    for folder, run in ((Path.cwd() / "runs/x/jobs", ()), (tmp_path / "x/jobs", (tmp_path / "x",))):
+        mounts = ",".join([*(f"{path}:{path}" for path in (Path.cwd(), *run)), "/data", "/a:/b"])
+        assert f"--container-mounts={mounts} " in sbatch_text(slurm_executor(cluster, folder, "metaser-x"))
 
 
 def test_outside_a_job_there_is_no_place(environment):

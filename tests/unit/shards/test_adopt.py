@@ -131,7 +131,7 @@ BAD = {
     "no audio": ({"x.json": b"{}"}, r"x: a key must hold one audio member, got \.json \(row without audio\)"),
     "two": ({"x.wav": encoded(300), "x.flac": encoded(300, "FLAC")}, r"one audio member, got \.flac, \.wav"),
     "text": ({"x.wav": b"RIFF of nothing"}, "decoding .* failed"),
-    "label": ({"x.wav": encoded(300), "x.emotion": b"hangry"}, "got 'hangry'"),
+    "label": ({"x.wav": encoded(300), "x.split": b"holdout"}, "got 'holdout'"),
     "list": ({"x.wav": encoded(300), "x.json": b"[1]"}, "must hold an object, got '"),
     "broken json": ({"x.wav": encoded(300), "x.json": b"{"}, "must be JSON"),
     "nan": ({"x.wav": encoded(300), "x.json": b'{"rating": NaN}'}, "finite numbers"),
