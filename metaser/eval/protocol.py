@@ -60,8 +60,10 @@ def evaluate_run_split(
     of_split = index.take(splits.rows(split))
     by_stage = [select_utterances(stage, specs, of_split) for stage in config.stages]
     part = of_split.take(np.unique(np.concatenate(by_stage)))
+    left_out = all_left_out(config, specs, of_split)
     if not len(part):
-        log.warning("no %s utterances to evaluate on", split)
+        notes = "".join(f"; {some.describe(name)}" for name, some in left_out.items() if some.num_left_out)
+        log.warning("no %s utterances to evaluate on%s", split, notes)
         return None
     model.to(processes.device)  # type: ignore[arg-type]
     use_bf16 = config.parallel.precision == "bf16"
@@ -84,7 +86,7 @@ def evaluate_run_split(
             "num_recordings_in_two_splits": len(duplicates_across(index, splits)),
         },
         run={"folder": run.root.name, "seed": config.seed},
-        left_out=all_left_out(config, specs, of_split),
+        left_out=left_out,
     )
     target = folder or run.report
 
