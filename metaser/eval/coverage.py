@@ -97,8 +97,8 @@ def check_labels(
     """Return what a user should know of labels and data before training; each a sentence without its full stop.
 
     Raises:
-        TrainingError: if training has no utterance of a label that someone listed, or of one that the main task is
-            judged on.
+        TrainingError: if training has no utterance of a label that someone chose; of a field's own inventory
+            (`ClassificationTask.has_own_labels`) it is a note.
     """
     left_out = all_left_out(config, specs, index)
     notes = [part.describe(name) for name, part in left_out.items() if part.num_left_out]
@@ -112,15 +112,13 @@ def check_labels(
         for split in SPLITS:
             rows = splits.rows(split)
             counts[split] = label_counts(spec, index.take(rows[admitted[rows]]))
-        notes += _untrained(task, spec, counts, is_main=task.name == config.main_task)
+        notes += _untrained(task, spec, counts)
         if task.name == config.main_task:
             notes += _absent(spec, counts)
     return notes
 
 
-def _untrained(
-    task: ClassificationTask, spec: TaskSpec, counts: Mapping[str, Counter[str]], *, is_main: bool
-) -> list[str]:
+def _untrained(task: ClassificationTask, spec: TaskSpec, counts: Mapping[str, Counter[str]]) -> list[str]:
     untrained = [label for label in spec.labels if not counts["train"][label]]
     if not untrained:
         return []
@@ -128,14 +126,16 @@ def _untrained(
         split: {label: counts[split][label] for label in untrained if counts[split][label]} for split in ("dev", "test")
     }
     elsewhere = "; ".join(f"{split} has {count_words(words)}" for split, words in judged.items() if words)
-    if task.has_own_labels or (is_main and elsewhere):
+    there = (
+        f"training has {count_words(counts['train']) or 'no label'}; {elsewhere or 'dev and test have none, either'}"
+    )
+    if task.has_own_labels:
         raise TrainingError(
             f"training must have utterances of every label of task {task.name!r}, but has none of "
-            f"{', '.join(untrained)} (training has {count_words(counts['train']) or 'no label'}; "
-            f"{elsewhere or 'dev and test have none, either'}); remove the labels from tasks.N.labels, or change "
-            "data.splits or stages.N.filter"
+            f"{', '.join(untrained)} ({there}); remove the labels from tasks.N.labels, or change data.splits or "
+            "stages.N.filter"
         )
-    return [f"{task.name}: no training utterance is {', '.join(untrained)}; the model cannot learn it"]
+    return [f"{task.name}: the model cannot learn {', '.join(untrained)} ({there})"]
 
 
 def _absent(spec: TaskSpec, counts: Mapping[str, Counter[str]]) -> list[str]:

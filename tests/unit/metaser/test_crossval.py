@@ -134,11 +134,14 @@ def test_folds_may_know_different_speakers(corpus, tmp_path):
     assert shares == {f"s{number}": {3: "0.75", 4: "0.25"}.get(number, "0") for number in range(1, 8)}
 
 
-ONLY_S2_IS_ANGRY = "stages.1.filter=speaker == 'tiny:s2' or emotion != 'anger'"
+ONLY_S2_IS_ANGRY = (
+    "stages.1.filter=speaker == 'tiny:s2' or emotion != 'anger'",
+    "tasks.0.labels=[anger, sadness, neutral, happiness]",
+)
 
 
 def test_folds_that_cannot_train_are_named_with_the_reason_before_any_starts(corpus, tmp_path):
-    plan = plan_folds(corpus.experiment(tmp_path / "runs", LEAVE_ONE_OUT, ONLY_S2_IS_ANGRY))
+    plan = plan_folds(corpus.experiment(tmp_path / "runs", LEAVE_ONE_OUT, *ONLY_S2_IS_ANGRY))
     words = (
         r"but 2 of 6 are not: fold 1 \(tiny:s1\): training must have utterances of every label of task 'emotion', but "
         r"has none of anger \(training has .+; dev has anger 2\).+; fold 2 \(tiny:s2\): .+; test has anger 2\)"
@@ -147,7 +150,7 @@ def test_folds_that_cannot_train_are_named_with_the_reason_before_any_starts(cor
         check_folds(plan)
     for cluster in (None, "absent.yaml"):
         with pytest.raises(ConfigError, match="2 of 6 are not"):
-            overrides = [f"output_dir={tmp_path / 'runs'}", LEAVE_ONE_OUT, ONLY_S2_IS_ANGRY]
+            overrides = [f"output_dir={tmp_path / 'runs'}", LEAVE_ONE_OUT, *ONLY_S2_IS_ANGRY]
             crossval(str(corpus.yaml), overrides, None, cluster, cluster is not None)
     assert not (tmp_path / "runs").exists()
 
