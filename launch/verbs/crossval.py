@@ -39,7 +39,7 @@ def crossval(
     """Train and evaluate every fold, then show one table; the same command runs what is missing."""
     from metaser.config.load import load_experiment
     from metaser.errors import ConfigError
-    from metaser.eval.crossval import plan_folds
+    from metaser.eval.crossval import check_folds, plan_folds
 
     if cluster is None and (dry_run or follow):
         raise ConfigError("--dry-run and --follow belong to --cluster, which is not given")
@@ -53,6 +53,9 @@ def crossval(
     if dry_run and follow:
         raise ConfigError("--dry-run starts nothing, so it must come without --follow")
     plan = plan_folds(load_experiment(config, overrides or []))
+    if plan.missing:
+        for note in check_folds(plan):
+            _say(note)
     if cluster is None:
         _train_here(plan, parallel or 1)
     else:

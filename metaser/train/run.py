@@ -22,6 +22,7 @@ from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
+from metaser.eval.coverage import check_labels
 from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
@@ -29,7 +30,7 @@ from metaser.provenance import git_state
 from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
-from metaser.targets import Targets, resolve_tasks
+from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters, check_stretched
@@ -38,7 +39,7 @@ from metaser.train.engine import Processes, build_engine
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
-from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
+from metaser.train.stage import experiment_specs, freeze_all_but, select_parameters, stage_data
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
@@ -179,9 +180,10 @@ class _Training:
             allow_recording_overlap=config.data.allow_recording_overlap,
         )
         _warn_of_duplicates(index, splits)
-        specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
+        specs = experiment_specs(config, index, splits)
         # Everything a user may have got wrong is found before the first step of the first stage.
         data = [stage_data(stage, specs, index, splits) for stage in config.stages]
+        notes = check_labels(config, specs, index, splits)
         for part in data:
             for split in (part.training, part.dev):
                 check_sizes(
@@ -203,6 +205,9 @@ class _Training:
         for stage in config.stages:
             select_parameters(model, stage)
         self._log_size(model, index)
+        if self.processes.info.is_main:
+            for note in notes:
+                log.warning(note)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
         self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
         self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits))

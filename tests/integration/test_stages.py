@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tinyruns import clip, dev_metrics, losses
+from tinyruns import clip, dev_metrics, losses, read_json
 from tones import pack_items
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
 
@@ -214,3 +214,12 @@ def test_a_hugging_face_encoder_trains_through_both_stages(corpus, tmp_path, con
     assert logits.shape == (1, 4)
     assert json.loads((run / "best/config.json").read_text())["id2label"]["0"] == "anger"
     assert all(isinstance(spec, TaskSpec) for spec in model.task_specs)
+
+
+def test_what_labels_leave_out_is_said_before_the_first_step_and_in_the_report(corpus, tmp_path):
+    run = corpus.train(tmp_path / "run", "tasks.0.labels=[anger, neutral]", "stages.1.weights={emotion: 1}")
+    lines = (run / "train.log").read_text().splitlines()
+    said = next(number for number, line in enumerate(lines) if "utterances are left out by labels: " in line)
+    assert said < next(number for number, line in enumerate(lines) if "stage 1 (metadata)" in line)
+    found = read_json(run / "report/report.json")["left_out"]["emotion"]
+    assert found == {"num_utterances": 6, "num_left_out": 3, "words": {"happiness": 2, "sadness": 1}}
