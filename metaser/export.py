@@ -6,8 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metaser.model.metaser import MetaSERModel
 from metaser.rundir import writing
+from shards.config import DataConfig
+from shards.schema import RATE_HZ
+
+_LONGEST_WINDOW_S = 60.0
 
 
 def export_model(model: MetaSERModel, folder: Path, *, card: str) -> None:
@@ -29,6 +35,17 @@ def export_model(model: MetaSERModel, folder: Path, *, card: str) -> None:
             folder.rename(replaced)
         temporary.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def hear_as_trained(model: MetaSERModel, num_samples: np.ndarray, data: DataConfig) -> None:
+    """Write into the configuration how long a window of a long recording `metaser predict` lets the model hear.
+
+    That is the window it was trained with, or its longest training clip, up to a minute: the memory of some encoders
+    grows with the square.
+    """
+    longest_s = min(float(num_samples.max()) / RATE_HZ, _LONGEST_WINDOW_S)
+    model.config.window_s = longest_s if data.window_s is None else data.window_s
+    model.config.window_overlap_s = data.window_overlap_s
 
 
 def model_card(model: MetaSERModel, *, trained_on: dict[str, Any], dev: str) -> str:

@@ -190,7 +190,7 @@ def _predict_track(
     model: MetaSERModel, file: str, track: Track, windowing: Windowing, channel: int | None
 ) -> FilePrediction:
     heard = [_hear(model, file, start, samples_T) for start, samples_T in windowing.stream(track.blocks(channel))]
-    if all(window.logits is None for window in heard):
+    if track.channels.is_silent(channel) or all(window.logits is None for window in heard):
         raise AudioError(_silence(file, track, channel))
     return FilePrediction(
         file,

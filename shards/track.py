@@ -22,16 +22,17 @@ class Channels:
     def __init__(self, num: int) -> None:
         """Begin with nothing heard of `num` channels."""
         self.num = num
-        self._lowest = np.full(num, np.inf)
-        self._highest = np.full(num, -np.inf)
+        # The last one is their mean.
+        self._lowest = np.full(num + 1, np.inf)
+        self._highest = np.full(num + 1, -np.inf)
         self._energy = np.zeros(num)
         self._difference = np.zeros(num)
         self._mix_energy = 0.0
 
     def hear(self, samples_TC: Float32[np.ndarray, "T C"], mix_T: Float32[np.ndarray, " T"]) -> None:
         """Take in the next samples, and the mean of their channels."""
-        self._lowest = np.minimum(self._lowest, samples_TC.min(axis=0))
-        self._highest = np.maximum(self._highest, samples_TC.max(axis=0))
+        self._lowest = np.minimum(self._lowest, [*samples_TC.min(axis=0), mix_T.min()])
+        self._highest = np.maximum(self._highest, [*samples_TC.max(axis=0), mix_T.max()])
         first_T = samples_TC[:, 0]
         for number in range(self.num):
             of_channel_T = samples_TC[:, number]
@@ -43,8 +44,12 @@ class Channels:
     @property
     def silent(self) -> list[int]:
         """Channels, counted from 1, that hold no sound."""
-        ranges = np.stack([self._lowest, self._highest]).astype(np.float32)
-        return [number + 1 for number in range(self.num) if is_silent(ranges[:, number])]
+        return [number for number in range(1, self.num + 1) if self.is_silent(number)]
+
+    def is_silent(self, channel: int | None) -> bool:
+        """Return whether a channel, or the mean of all, holds no sound; resampling makes some at a constant's ends."""
+        place = -1 if channel is None else channel - 1
+        return is_silent(np.array([self._lowest[place], self._highest[place]], np.float32))
 
     @property
     def are_alike(self) -> bool:

@@ -70,7 +70,15 @@ def evaluate_run_split(
             output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
         return output
 
-    results = evaluate(forward, specs, part, config.data, processes, at_boundary=at_boundary)
+    results = evaluate(
+        forward,
+        specs,
+        part,
+        config.data,
+        processes,
+        at_boundary=at_boundary,
+        hop_samples=model.encoder.hop_samples,
+    )
     main_keys = set(of_split.take(by_stage[-1]).values("key"))
     results = [result if result.key in main_keys else _without_task(result, config.main_task) for result in results]
     report = build_report(

@@ -164,9 +164,9 @@ def test_any_size_and_skew_is_read_once_and_any_step_continues_it(num_samples, b
 
 def test_bad_sizes_are_refused():
     with pytest.raises(PlanError, match="only 2 are selected; start at most 2 processes"):
-        check_sizes([1_000, 1_000], num_processes=3, max_slot_s=10, rate_hz=16_000)
+        check_sizes([1_000, 1_000], num_processes=3, max_slot_s=10)
     with pytest.raises(PlanError, match=r"longest clip \(2.00 s\), got 1"):
-        check_sizes([32_000], num_processes=1, max_slot_s=1, rate_hz=16_000)
+        check_sizes([32_000], num_processes=1, max_slot_s=1)
     with pytest.raises(PlanError, match="at least one utterance, got none"):
         Schedule(np.asarray([], dtype=int), batch_utterances=1, pool_utterances=1, seed=0)
     with pytest.raises(PlanError, match="32000 samples exceed 16000"):
