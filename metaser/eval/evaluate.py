@@ -93,6 +93,7 @@ class _Joiner:
         self._windowing = windowing
         self._hop_samples = hop_samples
         self._collected: list[WindowOutput] = []
+        self._is_silent: list[bool] = []
 
     def is_cut(self, items: np.ndarray) -> bool:
         """Return whether a batch of `items` holds windows of an utterance."""
@@ -109,11 +110,15 @@ class _Joiner:
                 name: values[row, : output.num_frames_B[row]].cpu() if values.ndim == 3 else values[row].cpu()
                 for name, values in output.logits.items()
             }
-            silent = is_silent(batch.wave_BT[row, : batch.num_samples_B[row]].numpy())
-            self._collected.append(WindowOutput(window, None if silent else logits))
+            self._collected.append(WindowOutput(window, logits))
+            self._is_silent.append(is_silent(batch.wave_BT[row, : batch.num_samples_B[row]].numpy()))
         if len(self._collected) < len(windows):
             return None
-        collected, self._collected = self._collected, []
+        collected, silences, self._collected, self._is_silent = self._collected, self._is_silent, [], []
+        # A score needs every utterance, so that one without any sound is answered all the same.
+        if not all(silences):
+            pairs = zip(collected, silences, strict=True)
+            collected = [output._replace(logits=None) if silent else output for output, silent in pairs]
         return join_windows(self._specs, collected, hop_samples=self._hop_samples)
 
 
