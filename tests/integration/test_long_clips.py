@@ -54,7 +54,7 @@ def test_an_utterance_is_judged_as_predict_answers_its_file(corpus, windowed, tm
     for row, answer in zip(judged.values(), answers, strict=True):
         assert row["emotion.prediction"] == answer.tasks["emotion"]["label"]
         for label, share in answer.tasks["emotion"]["probabilities"].items():
-            assert float(row[f"emotion.p.{label}"]) == pytest.approx(share, abs=1e-4)
+            assert float(row[f"emotion.probability.{label}"]) == pytest.approx(share, abs=1e-4)
         assert row["asr.prediction"] == answer.tasks["asr"]["text"]
 
 
@@ -83,7 +83,7 @@ def test_the_cut_into_slots_changes_no_loss(corpus, tmp_path):
 @pytest.mark.parametrize("limit_s", [0.5, 0.81])
 def test_a_clip_that_fits_no_slot_is_refused_before_the_first_step(corpus, tmp_path, limit_s):
     # Dev's longest clip lasts 0.81 s, test's 0.825 s.
-    with pytest.raises(PlanError, match="set data.window_s to hear longer clips in windows"):
+    with pytest.raises(PlanError, match=r"set data\.window_s to hear longer clips in windows"):
         corpus.train(tmp_path / "run", f"data.max_slot_s={limit_s}")
     assert not (tmp_path / "run/config.yaml").exists()
 
