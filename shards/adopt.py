@@ -19,8 +19,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shards.audio import decode, pcm16, pcm_sha256, prepare
+from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
 from shards.corpora.cells import CellError, metadata_in
+from shards.decoding import decode
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
 from shards.manifest import MANIFEST_NAME, Settings, canonical_json
@@ -164,6 +165,7 @@ class _AdoptJob:
             canonical_json(utterance.model_dump())
             member = next(iter(sample.audio.values()))
             samples, rate_hz = decode(member.data, name)
+            check_mixable(samples, name)
         except CellError as error:
             return Rejection(name, str(error), error.kind)
         except CorpusError as error:
@@ -187,7 +189,7 @@ class _AdoptJob:
             meta_offset=None if ours is None else ours.offset,
             meta_bytes=None if ours is None else len(ours.data),
         )
-        return row, counts.plus(1 if samples.ndim == 1 else samples.shape[1], rate_hz, pcm)
+        return row, counts.plus(sample.name, samples, rate_hz, pcm)
 
     def _utterance(self, sample: _Sample) -> Utterance:
         described = sample.description

@@ -237,7 +237,7 @@ class _PackJob:
                     rejections.append(rejection)
                     continue
                 rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
-                counts = counts.plus(1 if samples.ndim == 1 else samples.shape[1], rate_hz, pcm)
+                counts = counts.plus(_original_name(item.utterance), samples, rate_hz, pcm)
         return note_of(self.path, self.stamp, rows, rejections, counts)
 
 
@@ -271,7 +271,7 @@ def audio_objection(name: str, num_samples: int, is_audible: bool, max_duration_
     if num_samples == 0:
         return Rejection(name, "holds less than one sample at 16 kHz", "unusable audio")
     if duration_s > max_duration_s:
-        return Rejection(name, f"lasts {duration_s:.2f} s, longer than max_duration_s {max_duration_s:g}", "too long")
+        return Rejection(name, f"lasts {duration_s:.2f} s, longer than --max-duration {max_duration_s:g}", "too long")
     if not is_audible:
         return Rejection(name, f"all {num_samples} samples are zero", "silence")
     return None

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import soundfile as sf
 from pydantic import Field
 
+from shards.audio import QUIET_PEAK, silent_channels
 from shards.config import Section
 from shards.errors import CorpusError, ShardError
 from shards.index import Index, duplicate_rows, label_tables, open_index, write_index
@@ -50,8 +51,6 @@ from shards.schema import RATE_HZ, SCHEMA_VERSION, Rejection
 STATE_FOLDER = ".packing"
 """Inside OUT while packing: what each finished shard holds."""
 _DIGESTS = ("audio_sha256", "pcm_sha256")
-_QUIET_PEAK = 33
-"""Of 32,768: -60 dB below full scale."""
 _MIN_FLAT_SAMPLES = 3
 _MIN_CLIPS_TO_WARN = 20
 _NUM_SHOWN_DUPLICATES = 5
@@ -81,19 +80,28 @@ class AudioCounts(Section):
     """What is odd about a shard's audio."""
 
     num_mixed_down: int = 0
+    first_mixed_down: str | None = None
+    num_with_silent_channel: int = 0
+    first_with_silent_channel: str | None = None
+    """Its name, and which of its channels."""
     num_clipped: int = 0
     num_quiet: int = 0
     rates_hz: dict[int, int] = Field(default_factory=dict)
     """Number of utterances per original rate."""
 
-    def plus(self, num_channels: int, rate_hz: int, pcm: np.ndarray) -> AudioCounts:
-        """Return the counts with one more clip, `pcm` as 16-bit samples."""
+    def plus(self, name: str, samples: np.ndarray, rate_hz: int, pcm: np.ndarray) -> AudioCounts:
+        """Return the counts with one more clip: as it was decoded, and as 16-bit samples."""
+        is_mixed, silent = samples.ndim > 1, silent_channels(samples)
+        described = f"channel {', '.join(map(str, silent))} of {name}"
         is_full = (pcm >= 32_767) | (pcm <= -32_767)
         runs = np.convolve(is_full, np.ones(_MIN_FLAT_SAMPLES, int)) if is_full.any() else np.zeros(1)
         return AudioCounts(
-            num_mixed_down=self.num_mixed_down + (num_channels > 1),
+            num_mixed_down=self.num_mixed_down + is_mixed,
+            first_mixed_down=self.first_mixed_down or (name if is_mixed else None),
+            num_with_silent_channel=self.num_with_silent_channel + bool(silent),
+            first_with_silent_channel=self.first_with_silent_channel or (described if silent else None),
             num_clipped=self.num_clipped + bool((runs == _MIN_FLAT_SAMPLES).any()),
-            num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < _QUIET_PEAK),
+            num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < QUIET_PEAK),
             rates_hz={**self.rates_hz, rate_hz: self.rates_hz.get(rate_hz, 0) + 1},
         )
 
@@ -383,11 +391,8 @@ def _file_record(path: Path) -> dict[str, Any]:
 
 def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
     total = len(index)
-    num_mixed_down, num_clipped, num_quiet = (
-        sum(getattr(note.audio, name) for note in notes) for name in ("num_mixed_down", "num_clipped", "num_quiet")
-    )
-    if num_mixed_down:
-        yield f"{num_mixed_down} of {total} utterances had several channels and were mixed down to one"
+    num_clipped, num_quiet = (sum(getattr(note.audio, name) for note in notes) for name in ("num_clipped", "num_quiet"))
+    yield from _channel_warnings(total, [note.audio for note in notes])
     rates_hz: Counter[int] = Counter()
     for note in notes:
         rates_hz.update(note.audio.rates_hz)
@@ -408,6 +413,20 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
     emotions = index.codes("emotion").counts()
     if len(emotions) == 1 and sum(emotions.values()) >= _MIN_CLIPS_TO_WARN:
         yield f"all {sum(emotions.values())} emotion labels are {next(iter(emotions))!r}, which teaches nothing"
+
+
+def _channel_warnings(total: int, counts: Sequence[AudioCounts]) -> Iterator[str]:
+    num_mixed_down = sum(count.num_mixed_down for count in counts)
+    num_half_silent = sum(count.num_with_silent_channel for count in counts)
+    if num_mixed_down:
+        first = next(count.first_mixed_down for count in counts if count.first_mixed_down)
+        yield (
+            f"{num_mixed_down} of {total} utterances had several channels and were mixed down to one, the first "
+            f"{first}; where each channel is another person, name one by `channel`"
+        )
+    if num_half_silent:
+        first = next(count.first_with_silent_channel for count in counts if count.first_with_silent_channel)
+        yield f"{num_half_silent} of {total} utterances had a channel without sound, the first {first}"
 
 
 def _duplicate_warning(index: Index) -> Iterator[str]:

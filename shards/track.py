@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from shards.audio import AudioFile, prepare, to_mono
+from shards.audio import CANCELLED, QUIET_PEAK, prepare, to_mono
 from shards.errors import AudioError
+from shards.parts import load_file
 from shards.windows import is_silent
 
 _ALIKE = 1e-4
@@ -42,9 +43,10 @@ class Channels:
         self._mix_energy += float(np.vdot(mix_T, mix_T))
 
     @property
-    def silent(self) -> list[int]:
-        """Channels, counted from 1, that hold no sound."""
-        return [number for number in range(1, self.num + 1) if self.is_silent(number)]
+    def quiet(self) -> list[int]:
+        """Channels, counted from 1, that are all but silent (peak below -60 dB of full scale)."""
+        peaks = np.maximum(-self._lowest, self._highest)[:-1]
+        return [int(number) + 1 for number in np.flatnonzero((peaks < QUIET_PEAK / 32_768) | self._constant())]
 
     def is_silent(self, channel: int | None) -> bool:
         """Return whether a channel, or the mean of all, holds no sound; resampling makes some at a constant's ends."""
@@ -58,8 +60,11 @@ class Channels:
 
     @property
     def cancel(self) -> bool:
-        """Whether the mean of the channels is more than 40 dB below them."""
-        return self._mix_energy <= _ALIKE * self._energy.mean() and len(self.silent) < self.num
+        """Whether mixing leaves little of the channels, as packing judges it."""
+        return self._mix_energy < CANCELLED * float(self._energy.sum()) / self.num**2
+
+    def _constant(self) -> np.ndarray:
+        return np.array([self.is_silent(number) for number in range(1, self.num + 1)])
 
 
 class Track:
@@ -71,10 +76,8 @@ class Track:
         Raises:
             AudioError: if it is no audio file, or is damaged.
         """
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise AudioError(f"audio must be a file, but {path} is a device or a pipe; write the sound to a file first")
         self.path = path
-        samples, self._rate_hz = AudioFile(path).load()
+        samples, self._rate_hz = load_file(path)
         self._samples_TC = samples[:, None] if samples.ndim == 1 else samples
         self.num_channels = self._samples_TC.shape[1]
         self.channels = Channels(self.num_channels)

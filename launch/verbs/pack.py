@@ -32,6 +32,7 @@ def pack(
     ] = "raise",
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = _DEFAULT_WORKERS,
     seed: Annotated[int, typer.Option(help="For corpora that are made.")] = 0,
+    max_duration: Annotated[float, typer.Option(min=0.1, help="Seconds; longer utterances are left out.")] = 60.0,
 ) -> None:
     """Pack a corpus into shards; a repeated call finishes what a killed one began."""
     from shards.adopt import ADOPTED, adopt_shards
@@ -39,7 +40,14 @@ def pack(
 
     with _progress("bytes" if corpus == ADOPTED else "utterances") as progress:
         if corpus == ADOPTED:
-            summary = adopt_shards(Path(source), Path(out), on_bad=on_bad, num_workers=workers, progress=progress)
+            summary = adopt_shards(
+                Path(source),
+                Path(out),
+                on_bad=on_bad,
+                num_workers=workers,
+                max_duration_s=max_duration,
+                progress=progress,
+            )
         else:
             summary = pack_corpus(
                 corpus,
@@ -48,6 +56,7 @@ def pack(
                 on_bad=on_bad,
                 num_workers=workers,
                 seed=seed,
+                max_duration_s=max_duration,
                 progress=progress,
             )
     print(describe(summary))

@@ -78,7 +78,7 @@ def test_truncation_by_whole_samples_is_named_as_such() -> None:
 
 def test_decode_refuses_a_truncated_mp3() -> None:
     whole = encoded(noise(), "MP3", "MPEG_LAYER_III")
-    with pytest.raises(AudioError, match="promises 16000 samples and"):
+    with pytest.raises(AudioError, match="clip is truncated: its last MPEG frame has 36 of 108 bytes"):
         decode(whole[: len(whole) // 2], "clip")
 
 
@@ -95,13 +95,20 @@ def test_wav_written_into_a_pipe_is_accepted(declared: int) -> None:
     assert len(decode(bytes(whole), "clip")[0]) == 16_000
 
 
-def test_flac_without_a_length_is_refused() -> None:
-    whole = bytearray(encoded(noise(), "FLAC"))
-    # STREAMINFO's 36-bit sample count: the low half of byte 21 and bytes 22 to 25.
-    whole[21] &= 0xF0
-    whole[22:26] = bytes(4)
-    with pytest.raises(AudioError, match="must state its length, but the header of clip does not"):
-        decode(bytes(whole), "clip")
+@pytest.mark.parametrize("stated", [0, 1, 15_999])
+def test_flac_is_decoded_to_its_end_whatever_length_it_states(stated: int) -> None:
+    samples, _ = decode(with_flac_length(encoded(noise(), "FLAC"), stated), "clip")
+    np.testing.assert_array_equal(samples, noise())
+
+
+def test_flac_that_states_more_than_there_is_is_refused() -> None:
+    with pytest.raises(AudioError, match="clip is truncated: its header promises 16001 samples and 16000 are there"):
+        decode(with_flac_length(encoded(noise(), "FLAC"), 16_001), "clip")
+
+
+def with_flac_length(data: bytes, num_samples: int) -> bytes:
+    """STREAMINFO's 36-bit sample count: the low half of byte 21 and bytes 22 to 25."""
+    return data[:21] + bytes([data[21] & 0xF0]) + num_samples.to_bytes(4, "big") + data[26:]
 
 
 @pytest.mark.parametrize("data", [b"", b"RIFF", b"this is no audio" * 9])

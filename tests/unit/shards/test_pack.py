@@ -337,7 +337,7 @@ def _bad_items(folder):
         (_item("e", folder / "e_empty.wav"), "length zero"),
         (_item("f", folder / "f_nan.wav"), "NaN"),
         (_item("g", folder / "g_silence.wav"), r"all 1600 samples are zero \(silence\)"),
-        (_item("h", folder / "h_long.wav"), "lasts 1.06 s, longer than max_duration_s 1"),
+        (_item("h", folder / "h_long.wav"), "lasts 1.06 s, longer than --max-duration 1"),
         (_item("i", folder / "i_missing.wav"), "i_missing.wav is not"),
         (_item("j", folder / "j_speck.wav"), "less than one sample"),
     ]
@@ -445,7 +445,8 @@ def test_mixing_down_and_mixed_rates_are_told(tmp_path):
         SourceUtterance(utterance("c"), Tone(440, 4_410, rate_hz=44_100, num_channels=1, amplitude=0.1)),
     ]
     assert pack_items(items, tmp_path).warnings == (
-        "1 of 3 utterances had several channels and were mixed down to one",
+        "1 of 3 utterances had several channels and were mixed down to one, the first a.wav; where each channel is "
+        "another person, name one by `channel`",
         "the sources have several sample rates (1 at 16000 Hz, 2 at 44100 Hz); all are brought to 16000 Hz",
     )
     assert load_index([tmp_path]).num_samples.tolist() == [1_600, 1_600, 1_600]

@@ -1,0 +1,343 @@
+"""What a file's header says of its length, held against the bytes that are there.
+
+libsndfile shortens what promises too much and leaves out what promises too little, without a word. Here a header that
+says nothing (a file written into a pipe) is given the length that is there, and one that is wrong is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from shards.errors import AudioError
+from shards.tags import skip_tags
+
+_Order = Literal["little", "big"]
+_STREAMED_BYTES = 0x7FFFF000
+"""Programs that write WAV or AIFF into a pipe declare about this size or more, because they cannot know it."""
+_UNKNOWN_BYTES = 1 << 62
+_MPEG_TAGS = (0x50, 0x55)
+"""WAVE's numbers for MPEG audio."""
+_W64_CHUNK = bytes.fromhex("f3acd3118cd100c04f8edb8a")
+_MAX_ZEROS = 4096
+_MAX_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where a file's samples lie."""
+
+    start: int
+    stated_bytes: int | None
+    """None where the header says nothing."""
+    size_fields: tuple[tuple[int, int, int], ...] = ()
+    """Where the header would say it: position, width in bytes, and how much more than the samples' bytes it counts."""
+    order: _Order = "little"
+    chunks_follow: Callable[[BinaryIO, int, int], int] | None = None
+    """Returns where what can stand behind the samples ends."""
+    frame_bytes: int = 1
+    is_mpeg: bool = False
+    """Whether they are a row of MPEG frames."""
+    is_scattered: bool = False
+    """Whether they lie in several places, which libsndfile does not join."""
+
+
+def find_samples(file: BinaryIO, size: int, name: str) -> Samples | None:
+    """Return where the samples of a file with `size` bytes lie; None if its format states no length that we know.
+
+    Raises:
+        AudioError: if its chunks are damaged or its samples lie in several places.
+    """
+    head = _at(file, 0, 40)
+    for magic, reader in _READERS.items():
+        if head.startswith(magic):
+            return reader(file, size, name)
+    return None
+
+
+def check_length(file: BinaryIO, size: int, samples: Samples, name: str) -> None:
+    """Hold the stated length against the file's.
+
+    Raises:
+        AudioError: if bytes are missing, or some follow that are no part of the format.
+    """
+    if samples.stated_bytes is None:
+        return
+    end = samples.start + samples.stated_bytes
+    if end > size:
+        raise AudioError(
+            f"audio must be whole, but {name} is truncated: its header promises {end - size} bytes more than its "
+            f"{size}; copy it again"
+        )
+    if samples.chunks_follow is not None:
+        end = samples.chunks_follow(file, end, size)
+    rest = _at(file, end, size - end)
+    num_unknown = len(rest) - skip_tags(rest, 0)
+    if num_unknown >= max(2, samples.frame_bytes):
+        joined = f", the first {rest[:4]!r}" if rest[:4].isalnum() else ""
+        raise AudioError(
+            f"audio must be as long as its header says, but {name} goes on for {num_unknown} bytes behind the "
+            f"{samples.stated_bytes} bytes of samples that it states{joined}; were files joined, or is the header "
+            "wrong? Convert it again"
+        )
+
+
+def with_length(data: bytes, samples: Samples) -> bytes:
+    """Return the file with the length that is there in the header that says nothing."""
+    if samples.stated_bytes is not None or not samples.size_fields:
+        return data
+    whole = bytearray(data)
+    num_bytes = max(0, len(data) - samples.start)
+    for position, width, more in samples.size_fields:
+        # Four bytes cannot say more; libsndfile then reads to the end.
+        stated = min(num_bytes + more, (1 << 8 * width) - 1)
+        whole[position : position + width] = stated.to_bytes(width, samples.order)
+    return bytes(whole)
+
+
+def _incomplete(name: str, what: str) -> AudioError:
+    return AudioError(f"audio must be readable and whole, but decoding {name} failed: it has no {what}; copy it again")
+
+
+def _at(file: BinaryIO, position: int, num_bytes: int) -> bytes:
+    file.seek(position)
+    return file.read(max(0, num_bytes))
+
+
+def _number(file: BinaryIO, position: int, width: int, order: _Order) -> int:
+    return int.from_bytes(_at(file, position, width), order)
+
+
+# ---------------------------------------------------------------- chunks
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    name: bytes
+    start: int
+    num_bytes: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_bytes
+
+
+def _chunks(file: BinaryIO, position: int, size: int, order: _Order) -> Iterator[_Chunk]:
+    """Yield the chunks of RIFF or IFF up to the first that is none."""
+    while position + 8 <= size:
+        head = _at(file, position, 8)
+        if not _is_chunk_name(head[:4]):
+            return
+        chunk = _Chunk(head[:4], position + 8, int.from_bytes(head[4:], order))
+        yield chunk
+        position = chunk.end + chunk.num_bytes % 2
+
+
+def _is_chunk_name(name: bytes) -> bool:
+    return len(name) == 4 and all(0x20 <= byte < 0x7F for byte in name)
+
+
+def _behind_chunks(order: _Order) -> Callable[[BinaryIO, int, int], int]:
+    def behind(file: BinaryIO, position: int, size: int) -> int:
+        """Return the end of the chunks at `position`, which may lie behind a byte of padding."""
+        for start in (position, position + 1):
+            end = start
+            for chunk in _chunks(file, start, size, order):
+                if chunk.name in (b"data", b"RIFF", b"RIFX", b"FORM", b"SSND", b"BODY") or chunk.end > size:
+                    break
+                end = min(size, chunk.end + chunk.num_bytes % 2)
+            if end > start:
+                return end
+        return position
+
+    return behind
+
+
+def _riff(file: BinaryIO, size: int, name: str) -> Samples:
+    magic = _at(file, 0, 4)
+    order: _Order = "big" if magic == b"RIFX" else "little"
+    frame_bytes, tag, long_bytes, long_at = 1, 0, 0, 0
+    for chunk in _chunks(file, 12, size, order):
+        if chunk.name == b"fmt ":
+            tag = _number(file, chunk.start, 2, order)
+            frame_bytes = _number(file, chunk.start + 12, 2, order)
+        elif chunk.name == b"ds64":
+            long_at = chunk.start + 8
+            long_bytes = _number(file, long_at, 8, order)
+        elif chunk.name == b"data":
+            fields = ((chunk.start - 4, 4, 0), (4, 4, chunk.start - 8))
+            stated = chunk.num_bytes
+            if magic in (b"RF64", b"BW64") and long_at and stated == 0xFFFFFFFF:
+                stated = _UNKNOWN_BYTES if not long_bytes or long_bytes >= _UNKNOWN_BYTES else long_bytes
+                fields = ((long_at, 8, 0), (long_at - 8, 8, chunk.start - 8))
+            elif stated >= _STREAMED_BYTES and chunk.end > size:
+                stated = _UNKNOWN_BYTES
+            rest = _behind_chunks(order)(file, chunk.start, size)
+            is_unfinished = stated == 0 and rest < size
+            return Samples(
+                chunk.start,
+                None if stated == _UNKNOWN_BYTES or is_unfinished else stated,
+                fields,
+                order,
+                _behind_chunks(order),
+                is_mpeg=tag in _MPEG_TAGS,
+                frame_bytes=frame_bytes,
+            )
+    raise _incomplete(name, "data chunk")
+
+
+def _iff(file: BinaryIO, size: int, name: str) -> Samples:
+    wanted, skipped = (b"SSND", 8) if _at(file, 8, 3) == b"AIF" else (b"BODY", 0)
+    frame_bytes = 1
+    for chunk in _chunks(file, 12, size, "big"):
+        if chunk.name == b"COMM":
+            frame_bytes = _number(file, chunk.start, 2, "big") * ((_number(file, chunk.start + 6, 2, "big") + 7) // 8)
+        elif chunk.name == wanted:
+            is_streamed = chunk.num_bytes >= _STREAMED_BYTES and chunk.end > size
+            is_unfinished = (
+                chunk.num_bytes <= skipped and _behind_chunks("big")(file, chunk.start + skipped, size) < size
+            )
+            fields: tuple[tuple[int, int, int], ...] = (
+                (chunk.start - 4, 4, skipped),
+                (4, 4, chunk.start + skipped - 8),
+            )
+            return Samples(
+                chunk.start + skipped,
+                None if is_streamed or is_unfinished else chunk.num_bytes - skipped,
+                fields,
+                "big",
+                _behind_chunks("big"),
+                frame_bytes=frame_bytes,
+            )
+    raise _incomplete(name, f"{wanted.decode()} chunk")
+
+
+def _w64(file: BinaryIO, size: int, name: str) -> Samples:
+    position, frame_bytes = 40, 1
+    while position + 24 <= size:
+        guid = _at(file, position, 16)
+        num_bytes = _number(file, position + 16, 8, "little")
+        if guid[:4] == b"fmt ":
+            frame_bytes = _number(file, position + 24 + 12, 2, "little")
+        if guid == b"data" + _W64_CHUNK:
+            is_unknown = num_bytes >= _UNKNOWN_BYTES or num_bytes <= 24 < size - position
+            fields = ((position + 16, 8, 24), (16, 8, position + 24))
+            stated = None if is_unknown else num_bytes - 24
+            return Samples(position + 24, stated, fields, "little", _behind_w64_chunks, frame_bytes=frame_bytes)
+        if num_bytes < 24:
+            break
+        position += (num_bytes + 7) // 8 * 8
+    raise _incomplete(name, "data chunk")
+
+
+def _behind_w64_chunks(file: BinaryIO, position: int, size: int) -> int:
+    position = min(size, (position + 7) // 8 * 8)
+    while position + 24 <= size:
+        guid, num_bytes = _at(file, position, 16), _number(file, position + 16, 8, "little")
+        if guid == b"data" + _W64_CHUNK or not guid.endswith(_W64_CHUNK[6:]) or not 24 <= num_bytes <= size - position:
+            return position
+        position = min(size, position + (num_bytes + 7) // 8 * 8)
+    return position
+
+
+def _caf(file: BinaryIO, size: int, name: str) -> Samples:
+    position, frame_bytes = 8, 1
+    while position + 12 <= size:
+        kind, num_bytes = _at(file, position, 4), _number(file, position + 4, 8, "big")
+        if kind == b"desc":
+            frame_bytes = _number(file, position + 12 + 16, 4, "big")
+        if kind == b"data":
+            start = position + 16
+            is_unknown = num_bytes >= _UNKNOWN_BYTES or (
+                num_bytes <= 4 and _behind_caf_chunks(file, start, size) < size
+            )
+            stated = None if is_unknown else num_bytes - 4
+            fields = ((position + 4, 8, 4),)
+            return Samples(start, stated, fields, "big", _behind_caf_chunks, frame_bytes=frame_bytes)
+        position += 12 + num_bytes
+    raise _incomplete(name, "data chunk")
+
+
+def _behind_caf_chunks(file: BinaryIO, position: int, size: int) -> int:
+    while position + 12 <= size:
+        kind, num_bytes = _at(file, position, 4), _number(file, position + 4, 8, "big")
+        if not _is_chunk_name(kind) or kind in (b"caff", b"data") or num_bytes > size - position - 12:
+            return position
+        position += 12 + num_bytes
+    return position
+
+
+# ---------------------------------------------------------------- plain headers
+
+
+def _au(file: BinaryIO, _size: int, _name: str) -> Samples:
+    order: _Order = "big" if _at(file, 0, 4) == b".snd" else "little"
+    start, stated = _number(file, 4, 4, order), _number(file, 8, 4, order)
+    is_unknown = stated >= _STREAMED_BYTES or stated == 0
+    return Samples(start, None if is_unknown else stated, ((8, 4, 0),), order)
+
+
+_SPHERE_FIELD = re.compile(rb"^(\w+) -i (\d{1,12})\s*$", re.MULTILINE)
+
+
+def _sphere(file: BinaryIO, _size: int, _name: str) -> Samples | None:
+    digits = _at(file, 8, 8).strip()
+    start = int(digits) if digits.isdigit() else 1024
+    header = _at(file, 0, min(start, _MAX_HEADER_BYTES))
+    if b"shorten" in header or b"wavpack" in header:
+        return None
+    fields = {key.decode(): int(value) for key, value in _SPHERE_FIELD.findall(header)}
+    frame_bytes = fields.get("channel_count", 1) * fields.get("sample_n_bytes", 1)
+    stated = fields.get("sample_count", 0) * frame_bytes
+    return Samples(start, stated or None, frame_bytes=frame_bytes)
+
+
+def _voc(file: BinaryIO, size: int, name: str) -> Samples:
+    position, found = _number(file, 20, 2, "little"), []
+    while position < size and _at(file, position, 1) != b"\0":
+        kind, num_bytes = _number(file, position, 1, "little"), _number(file, position + 1, 3, "little")
+        if kind in (1, 2, 9):
+            found.append(Samples(position + 4 + {1: 2, 2: 0, 9: 12}[kind], num_bytes - {1: 2, 2: 0, 9: 12}[kind]))
+        position += 4 + num_bytes
+    if not found:
+        raise _incomplete(name, "block of sound")
+    return Samples(
+        found[0].start,
+        found[0].stated_bytes,
+        is_scattered=len(found) > 1,
+        chunks_follow=lambda _, end, size: min(size, end + 1),
+    )
+
+
+def _avr(file: BinaryIO, _size: int, _name: str) -> Samples:
+    num_channels = 2 if _number(file, 12, 2, "big") else 1
+    frame_bytes = num_channels * _number(file, 14, 2, "big") // 8
+    return Samples(128, _number(file, 26, 4, "big") * frame_bytes, frame_bytes=frame_bytes)
+
+
+def _wve(file: BinaryIO, _size: int, _name: str) -> Samples:
+    return Samples(32, _number(file, 18, 4, "big"))
+
+
+def _sds(file: BinaryIO, _size: int, _name: str) -> Samples:
+    bits = _number(file, 6, 1, "little")
+    in_7_bits = _at(file, 10, 3)
+    num_samples = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(in_7_bits))
+    per_packet = 120 // max(1, (bits + 6) // 7)
+    return Samples(21, -(-num_samples // per_packet) * 127)
+
+
+_READERS: dict[bytes, Callable[[BinaryIO, int, str], Samples | None]] = {
+    **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
+    b"FORM": _iff,
+    b"riff": _w64,
+    b"caff": _caf,
+    **dict.fromkeys((b".snd", b"dns."), _au),
+    b"NIST_1A": _sphere,
+    b"Creative Voice File": _voc,
+    b"2BIT": _avr,
+    b"ALawSoundFile**": _wve,
+    b"\xf0\x7e": _sds,
+}

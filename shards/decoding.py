@@ -1,0 +1,172 @@
+"""Decoding a whole file, recognised by content: every sample that is there, or an error that names the file."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import soundfile as sf
+from jaxtyping import Float32
+
+from shards import flac, mpeg, oggpages
+from shards.containers import check_length, find_samples, with_length
+from shards.errors import AudioError
+from shards.ffmpeg import HEAD_BYTES, Foreign, decode_foreign, foreign_format, refused_format
+from shards.stream import Stream
+from shards.tags import skip_tags, without_end_tags
+
+_UNKNOWN_FRAMES = 1 << 36
+"""FLAC, the format with the widest counter, has 36 bits for it; libsndfile says more where there is no length."""
+_GIT_LFS_POINTER = b"version https://git-lfs"
+"""What a clone holds in place of audio (CREMA-D's, for one) where Git LFS is not installed."""
+_UNVERIFIABLE = {"MAT4", "MAT5", "MPC2K", "XI"}
+"""Data of Matlab and of samplers, whose length libsndfile takes from that of the file."""
+_BLOCK_VALUES = 1 << 24
+_LOUDEST = 64.0
+"""Times full scale. Samples of 16 or 24 bit that somebody stored as floats without dividing them are far louder."""
+_RATES_HZ = (1_000, 1_000_000)
+_UNSUPPORTED = (4, 18)
+"""libsndfile's numbers for a codec that it lacks in a container that it knows."""
+DECODER_ERRORS = (sf.SoundFileError, RuntimeError, ValueError, TypeError, AssertionError, OverflowError, MemoryError)
+"""All that soundfile raises for the sake of a file's content."""
+
+
+class SequentialFile(sf.SoundFile):  # type: ignore[misc]
+    """Read from its beginning to its end: soundfile seeks after each read, which many codecs cannot, or not exactly."""
+
+    def seekable(self) -> bool:
+        """Return False, which keeps soundfile from seeking."""
+        return False
+
+
+def decode(data: bytes, name: str) -> tuple[Float32[np.ndarray, "T *channels"], int]:
+    """Decode what libsndfile reads (WAV, FLAC, MP3, OGG, AIFF, AU, NIST SPHERE, ...), or an ffmpeg on the PATH.
+
+    A header's length is never trusted over the data. A file counts as truncated when it has fewer bytes, frames or
+    samples than its header promises; one that promises nothing, as where it was written into a pipe, is taken whole.
+    Files joined one after another (MP3, OGG, FLAC) are decoded one after another.
+
+    Args:
+        data: The whole file.
+        name: What errors call it.
+
+    Returns:
+        Samples in about [-1, 1], shape `(T,)` or `(T, channels)`, and their rate in Hz.
+
+    Raises:
+        AudioError: if the audio is unreadable, truncated, damaged, empty, far too loud or has NaN or infinite samples.
+    """
+    if data.startswith(_GIT_LFS_POINTER):
+        raise AudioError(
+            f"audio must be there itself, but {name} is a pointer of Git LFS; run `git lfs pull` in its clone"
+        )
+    body = data[skip_tags(data, 0) :] if data[:3] == b"ID3" else data
+    form = foreign_format(body[:HEAD_BYTES])
+    samples, rate_hz = decode_foreign(body, form, name) if form is not None else _decode_known(body, name)
+    check_samples(samples, rate_hz, name)
+    return samples, rate_hz
+
+
+def check_samples(samples: Float32[np.ndarray, "T *channels"], rate_hz: int, name: str) -> None:
+    """Refuse what is no sound.
+
+    Raises:
+        AudioError: if there are no samples, or they are not finite or far too loud, or the rate is none of audio.
+    """
+    if not _RATES_HZ[0] <= rate_hz <= _RATES_HZ[1]:
+        raise AudioError(
+            f"audio must have a rate of {_RATES_HZ[0]} to {_RATES_HZ[1]} Hz, but the header of {name} says {rate_hz}; "
+            "correct it"
+        )
+    if len(samples) == 0:
+        raise AudioError(f"audio must hold samples, but {name} has length zero; remove it")
+    peak = max(float(samples.max()), -float(samples.min()))
+    if not np.isfinite(peak):
+        raise AudioError(f"audio must be finite, but {name} holds NaN or infinite samples; convert it again")
+    if peak > _LOUDEST:
+        raise AudioError(
+            f"audio must lie in about [-1, 1], but {name} reaches {peak:.3g}, which would be clipped to noise; divide "
+            "its samples by their full scale"
+        )
+
+
+def decoder_reason(error: Exception) -> str:
+    """Return what went wrong without the address of the buffer, which differs from run to run."""
+    if isinstance(error, sf.LibsndfileError):
+        return str(error.error_string)
+    return "the header asks for too much memory" if isinstance(error, MemoryError) else str(error) or repr(error)
+
+
+def _decode_known(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    streams = _streams(data, name)
+    if isinstance(streams, Foreign):
+        return decode_foreign(data, streams, name)
+    try:
+        decoded = [_decode_stream(stream, name) for stream in streams]
+    except DECODER_ERRORS as error:
+        refused = refused_format(data[:HEAD_BYTES])
+        if refused is not None and getattr(error, "code", None) in _UNSUPPORTED:
+            return decode_foreign(data, refused, name)
+        raise AudioError(
+            f"audio must be readable and whole, but decoding {name} failed: {decoder_reason(error)}"
+        ) from error
+    if len({(samples.shape[1:], rate_hz) for samples, rate_hz in decoded}) > 1:
+        raise AudioError(
+            f"audio must have one rate and number of channels, but {name} joins streams of several; split it"
+        )
+    return decoded[0] if len(decoded) == 1 else (np.concatenate([part for part, _ in decoded]), decoded[0][1])
+
+
+def _streams(data: bytes, name: str) -> list[Stream] | Foreign:
+    """Return what libsndfile decodes to its end, or the format for ffmpeg."""
+    if mpeg.is_mpeg(data):
+        return mpeg.streams(data, name)
+    if data.startswith(b"fLaC"):
+        return flac.streams(without_end_tags(data))
+    refused = refused_format(data[:HEAD_BYTES])
+    if data.startswith(b"OggS"):
+        ogg = oggpages.read_pages(data, name)
+        is_known = ogg.codecs <= {"Vorbis", "Opus", "FLAC"} and not ogg.has_several_at_once
+        return [Stream(part) for part in ogg.parts] if is_known or refused is None else refused
+    file = io.BytesIO(data)
+    found = find_samples(file, len(data), name)
+    if found is None:
+        is_compressed = data.startswith(b"NIST_1A") and refused is not None
+        return refused if is_compressed and refused is not None else [Stream(data)]
+    check_length(file, len(data), found, name)
+    if found.is_scattered and refused is not None:
+        return refused
+    if found.is_mpeg:
+        end = len(data) if found.stated_bytes is None else found.start + found.stated_bytes
+        return mpeg.streams(data[found.start : end], name)
+    return [Stream(with_length(data, found))]
+
+
+def _decode_stream(stream: Stream, name: str) -> tuple[np.ndarray, int]:
+    with SequentialFile(io.BytesIO(stream.data)) as file:
+        if file.format in _UNVERIFIABLE:
+            raise AudioError(
+                f"audio must be of a format whose length can be checked, but {name} is {file.format}, data of Matlab "
+                "or a sampler; convert it to WAV or FLAC"
+            )
+        frames = int(file.frames) if file.frames < _UNKNOWN_FRAMES else 0
+        num_stated = frames if stream.num_stated is None else stream.num_stated
+        samples = _read_to_end(file, num_stated)[: stream.num_samples]
+        rate_hz = int(file.samplerate)
+    if len(samples) < num_stated:
+        raise AudioError(
+            f"audio must be whole, but {name} is truncated: its header promises {num_stated} samples and "
+            f"{len(samples)} are there; copy it again"
+        )
+    return samples, rate_hz
+
+
+def _read_to_end(file: SequentialFile, num_expected: int) -> np.ndarray:
+    """Return all samples; memory grows with those that come, not with what a header promises."""
+    most = max(1, _BLOCK_VALUES // file.channels)
+    wanted = min(num_expected + 1, most) if num_expected else most
+    parts = []
+    while not parts or len(parts[-1]) == wanted:
+        wanted = most if parts else wanted
+        parts.append(file.read(wanted, dtype="float32"))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

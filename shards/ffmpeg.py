@@ -1,0 +1,153 @@
+"""What libsndfile cannot read (m4a, webm, wma, video), decoded by an `ffmpeg` where the machine has one.
+
+The format is recognised here and given to ffmpeg, which therefore never takes a file for a playlist, and it may open no
+file but this one.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import struct
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import AudioError
+
+HEAD_BYTES = 512
+"""Enough of a file to recognise it."""
+_TIMEOUT_S = 900
+_MAX_OUTPUT_BYTES = 4 << 30
+"""Five hours of stereo at 30 kHz."""
+_AU_HEADER = struct.Struct(">4s5I")
+_TS_PACKET_BYTES = 188
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A format that libsndfile does not read."""
+
+    demuxer: str
+    """What ffmpeg calls it."""
+    title: str
+    """What people call it."""
+
+
+_MOV = Foreign("mov", "MPEG-4 (m4a, mp4, 3gp) or QuickTime")
+_SIGNATURES = {
+    (4, b"ftyp"): _MOV,
+    (4, b"moov"): _MOV,
+    (4, b"mdat"): _MOV,
+    (4, b"wide"): _MOV,
+    (0, b"\x1a\x45\xdf\xa3"): Foreign("matroska", "WebM or Matroska"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"): Foreign("asf", "Windows Media (wma)"),
+    (0, b"#!AMR"): Foreign("amr", "AMR"),
+    (8, b"AVI "): Foreign("avi", "AVI"),
+    (8, b"QLCM"): Foreign("qcp", "QCP"),
+    (0, b"FLV\x01"): Foreign("flv", "Flash video"),
+    (0, b"wvpk"): Foreign("wv", "WavPack"),
+    (0, b"TTA1"): Foreign("tta", "True Audio"),
+    (0, b"MAC "): Foreign("ape", "Monkey's Audio"),
+    (0, b"MPCK"): Foreign("mpc8", "Musepack"),
+    (0, b"MP+"): Foreign("mpc", "Musepack"),
+    (0, b"tBaK"): Foreign("tak", "TAK"),
+    (0, b"DSD "): Foreign("dsf", "DSF"),
+    (0, b"FRM8"): Foreign("iff", "DSDIFF"),
+    (0, b".RMF"): Foreign("rm", "RealMedia"),
+    (0, b"ajkg"): Foreign("shn", "Shorten"),
+    (0, b".SoX"): Foreign("sox", "SoX"),
+    (0, b"XoS."): Foreign("sox", "SoX"),
+    (0, b"#!iLBC"): Foreign("ilbc", "iLBC"),
+    (0, b"\x00\x00\x01\xba"): Foreign("mpeg", "MPEG video"),
+    (0, b"\x7f\xfe\x80\x01"): Foreign("dts", "DTS"),
+    (4, b"\xf8\x72\x6f\xba"): Foreign("truehd", "TrueHD"),
+    (0, b"\x56\xe0"): Foreign("loas", "AAC"),
+}
+_REFUSED = {
+    b"RIFF": Foreign("wav", "WAV with a codec that libsndfile lacks"),
+    b"RF64": Foreign("wav", "WAV with a codec that libsndfile lacks"),
+    b"riff": Foreign("w64", "W64 with a codec that libsndfile lacks"),
+    b"FORM": Foreign("aiff", "AIFF with a codec that libsndfile lacks"),
+    b"caff": Foreign("caf", "CAF with a codec that libsndfile lacks"),
+    b".snd": Foreign("au", "AU with a codec that libsndfile lacks"),
+    b"OggS": Foreign("ogg", "OGG with other streams than one of Vorbis, Opus or FLAC"),
+    b"NIST_1A": Foreign("nistsphere", "NIST SPHERE with compressed samples"),
+    b"Creative Voice File": Foreign("voc", "VOC in several blocks"),
+}
+
+
+def foreign_format(head: bytes) -> Foreign | None:
+    """Return the format of a file that begins with `head`, None if libsndfile may read it."""
+    for (offset, magic), form in _SIGNATURES.items():
+        if head.startswith(magic, offset):
+            return form
+    if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:
+        return Foreign("aac", "AAC")
+    if head[:2] == b"\x0b\x77" and len(head) > 5:
+        return Foreign("ac3", "AC-3") if head[5] >> 3 <= 10 else Foreign("eac3", "E-AC-3")
+    packet_starts = head[::_TS_PACKET_BYTES]
+    if len(packet_starts) > 2 and set(packet_starts) == {0x47}:
+        return Foreign("mpegts", "MPEG transport stream")
+    return None
+
+
+def refused_format(head: bytes) -> Foreign | None:
+    """Return what ffmpeg may make of a file that libsndfile knows but refuses."""
+    return next((form for magic, form in _REFUSED.items() if head.startswith(magic)), None)
+
+
+def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.ndarray, int]:
+    """Return float32 samples, shape `(T,)` or `(T, channels)`, and their rate in Hz.
+
+    Raises:
+        AudioError: if there is no ffmpeg, or it finds any fault, takes too long or gives too much.
+    """
+    program = shutil.which("ffmpeg")
+    if program is None:
+        shown = Path(name).name
+        raise AudioError(
+            f"audio must be of a format that libsndfile reads, but {name} is {form.title}, which needs ffmpeg on the "
+            f"PATH; install it, or convert: ffmpeg -i {shlex.quote(shown)} {shlex.quote(Path(shown).stem + '.wav')}"
+        )
+    if isinstance(source, Path):
+        return _parsed(_run(program, source, form, name), form, name)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(source)
+        file.flush()
+        return _parsed(_run(program, Path(file.name), form, name), form, name)
+
+
+def _run(program: str, path: Path, form: Foreign, name: str) -> bytes:
+    reading = ["-protocol_whitelist", "file", "-err_detect", "explode", "-f", form.demuxer, "-i", f"file:{path}"]
+    # AU has room for one stream only, so that a second one is an error, and states rate and channels.
+    writing = ["-map", "0:a", "-c:a", "pcm_f32be", "-f", "au", "-fs", str(_MAX_OUTPUT_BYTES), "pipe:1"]
+    command = [program, "-nostdin", "-hide_banner", "-v", "error", "-xerror", *reading, *writing]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise AudioError(
+            f"ffmpeg must decode {name} within {_TIMEOUT_S} s, but took longer; convert it to WAV or FLAC first"
+        ) from None
+    except OSError as error:
+        raise AudioError(f"ffmpeg must start to decode {name}, but {program} does not ({error.strerror})") from error
+    complaint = done.stderr.decode("utf-8", "replace").strip()
+    if done.returncode or complaint:
+        last = complaint.splitlines()[0] if complaint else f"exit code {done.returncode}"
+        raise AudioError(
+            f"audio must be readable and whole, but ffmpeg decoding {name} as {form.title} failed: {last[:200]}"
+        )
+    if len(done.stdout) >= _MAX_OUTPUT_BYTES:
+        raise AudioError(f"audio must take less than {_MAX_OUTPUT_BYTES} bytes decoded, but {name} takes more; cut it")
+    return done.stdout
+
+
+def _parsed(au: bytes, form: Foreign, name: str) -> tuple[np.ndarray, int]:
+    if len(au) < _AU_HEADER.size:
+        raise AudioError(f"audio must hold samples, but {name} ({form.title}) has length zero; remove it")
+    _, start, _, _, rate_hz, num_channels = _AU_HEADER.unpack_from(au)
+    samples = np.frombuffer(au, ">f4", offset=start).astype(np.float32)
+    return (samples if num_channels == 1 else samples.reshape(-1, num_channels)), rate_hz

@@ -1,0 +1,115 @@
+"""OGG as a row of pages: each is checked, and streams joined one after another (chained) are told apart."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+from shards.errors import AudioError
+from shards.tags import skip_tags
+
+_HEADER_BYTES = 27
+_IS_FIRST = 2
+_UNKNOWN = (1 << 64) - 1
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+@dataclass
+class _Link:
+    """One chained part: a stream, or several side by side."""
+
+    start: int
+    end: int = 0
+    first_packets: dict[int, bytes] = field(default_factory=dict)
+    """By serial number."""
+    next_pages: dict[int, int] = field(default_factory=dict)
+    granules: dict[int, int] = field(default_factory=dict)
+    has_data: bool = False
+
+
+@dataclass(frozen=True)
+class OggStreams:
+    """What lies in an OGG file."""
+
+    parts: list[bytes]
+    """One after another in time."""
+    codecs: frozenset[str]
+    """As in `Theora`; libsndfile reads Vorbis, Opus and FLAC."""
+    has_several_at_once: bool
+
+
+def read_pages(data: bytes, name: str) -> OggStreams:
+    """Check every page and return the streams.
+
+    libsndfile leaves out damaged pages and all streams but the first without a word.
+
+    Raises:
+        AudioError: if a page is cut, damaged or missing, or time runs backwards.
+    """
+    links: list[_Link] = []
+    position = 0
+    while position < len(data):
+        if data[position : position + 4] != b"OggS":
+            following = skip_tags(data, position)
+            if following == position:
+                raise _damaged(name, position, "no OGG page stands there")
+            position = following
+            continue
+        position = _read_page(data, position, links, name)
+    return OggStreams(
+        parts=[data[link.start : link.end] for link in links],
+        codecs=frozenset(_codec(packet) for link in links for packet in link.first_packets.values()),
+        has_several_at_once=any(len(link.first_packets) > 1 for link in links),
+    )
+
+
+def _read_page(data: bytes, start: int, links: list[_Link], name: str) -> int:
+    """Take in a page; return its end."""
+    header = data[start : start + _HEADER_BYTES]
+    sizes = data[start + _HEADER_BYTES : start + _HEADER_BYTES + header[26]] if len(header) == _HEADER_BYTES else b""
+    end = start + _HEADER_BYTES + len(sizes) + sum(sizes)
+    if len(header) < _HEADER_BYTES or len(sizes) < header[26] or end > len(data):
+        raise AudioError(f"audio must be whole, but {name} is truncated: its last OGG page is cut; copy it again")
+    blank = data[start : start + 22] + bytes(4) + data[start + 26 : end]
+    if _checksum(blank) != int.from_bytes(header[22:26], "little"):
+        raise _damaged(name, start, "the OGG page's checksum differs")
+    granule, serial, number = (int.from_bytes(header[a:b], "little") for a, b in ((6, 14), (14, 18), (18, 22)))
+    if header[5] & _IS_FIRST:
+        if not links or links[-1].has_data:
+            links.append(_Link(start))
+        links[-1].first_packets[serial] = data[start + _HEADER_BYTES + len(sizes) : end]
+    elif not links:
+        raise _damaged(name, start, "the stream's first OGG page is missing")
+    else:
+        links[-1].has_data = True
+    link = links[-1]
+    if number != link.next_pages.get(serial, number):
+        raise _damaged(name, start, f"OGG page {link.next_pages[serial]} is missing")
+    if granule != _UNKNOWN:
+        if granule < link.granules.get(serial, 0):
+            raise _damaged(name, start, "time runs backwards from one OGG page to the next")
+        link.granules[serial] = granule
+    link.next_pages[serial] = number + 1
+    link.end = end
+    return end
+
+
+def _damaged(name: str, position: int, what: str) -> AudioError:
+    return AudioError(f"audio must be whole, but {name} is damaged at byte {position}: {what}; copy it again")
+
+
+def _checksum(page: bytes) -> int:
+    """Return OGG's CRC-32, which is zlib's with every bit order reversed, and without its inversions."""
+    mirrored = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+def _codec(packet: bytes) -> str:
+    known = {
+        b"\x01vorbis": "Vorbis",
+        b"OpusHead": "Opus",
+        b"\x7fFLAC": "FLAC",
+        b"Speex": "Speex",
+        b"\x80theora": "Theora",
+    }
+    return next((codec for start, codec in known.items() if packet.startswith(start)), "an unknown codec")

@@ -1,0 +1,169 @@
+"""Parts of long recordings: sought where the format is exact about it, else cut from the file decoded once."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile as sf
+
+from shards.containers import check_length, find_samples
+from shards.decoding import DECODER_ERRORS, check_samples, decode, decoder_reason
+from shards.errors import AudioError
+from shards.ffmpeg import HEAD_BYTES, decode_foreign, foreign_format
+
+_PLAIN_CODECS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
+"""Each sample stands for itself, in a place of its own."""
+_UNKNOWN_FRAMES = 1 << 36
+_END_TOLERANCE_S = 0.01
+"""Tables often give segment ends rounded to 10 ms, which may lie just behind the last sample."""
+_MOST_KEPT_BYTES = 1 << 30
+"""Three hours at 24 kHz; what is longer is decoded again for each of its parts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """From one time of a file to another, None being its ends."""
+
+    start_s: float | None
+    end_s: float | None
+
+    def bounds(self, num_samples: int, rate_hz: int, path: Path) -> tuple[int, int]:
+        """Return the first sample and the one behind the last.
+
+        Raises:
+            AudioError: if the part is empty or not inside the file.
+        """
+        duration_s = num_samples / rate_hz
+        start_s = 0.0 if self.start_s is None else self.start_s
+        end_s = duration_s if self.end_s is None else self.end_s
+        start, end = max(0, round(start_s * rate_hz)), min(num_samples, max(0, round(end_s * rate_hz)))
+        if start_s < 0 or end_s > duration_s + _END_TOLERANCE_S or end <= start:
+            raise AudioError(
+                f"a segment must hold samples and lie inside its file, but {path} lasts {duration_s:.3f} s "
+                f"and the segment goes from {start_s} to {end_s} s; correct the times"
+            )
+        return start, end
+
+
+def load_file(path: Path) -> tuple[np.ndarray, int]:
+    """Return a whole file's samples and rate.
+
+    Raises:
+        AudioError: if it is no plain file, cannot be read or is unusable.
+    """
+    _status(path)
+    try:
+        with path.open("rb") as file:
+            form = foreign_format(file.read(HEAD_BYTES))
+            if form is None:
+                file.seek(0)
+                return decode(file.read(), str(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # By its path, because such a file may be a long video.
+    samples, rate_hz = decode_foreign(path.absolute(), form, str(path))
+    check_samples(samples, rate_hz, str(path))
+    return samples, rate_hz
+
+
+def load_part(path: Path, part: Part) -> tuple[np.ndarray, int]:
+    """Return the samples of a part of a file, and their rate.
+
+    Raises:
+        AudioError: as `load_file` does, or if the file does not contain the part.
+    """
+    _status(path)
+    try:
+        with path.open("rb", buffering=0) as file:
+            sought = _sought(file, path, part)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if sought is not None:
+        check_samples(*sought, str(path))
+        return sought
+    samples, rate_hz = _KEPT.load(path)
+    start, end = part.bounds(len(samples), rate_hz, path)
+    return samples[start:end].copy(), rate_hz
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        raise AudioError(f"audio file must have a name that a path can have, but {path} has not: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"audio must be a plain file, but {path} is a folder, a pipe or a device; check the path")
+    return status
+
+
+def _unreadable(path: Path, error: OSError) -> AudioError:
+    return AudioError(f"audio file must be readable, but {path} is not ({error.strerror}); check the path")
+
+
+def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | None:
+    """Return the part without reading the rest, None where that would not be exact."""
+    size = os.fstat(file.fileno()).st_size
+    is_flac = file.read(4) == b"fLaC"
+    if not is_flac:
+        found = find_samples(file, size, str(path))
+        if found is None or found.stated_bytes is None or found.is_mpeg or found.is_scattered:
+            return None
+        check_length(file, size, found, str(path))
+    file.seek(0)
+    try:
+        with sf.SoundFile(file.fileno(), closefd=False) as sound:
+            # What a FLAC file has beyond its stated end is not looked for, so that its end must be given.
+            is_exact = part.end_s is not None if is_flac else sound.subtype in _PLAIN_CODECS
+            if not is_exact or not 0 < sound.frames < _UNKNOWN_FRAMES:
+                return None
+            if is_flac:
+                _check_end(sound, path)
+            start, end = part.bounds(sound.frames, sound.samplerate, path)
+            sound.seek(start)
+            samples = sound.read(end - start, dtype="float32")
+            rate_hz = int(sound.samplerate)
+    except DECODER_ERRORS as error:
+        raise AudioError(
+            f"audio must be readable and whole, but decoding {path} failed: {decoder_reason(error)}"
+        ) from error
+    if len(samples) < end - start:
+        raise AudioError(f"audio must be whole, but {path} ends inside the segment; copy it again")
+    return samples, rate_hz
+
+
+def _check_end(sound: sf.SoundFile, path: Path) -> None:
+    sound.seek(sound.frames - 1)
+    if len(sound.read(1)) != 1:
+        raise AudioError(
+            f"audio must be whole, but {path} is truncated: its header promises {sound.frames} samples; copy it again"
+        )
+
+
+class _Kept:
+    """The file decoded last, because the utterances of one recording are packed one after another."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, int, int] | None = None
+        self._decoded: tuple[np.ndarray, int] = (np.zeros(0, np.float32), 0)
+
+    def load(self, path: Path) -> tuple[np.ndarray, int]:
+        """Return the file's samples, which must not be changed, and their rate."""
+        status = _status(path)
+        key = (str(path), status.st_size, status.st_mtime_ns)
+        if key != self._key:
+            self._key, self._decoded = None, (np.zeros(0, np.float32), 0)
+            decoded = load_file(path)
+            if decoded[0].nbytes > _MOST_KEPT_BYTES:
+                return decoded
+            self._key, self._decoded = key, decoded
+        return self._decoded
+
+
+_KEPT = _Kept()
