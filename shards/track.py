@@ -16,6 +16,8 @@ from shards.windows import is_silent
 _ALIKE = 1e-4
 """Energy of the difference over that of the sound: 40 dB, as lossy codecs leave between equal channels."""
 
+_PART_SAMPLES = 1 << 20
+
 
 class Channels:
     """What a pass over a recording finds in its channels."""
@@ -92,9 +94,14 @@ class Track:
         if channel is not None and not 1 <= channel <= self.num_channels:
             raise AudioError(f"channel must be 1 to the {self.num_channels} of {self.path}, got {channel}; correct it")
         self.channels = Channels(self.num_channels)
-        yield prepare(self._mono(self._samples_TC, channel), self._rate_hz)
+        yield prepare(self._mono(channel), self._rate_hz)
 
-    def _mono(self, samples_TC: Float32[np.ndarray, "T C"], channel: int | None) -> Float32[np.ndarray, " T"]:
-        mix_T = samples_TC[:, 0] if self.num_channels == 1 else to_mono(samples_TC)
-        self.channels.hear(samples_TC, mix_T)
-        return mix_T if channel is None else samples_TC[:, channel - 1]
+    def _mono(self, channel: int | None) -> Float32[np.ndarray, " T"]:
+        mono_T = np.empty(len(self._samples_TC), np.float32)
+        # Part by part, because an hour of stereo at 48 kHz is 1.4 GB, and each thing done to it at once as much again.
+        for start in range(0, len(mono_T), _PART_SAMPLES):
+            part_TC = self._samples_TC[start : start + _PART_SAMPLES]
+            mix_T = part_TC[:, 0] if self.num_channels == 1 else to_mono(part_TC)
+            self.channels.hear(part_TC, mix_T)
+            mono_T[start : start + len(mix_T)] = mix_T if channel is None else part_TC[:, channel - 1]
+        return mono_T

@@ -60,17 +60,8 @@ def test_an_utterance_is_judged_as_predict_answers_its_file(corpus, windowed, tm
 
 def test_texts_of_cut_clips_are_left_out_and_counted(windowed):
     log = (windowed / "train.log").read_text()
-    assert "stage metadata: 20 of 24 training utterances are longer than data.window_s 0.4 and heard in windows" in log
+    assert "stage metadata: 19 of 24 training utterances are longer than data.window_s 0.4 and heard in windows" in log
     assert "they have no part in asr" in log
-
-
-def test_an_interrupted_run_hears_the_same_windows(corpus, windowed, tmp_path):
-    run = tmp_path / "run"
-    corpus.train(run, *WINDOWED, "stages.1.num_steps=3")
-    corpus.train(run, *WINDOWED)
-    first = {(stage, step): loss for stage, step, loss, _ in losses(windowed)}
-    assert all(loss == first[stage, step] for stage, step, loss, _ in losses(run) if (stage, step) <= (2, 3))
-    assert len(losses(run)) == 12
 
 
 def test_the_cut_into_slots_changes_no_loss(corpus, tmp_path):
