@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from metaser.config.schema import ExperimentConfig, HuggingFaceEncoderConfig, StageConfig
@@ -19,6 +20,8 @@ from metaser.record import DataRecord, PartRecord, read_record
 from metaser.rundir import RunDir, writing
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
+from shards.config import DataConfig
+from shards.schema import RATE_HZ
 from shards.splits import describe_overlap
 
 _KINDS_OF_SPEECH = {
@@ -34,6 +37,7 @@ _KINDS_OF_SPEECH = {
 """By corpus reader."""
 _TITLES = {"wa": "WA", "ua": "UA", "macro_f1": "macro-F1", "wer": "WER", "cer": "CER", "ccc": "CCC", "mse": "MSE"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LONGEST_WINDOW_S = 60.0
 
 
 def export_model(model: MetaSERModel, folder: Path, *, card: str) -> None:
@@ -55,6 +59,17 @@ def export_model(model: MetaSERModel, folder: Path, *, card: str) -> None:
             folder.rename(replaced)
         temporary.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def hear_as_trained(model: MetaSERModel, num_samples: np.ndarray, data: DataConfig) -> None:
+    """Write into the configuration how long a window of a long recording `metaser predict` lets the model hear.
+
+    That is the window it was trained with, or its longest training clip, up to a minute: the memory of some encoders
+    grows with the square.
+    """
+    longest_s = min(float(num_samples.max()) / RATE_HZ, _LONGEST_WINDOW_S)
+    model.config.window_s = longest_s if data.window_s is None else data.window_s
+    model.config.window_overlap_s = data.window_overlap_s
 
 
 def write_card(run: RunDir, config: ExperimentConfig, specs: Sequence[TaskSpec], report: Mapping[str, Any]) -> None:

@@ -204,8 +204,17 @@ def _predict_track(
     model: MetaSERModel, file: str, track: Track, windowing: Windowing, channel: int | None
 ) -> FilePrediction:
     heard = [_hear(model, file, start, samples_T) for start, samples_T in windowing.stream(track.blocks(channel))]
-    if all(window.logits is None for window in heard):
-        raise AudioError(_silence(file, track, channel))
+    if channel is None and track.channels.cancel:
+        raise AudioError(
+            f"channels must not cancel each other when they are mixed, but those of {file} do; choose one of its "
+            f"{track.num_channels} with --channel 1 or each"
+        )
+    if track.channels.is_silent(channel) or all(window.logits is None for window in heard):
+        what = file if channel is None else f"channel {channel} of {file}"
+        raise AudioError(
+            f"audio must hold sound, but {what} is silent from end to end; "
+            f"{'record it again' if channel is None else 'choose another --channel'}"
+        )
     return FilePrediction(
         file,
         heard[-1].end / RATE_HZ,
@@ -269,29 +278,12 @@ def _answer(
     return dict(zip(spec.labels, prediction, strict=True))
 
 
-def _silence(file: str, track: Track, channel: int | None) -> str:
-    if channel is not None:
-        return f"audio must hold sound, but channel {channel} of {file} is silent; choose another --channel"
-    if len(track.channels.silent) < track.num_channels:
-        return (
-            f"audio must hold sound, but the {track.num_channels} channels of {file} cancel each other; choose one "
-            "with --channel 1 or each"
-        )
-    return f"audio must hold sound, but {file} is silent from end to end; record it again"
-
-
 def _notes(file: str, track: Track, channel: int | None, heard: Sequence[_Heard]) -> Iterator[str]:
     channels = track.channels
-    if channel is None and channels.num > 1 and channels.cancel:
+    if channel is None and 0 < len(channels.quiet) < channels.num:
         yield (
-            f"the {channels.num} channels of {file} nearly cancel each other where they are mixed; --channel 1 or each "
-            "keeps them apart"
-        )
-    elif channel is None and 0 < len(channels.silent) < channels.num:
-        silent = ", ".join(map(str, channels.silent))
-        yield (
-            f"{file} has {channels.num} channels, which were mixed although channel {silent} is silent; --channel "
-            "picks one"
+            f"{file} has {channels.num} channels, which were mixed although channel "
+            f"{', '.join(map(str, channels.quiet))} is silent; --channel picks one"
         )
     elif channel is None and not channels.are_alike:
         yield f"{file} has {channels.num} channels, which were mixed; --channel 1, 2 or each keeps them apart"

@@ -101,16 +101,24 @@ class TaskTarget:
 class Targets:
     """The targets of every utterance of an index, looked up by position."""
 
-    def __init__(self, specs: Sequence[TaskSpec], index: Index) -> None:
+    def __init__(self, specs: Sequence[TaskSpec], index: Index, *, is_cut: np.ndarray | None = None) -> None:
+        """Look up what can be looked up at once.
+
+        Args:
+            specs: The tasks.
+            index: The utterances.
+            is_cut: Which of them are heard in part only: their text is not what is heard, and counts as missing.
+        """
         self._specs = tuple(specs)
         self._index = index
+        self._is_whole = np.ones(len(index), bool) if is_cut is None else ~is_cut
         self._values: dict[str, np.ndarray] = {}
         self._weights: dict[str, np.ndarray] = {}
         for spec in self._specs:
             if spec.kind == "ctc":
                 texts = index.stream(spec.fields[0])
                 has_words = np.fromiter((bool(text and fold_text(text)) for text in texts), bool, len(index))
-                self._weights[spec.name] = has_words.astype(float)
+                self._weights[spec.name] = (has_words & self._is_whole).astype(float)
             elif spec.kind == "classification":
                 self._add_classes(spec, index.codes(spec.fields[0]))
             else:
@@ -148,7 +156,8 @@ class Targets:
     def _lookup(self, spec: TaskSpec, items: np.ndarray) -> TaskTarget:
         if spec.kind == "ctc":
             number_of = {char: number for number, char in enumerate(spec.labels)}
-            texts = [fold_text(text or "") for text in self._index.take(items).values(spec.fields[0])]
+            stored = zip(self._index.take(items).values(spec.fields[0]), self._is_whole[items].tolist(), strict=True)
+            texts = [fold_text(text or "") if is_whole else "" for text, is_whole in stored]
             rows = [[number_of.get(char, CTC_UNKNOWN) for char in text] for text in texts]
             tokens_BU = np.zeros((len(rows), max(1, *map(len, rows))), dtype=np.int64)
             for row, tokens in zip(tokens_BU, rows, strict=True):

@@ -40,7 +40,7 @@ def join_windows(specs: Sequence[TaskSpec], outputs: Sequence[WindowOutput], *, 
 
     Args:
         specs: Tasks; those that the windows have no outputs of are left out.
-        outputs: All windows, at least one of them not silent.
+        outputs: All windows with what was said of them; at least one is not silent.
         hop_samples: Samples from one frame of the model to the next.
     """
     speaking = [output for output in outputs if output.logits is not None]

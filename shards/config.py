@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from shards.windows import MIN_HOP_S, MIN_WINDOW_S, Windowing
+
 
 class Section(BaseModel):
     """Base of every configuration section: unknown keys and infinite numbers are refused, values never change."""
@@ -104,6 +106,11 @@ class DataConfig(Section):
     """Utterances of one optimizer step, over all processes and accumulation slots."""
     max_slot_s: PositiveFloat = 160.0
     """Padded seconds one process forwards at once; more are cut into accumulation slots."""
+    window_s: float | None = Field(default=None, ge=MIN_WINDOW_S)
+    """Longer clips are heard in windows of so many seconds: a random one each time in training, all of them in
+    evaluation. None: clips are heard whole."""
+    window_overlap_s: float | None = Field(default=None, ge=0)
+    """Seconds that neighbouring windows share in evaluation; None: a quarter of `window_s`."""
     pool_utterances: PositiveInt = 1600
     """Utterances sorted by duration together before they are cut into steps."""
     num_workers: int = Field(default=1, ge=0)
@@ -124,7 +131,26 @@ class DataConfig(Section):
     def _check(self) -> DataConfig:
         if not self.shard_folders:
             raise ValueError("must name at least one shard folder, got an empty list")
+        self._check_windows()
         named = [rule.corpus for rule in self.splits]
         if len(set(named)) != len(named):
             raise ValueError(f"splits must have one rule per corpus, got rules for {named}")
         return self
+
+    def _check_windows(self) -> None:
+        if self.window_s is None:
+            if self.window_overlap_s is not None:
+                raise ValueError(f"window_overlap_s needs a window_s, got {self.window_overlap_s:g} without one")
+            return
+        if self.window_s > self.max_slot_s:
+            raise ValueError(f"window_s must fit max_slot_s {self.max_slot_s:g}, got {self.window_s:g}")
+        if self.window_overlap_s is not None and self.window_overlap_s > self.window_s - MIN_HOP_S:
+            raise ValueError(
+                f"window_overlap_s must be at least {MIN_HOP_S:g} less than window_s {self.window_s:g}, got "
+                f"{self.window_overlap_s:g}"
+            )
+
+    @property
+    def windowing(self) -> Windowing | None:
+        """The windows that longer clips are heard in; None: clips are heard whole."""
+        return None if self.window_s is None else Windowing.of_seconds(self.window_s, self.window_overlap_s)

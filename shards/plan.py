@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from shards.errors import PlanError
 from shards.sampling import draw_epoch
+from shards.schema import RATE_HZ
+from shards.windows import Window, Windowing
 
 
 def stable_seed(*parts: object) -> int:
@@ -32,6 +34,8 @@ class Slot:
     """Positions in the schedule's list of utterances; never empty."""
     is_dummy: bool = False
     """True where a step has fewer clips than slots: forwarded with weight zero, so that no process waits."""
+    windows: tuple[tuple[int, int], ...] | None = None
+    """First sample of each clip that is heard, and the one behind the last; None: all are heard whole."""
 
 
 class Schedule:
@@ -168,23 +172,79 @@ def step_slots(schedule: Schedule, step: int, *, rank: int, num_processes: int, 
     return [Slot(items[slots[rank]]) if len(slots[rank]) else Slot(items[:1], is_dummy=True) for slots in rounds]
 
 
+def random_windows(
+    slot: Slot, num_samples: np.ndarray, keys: Sequence[str], windowing: Windowing, *, seed: int, epoch: int
+) -> Slot:
+    """Return `slot` with a window of each clip that is longer than one: its place is drawn from (seed, epoch, key).
+
+    `num_samples` and `keys` are those of all utterances and of the slot's.
+    """
+    windows = []
+    for key, length in zip(keys, num_samples[slot.items].tolist(), strict=True):
+        heard = min(length, windowing.length)
+        start = stable_seed("window", seed, epoch, key) % (length - heard + 1)
+        windows.append((start, start + heard))
+    return replace(slot, windows=tuple(windows))
+
+
 def evaluation_slots(
-    num_samples: np.ndarray, *, rank: int, num_processes: int, max_slot_samples: int
+    num_samples: np.ndarray,
+    *,
+    rank: int,
+    num_processes: int,
+    max_slot_samples: int,
+    windowing: Windowing | None = None,
 ) -> Iterator[Slot]:
     """Yield this rank's slots of one pass in which every utterance stands exactly once.
 
-    Every rank gets the same number of slots, the last of them perhaps a dummy. A slot holds clips of one exact padded
-    cost bound; the cut does not depend on the number of processes, so that results are the same on any number.
+    Every rank gets the same number of slots, the last of them perhaps dummies. A slot holds clips of one exact padded
+    cost bound; the cut does not depend on the number of processes, so that results are the same on any number. A clip
+    that is longer than a window comes in windows, alone in its slots, which follow one another on one rank.
+
+    Raises:
+        PlanError: if a clip that is heard whole is longer than `max_slot_samples`.
     """
-    order = np.argsort(num_samples, kind="stable")
-    slots = [order[slot] for slot in _fill(num_samples[order], max_slot_samples)]
-    for start in range(0, len(slots), num_processes):
-        mine = start + rank
-        yield Slot(slots[mine]) if mine < len(slots) else Slot(slots[start][:1], is_dummy=True)
+    check_longest(num_samples, windowing, max_slot_s=max_slot_samples / RATE_HZ)
+    is_short = np.full(len(num_samples), True) if windowing is None else num_samples <= windowing.length
+    order = np.flatnonzero(is_short)[np.argsort(num_samples[is_short], kind="stable")]
+    whole = [[Slot(order[slot])] for slot in _fill(num_samples[order], max_slot_samples)]
+    cut = []
+    for item in np.flatnonzero(~is_short) if windowing is not None else ():
+        cut.append(_window_slots(item, windowing.cut(int(num_samples[item])), max_slot_samples // windowing.length))
+    mine: list[list[Slot]] = [[] for _ in range(num_processes)]
+    for slots in sorted(cut, key=len, reverse=True) + whole:
+        min(mine, key=len).extend(slots)
+    yield from mine[rank]
+    for _ in range(len(max(mine, key=len)) - len(mine[rank])):
+        spare = (whole + cut)[-1][0]
+        yield Slot(spare.items[:1], is_dummy=True, windows=spare.windows and spare.windows[:1])
+
+
+def _window_slots(item: int, windows: Sequence[Window], most: int) -> list[Slot]:
+    parts = [windows[start : start + most] for start in range(0, len(windows), most)]
+    return [Slot(np.full(len(part), item), windows=tuple((w.start, w.end) for w in part)) for part in parts]
+
+
+def check_longest(num_samples: Sequence[int] | np.ndarray, windowing: Windowing | None, *, max_slot_s: float) -> None:
+    """Check once that every clip that is heard whole fits a slot.
+
+    Raises:
+        PlanError: if one does not.
+    """
+    longest_s = float(np.max(num_samples, initial=0)) / RATE_HZ
+    if windowing is None and longest_s > max_slot_s:
+        raise PlanError(
+            f"data.max_slot_s must hold the longest clip ({longest_s:.2f} s), got {max_slot_s:g}; set data.window_s to "
+            "hear longer clips in windows, raise data.max_slot_s or filter by duration_s"
+        )
 
 
 def check_sizes(
-    num_samples: Sequence[int] | np.ndarray, *, num_processes: int, max_slot_s: float, rate_hz: int
+    num_samples: Sequence[int] | np.ndarray,
+    *,
+    num_processes: int,
+    max_slot_s: float,
+    windowing: Windowing | None = None,
 ) -> None:
     """Check once, before the first step, that every process will have work and every clip fits.
 
@@ -196,9 +256,4 @@ def check_sizes(
             f"each of the {num_processes} processes needs an utterance, but only {len(num_samples)} are selected; "
             f"start at most {max(1, len(num_samples))} processes"
         )
-    longest_s = float(np.max(num_samples)) / rate_hz
-    if longest_s > max_slot_s:
-        raise PlanError(
-            f"data.max_slot_s must hold the longest clip ({longest_s:.2f} s), got {max_slot_s:g}; raise it or filter "
-            "by duration_s"
-        )
+    check_longest(num_samples, windowing, max_slot_s=max_slot_s)

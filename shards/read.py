@@ -37,14 +37,18 @@ class SlotDataset(Dataset[Batch | ShardError]):
         self._ranges = RangeReader(remote)
 
     def __getitem__(self, request: SlotRequest) -> Batch | ShardError:
-        lengths = [clip.num_samples for clip in request.clips]
+        lengths = [clip.num_heard for clip in request.clips]
         wave_BT = np.zeros((len(lengths), max(lengths)), dtype=np.float32)
         valid, problems = [], []
+        whole: dict[str, np.ndarray] = {}
         try:
-            stored = self._ranges.read_many([(clip.place, clip.offset, clip.num_bytes) for clip in request.clips])
-            for row, clip, data in zip(wave_BT, request.clips, stored, strict=True):
+            # The windows of one clip follow one another; it is read and decoded once.
+            ranges = dict.fromkeys((clip.place, clip.offset, clip.num_bytes) for clip in request.clips)
+            stored = dict(zip(ranges, self._ranges.read_many(list(ranges)), strict=True))
+            for row, clip in zip(wave_BT, request.clips, strict=True):
+                data = stored[clip.place, clip.offset, clip.num_bytes]
                 try:
-                    self._decode(clip, data, row[: clip.num_samples])
+                    self._fill(clip, data, row[: clip.num_heard], whole)
                     valid.append(not request.is_dummy)
                 except (AudioError, RangeError) as error:
                     row[:] = 0.0
@@ -53,6 +57,17 @@ class SlotDataset(Dataset[Batch | ShardError]):
         except ShardError as error:
             return error
         return as_batch(request.items, wave_BT, lengths, valid, problems)
+
+    def _fill(self, clip: ClipRange, data: bytes | RangeError, out: np.ndarray, whole: dict[str, np.ndarray]) -> None:
+        """Decode what is heard of the clip into `out`; `whole` keeps what was decoded for one window only."""
+        if clip.window is None:
+            self._decode(clip, data, out)
+            return
+        if clip.key not in whole:
+            samples = np.zeros(clip.num_samples, np.float32)
+            self._decode(clip, data, samples)
+            whole[clip.key] = samples
+        out[:] = whole[clip.key][slice(*clip.window)]
 
     def _decode(self, clip: ClipRange, data: bytes | RangeError, out: np.ndarray) -> None:
         """Decode into `out`; what a transfer has damaged is read again."""

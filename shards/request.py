@@ -23,6 +23,13 @@ class ClipRange(NamedTuple):
     audio_sha256: bytes | None
     """Of the stored bytes; schema version 1 has none, and its clips are proven by the samples' digest instead."""
     pcm_sha256: bytes | None
+    window: tuple[int, int] | None = None
+    """First sample that is heard, and the one behind the last; None: all are."""
+
+    @property
+    def num_heard(self) -> int:
+        """How many samples the model gets."""
+        return self.num_samples if self.window is None else self.window[1] - self.window[0]
 
 
 @dataclass(frozen=True)
@@ -54,5 +61,6 @@ def slot_request(index: Index, slot: Slot) -> SlotRequest:
         part.numbers("num_samples").tolist(),
         audio_digests,
         pcm_digests,
+        [None] * len(part) if slot.windows is None else slot.windows,
     )
     return SlotRequest(slot.items, tuple(ClipRange(*row) for row in zip(*columns, strict=True)), slot.is_dummy)

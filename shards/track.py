@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from shards.audio import AudioFile, prepare, to_mono
+from shards.audio import CANCELLED, QUIET_PEAK, prepare, to_mono
 from shards.errors import AudioError
+from shards.parts import load_file
 from shards.windows import is_silent
 
 _ALIKE = 1e-4
 """Energy of the difference over that of the sound: 40 dB, as lossy codecs leave between equal channels."""
+
+_PART_SAMPLES = 1 << 20
 
 
 class Channels:
@@ -22,16 +25,17 @@ class Channels:
     def __init__(self, num: int) -> None:
         """Begin with nothing heard of `num` channels."""
         self.num = num
-        self._lowest = np.full(num, np.inf)
-        self._highest = np.full(num, -np.inf)
+        # The last one is their mean.
+        self._lowest = np.full(num + 1, np.inf)
+        self._highest = np.full(num + 1, -np.inf)
         self._energy = np.zeros(num)
         self._difference = np.zeros(num)
         self._mix_energy = 0.0
 
     def hear(self, samples_TC: Float32[np.ndarray, "T C"], mix_T: Float32[np.ndarray, " T"]) -> None:
         """Take in the next samples, and the mean of their channels."""
-        self._lowest = np.minimum(self._lowest, samples_TC.min(axis=0))
-        self._highest = np.maximum(self._highest, samples_TC.max(axis=0))
+        self._lowest = np.minimum(self._lowest, [*samples_TC.min(axis=0), mix_T.min()])
+        self._highest = np.maximum(self._highest, [*samples_TC.max(axis=0), mix_T.max()])
         first_T = samples_TC[:, 0]
         for number in range(self.num):
             of_channel_T = samples_TC[:, number]
@@ -41,10 +45,15 @@ class Channels:
         self._mix_energy += float(np.vdot(mix_T, mix_T))
 
     @property
-    def silent(self) -> list[int]:
-        """Channels, counted from 1, that hold no sound."""
-        ranges = np.stack([self._lowest, self._highest]).astype(np.float32)
-        return [number + 1 for number in range(self.num) if is_silent(ranges[:, number])]
+    def quiet(self) -> list[int]:
+        """Channels, counted from 1, that are all but silent (peak below -60 dB of full scale)."""
+        peaks = np.maximum(-self._lowest, self._highest)[:-1]
+        return [int(number) + 1 for number in np.flatnonzero((peaks < QUIET_PEAK / 32_768) | self._constant())]
+
+    def is_silent(self, channel: int | None) -> bool:
+        """Return whether a channel, or the mean of all, holds no sound; resampling makes some at a constant's ends."""
+        place = -1 if channel is None else channel - 1
+        return is_silent(np.array([self._lowest[place], self._highest[place]], np.float32))
 
     @property
     def are_alike(self) -> bool:
@@ -53,8 +62,11 @@ class Channels:
 
     @property
     def cancel(self) -> bool:
-        """Whether the mean of the channels is more than 40 dB below them."""
-        return self._mix_energy <= _ALIKE * self._energy.mean() and len(self.silent) < self.num
+        """Whether mixing leaves little of the channels, as packing judges it."""
+        return self._mix_energy < CANCELLED * float(self._energy.sum()) / self.num**2
+
+    def _constant(self) -> np.ndarray:
+        return np.array([self.is_silent(number) for number in range(1, self.num + 1)])
 
 
 class Track:
@@ -66,10 +78,8 @@ class Track:
         Raises:
             AudioError: if it is no audio file, or is damaged.
         """
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise AudioError(f"audio must be a file, but {path} is a device or a pipe; write the sound to a file first")
         self.path = path
-        samples, self._rate_hz = AudioFile(path).load()
+        samples, self._rate_hz = load_file(path)
         self._samples_TC = samples[:, None] if samples.ndim == 1 else samples
         self.num_channels = self._samples_TC.shape[1]
         self.channels = Channels(self.num_channels)
@@ -84,9 +94,14 @@ class Track:
         if channel is not None and not 1 <= channel <= self.num_channels:
             raise AudioError(f"channel must be 1 to the {self.num_channels} of {self.path}, got {channel}; correct it")
         self.channels = Channels(self.num_channels)
-        yield prepare(self._mono(self._samples_TC, channel), self._rate_hz)
+        yield prepare(self._mono(channel), self._rate_hz)
 
-    def _mono(self, samples_TC: Float32[np.ndarray, "T C"], channel: int | None) -> Float32[np.ndarray, " T"]:
-        mix_T = samples_TC[:, 0] if self.num_channels == 1 else to_mono(samples_TC)
-        self.channels.hear(samples_TC, mix_T)
-        return mix_T if channel is None else samples_TC[:, channel - 1]
+    def _mono(self, channel: int | None) -> Float32[np.ndarray, " T"]:
+        mono_T = np.empty(len(self._samples_TC), np.float32)
+        # Part by part, because an hour of stereo at 48 kHz is 1.4 GB, and each thing done to it at once as much again.
+        for start in range(0, len(mono_T), _PART_SAMPLES):
+            part_TC = self._samples_TC[start : start + _PART_SAMPLES]
+            mix_T = part_TC[:, 0] if self.num_channels == 1 else to_mono(part_TC)
+            self.channels.hear(part_TC, mix_T)
+            mono_T[start : start + len(mix_T)] = mix_T if channel is None else part_TC[:, channel - 1]
+        return mono_T

@@ -14,6 +14,7 @@ from metaser.targets import Targets, TaskTarget
 from metaser.tasks import CTC_BLANK, CTC_UNKNOWN, TaskSpec
 from metaser.train.engine import Processes
 from metaser.train.objective import utterance_losses
+from metaser.windows import WindowOutput, join_windows
 from shards.batch import Batch
 from shards.config import DataConfig
 from shards.errors import ShardError
@@ -21,6 +22,7 @@ from shards.index import Index
 from shards.plan import evaluation_slots
 from shards.read import read_slots
 from shards.schema import RATE_HZ
+from shards.windows import FRAME_SAMPLES, Windowing, is_silent
 
 GROUP_FIELDS = ("gender", "age_group", "language", "corpus", "extra.split_set")
 """Results are compared by these; `extra.split_set` tells MSP-Podcast's several test sets apart."""
@@ -37,10 +39,13 @@ def evaluate(
     processes: Processes,
     *,
     at_boundary: Callable[[], None] = lambda: None,
+    hop_samples: int = FRAME_SAMPLES,
 ) -> list[UtteranceResult]:
     """Return the results on every utterance of `index`, sorted by key, on every process.
 
-    `forward` maps a batch on the device to the model's output. `at_boundary` is called between batches.
+    `forward` maps a batch on the device to the model's output, whose frames lie `hop_samples` apart. `at_boundary` is
+    called between batches. Utterances longer than `data.window_s` are heard in windows, as `metaser predict` hears
+    them.
 
     Raises:
         TrainingError: if the processes' results do not add up to every utterance once.
@@ -53,8 +58,10 @@ def evaluate(
         rank=info.rank,
         num_processes=info.num_processes,
         max_slot_samples=round(data.max_slot_s * RATE_HZ),
+        windowing=data.windowing,
     )
     mine: list[UtteranceResult] = []
+    joiner = _Joiner(specs, index, data.windowing, hop_samples)
     for batch in read_slots(index, slots, num_workers=0, timeout_s=data.worker_timeout_s, remote=data.remote):
         if batch.problems:
             raise ShardError(f"evaluation needs every utterance, but {batch.problems[0]}")
@@ -64,12 +71,56 @@ def evaluate(
             on_device = batch.to(processes.device)
             output = forward(on_device)
         if bool(batch.valid_B.all()):
-            mine.extend(utterance_results(specs, index, batch.items_B.numpy(), output, targets))
+            items = batch.items_B.numpy()
+            if joiner.is_cut(items):
+                whole = joiner.add(batch, output)
+                if whole is None:
+                    continue
+                items, output = items[:1], whole
+            mine.extend(utterance_results(specs, index, items, output, targets))
     results = sorted((result for part in processes.gather(mine) for result in part), key=lambda result: result.key)
     expected = sorted(index.values("key"))
     if [result.key for result in results] != expected:
         raise TrainingError(f"evaluation must see each of {len(expected)} utterances once, got {len(results)} results")
     return results
+
+
+class _Joiner:
+    """Collects the windows of one utterance, which come one after another, until it is whole."""
+
+    def __init__(self, specs: Sequence[TaskSpec], index: Index, windowing: Windowing | None, hop_samples: int) -> None:
+        self._specs = specs
+        self._index = index
+        self._windowing = windowing
+        self._hop_samples = hop_samples
+        self._collected: list[WindowOutput] = []
+        self._is_silent: list[bool] = []
+
+    def is_cut(self, items: np.ndarray) -> bool:
+        """Return whether a batch of `items` holds windows of an utterance."""
+        return self._windowing is not None and bool(self._index.num_samples[items[0]] > self._windowing.length)
+
+    def add(self, batch: Batch, output: MetaSEROutput) -> MetaSEROutput | None:
+        """Take in the next windows; return what all of them say once the last is there."""
+        if self._windowing is None:
+            return None
+        windows = self._windowing.cut(int(self._index.num_samples[batch.items_B[0]]))
+        first = len(self._collected)
+        for row, window in enumerate(windows[first : first + len(batch.items_B)]):
+            logits = {
+                name: values[row, : output.num_frames_B[row]].cpu() if values.ndim == 3 else values[row].cpu()
+                for name, values in output.logits.items()
+            }
+            self._collected.append(WindowOutput(window, logits))
+            self._is_silent.append(is_silent(batch.wave_BT[row, : batch.num_samples_B[row]].numpy()))
+        if len(self._collected) < len(windows):
+            return None
+        collected, silences, self._collected, self._is_silent = self._collected, self._is_silent, [], []
+        # A score needs every utterance, so that one without any sound is answered all the same.
+        if not all(silences):
+            pairs = zip(collected, silences, strict=True)
+            collected = [output._replace(logits=None) if silent else output for output, silent in pairs]
+        return join_windows(self._specs, collected, hop_samples=self._hop_samples)
 
 
 def utterance_results(

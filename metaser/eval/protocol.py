@@ -133,7 +133,15 @@ def _judge(
             output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
         return output
 
-    results = evaluate(forward, specs, part, config.data, processes, at_boundary=at_boundary)
+    results = evaluate(
+        forward,
+        specs,
+        part,
+        config.data,
+        processes,
+        at_boundary=at_boundary,
+        hop_samples=model.encoder.hop_samples,
+    )
     main_keys = set(chosen.take(by_stage[-1]).values("key"))
     results = [result if result.key in main_keys else _without_task(result, config.main_task) for result in results]
     report = build_report(

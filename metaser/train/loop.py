@@ -158,6 +158,7 @@ class StageLoop:
                 runner.config.data,
                 runner.engine.processes,
                 at_boundary=self.stop_if_asked,
+                hop_samples=runner.engine.model.encoder.hop_samples,
             )
         runner.engine.model.train()
         dev = evaluate_results(specs, results, weights=runner.stage.weights)

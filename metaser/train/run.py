@@ -24,7 +24,7 @@ from metaser.distributed import DistInfo
 from metaser.errors import RunError
 from metaser.eval.coverage import check_labels
 from metaser.eval.protocol import evaluate_run_split
-from metaser.export import export_model, model_card
+from metaser.export import export_model, hear_as_trained, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state
 from metaser.record import write_record
@@ -39,15 +39,22 @@ from metaser.train.engine import Processes, build_engine
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
-from metaser.train.stage import experiment_specs, freeze_all_but, select_parameters, stage_data
+from metaser.train.stage import (
+    experiment_specs,
+    freeze_all_but,
+    heard_samples,
+    is_cut,
+    select_parameters,
+    select_utterances,
+    stage_data,
+)
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
 from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
-from shards.plan import Schedule, check_sizes, stable_seed
+from shards.plan import Schedule, check_longest, check_sizes, stable_seed
 from shards.sampling import sampling_weights
-from shards.schema import RATE_HZ
 from shards.splits import SplitAssignment, assign_splits, describe_splits, duplicates_across
 
 log = logging.getLogger(__name__)
@@ -182,18 +189,23 @@ class _Training:
         _warn_of_duplicates(index, splits)
         specs = experiment_specs(config, index, splits)
         # Everything a user may have got wrong is found before the first step of the first stage.
-        data = [stage_data(stage, specs, index, splits) for stage in config.stages]
+        data = [stage_data(stage, specs, index, splits, config.data) for stage in config.stages]
         notes = check_labels(config, specs, index, splits)
+        windowing = config.data.windowing
         for part in data:
             for split in (part.training, part.dev):
                 check_sizes(
                     split.num_samples,
                     num_processes=self.processes.info.num_processes,
                     max_slot_s=config.data.max_slot_s,
-                    rate_hz=RATE_HZ,
+                    windowing=windowing,
                 )
+        test = index.take(splits.rows("test"))
+        for stage in config.stages:
+            judged = test.take(select_utterances(stage, specs, test))
+            check_longest(judged.num_samples, windowing, max_slot_s=config.data.max_slot_s)
         for stage, part in zip(config.stages, data, strict=True):
-            check_stretched(stage.augment, part.training.num_samples, config.data.max_slot_s)
+            check_stretched(stage.augment, heard_samples(part.training, config.data), config.data.max_slot_s)
         augmenters = build_augmenters(config)
         model = self._fresh_model(specs)
         resumed = self._newest()
@@ -313,9 +325,9 @@ class _Training:
             stage_number=number,
             specs=specs,
             index=training,
-            targets=Targets(specs, training),
+            targets=Targets(specs, training, is_cut=is_cut(training, config.data)),
             schedule=Schedule(
-                training.num_samples,
+                heard_samples(training, config.data),
                 batch_utterances=config.data.batch_utterances,
                 pool_utterances=config.data.pool_utterances,
                 seed=stable_seed(config.seed, number),
@@ -338,7 +350,7 @@ class _Training:
         is_last = number == len(config.stages)
 
         def export() -> None:
-            self.processes.on_main(lambda: self._export(model.config, state))
+            self.processes.on_main(lambda: self._export(model.config, state, training))
 
         if is_last and state.best_step:
             # Anew: the process may have died between saving the best checkpoint and exporting it.
@@ -362,12 +374,13 @@ class _Training:
             tracker.log(line)
             self.on_metrics(line)
 
-    def _export(self, form: PreTrainedConfig, state: TrainState) -> None:
+    def _export(self, form: PreTrainedConfig, state: TrainState, training: Index) -> None:
         """Export the selected checkpoint: whatever holds the weights in training, its files hold them whole."""
         selected = read_checkpoint(step_folder(self.run_dir.checkpoints(state.stage), state.best_step))
         if self._shelf is None:
             self._shelf = MetaSERModel(form)  # type: ignore[arg-type]
         self._shelf.load_state_dict(selected.selected_tensors())
+        hear_as_trained(self._shelf, training.num_samples, self.config.data)
         card = model_card(self.run_dir, self.config, self._shelf.task_specs)
         export_model(self._shelf, self.run_dir.best, card=card)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,9 +16,12 @@ from metaser.eval.metrics import HEADLINE_METRICS
 from metaser.model.metaser import MetaSERModel
 from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
+from shards.config import DataConfig
 from shards.filter import select_rows
 from shards.index import Index
 from shards.splits import SplitAssignment
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,26 @@ def passes_filter(stage: StageConfig, index: Index) -> np.ndarray:
     return np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
 
 
-def select_utterances(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index) -> np.ndarray:
-    """Return the rows of `index` that `stage` uses: its filter, and a label for at least one weighted task."""
+def heard_samples(index: Index, data: DataConfig) -> np.ndarray:
+    """Return how much of each utterance one step hears: all of it, or a window."""
+    return index.num_samples if data.windowing is None else data.windowing.heard(index.num_samples)
+
+
+def is_cut(index: Index, data: DataConfig) -> np.ndarray:
+    """Return which utterances are longer than a window."""
+    cut: np.ndarray = heard_samples(index, data) < index.num_samples
+    return cut
+
+
+def select_utterances(
+    stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, *, is_cut: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the rows of `index` that `stage` uses: its filter, and a label for at least one weighted task.
+
+    The text of what `is_cut` is no label.
+    """
     selected = passes_filter(stage, index)
-    targets = Targets(specs, index)
+    targets = Targets(specs, index, is_cut=is_cut)
     labelled = np.zeros(len(index), dtype=bool)
     for name in stage.weighted_tasks:
         labelled |= targets.present(name)
@@ -66,8 +86,14 @@ def experiment_specs(config: ExperimentConfig, index: Index, splits: SplitAssign
     return resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)), trained_on)
 
 
-def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment) -> StageData:
-    """Return the stage's training and dev utterances.
+def stage_data(
+    stage: StageConfig,
+    specs: tuple[TaskSpec, ...],
+    index: Index,
+    splits: SplitAssignment,
+    data: DataConfig | None = None,
+) -> StageData:
+    """Return the stage's training and dev utterances; `data` says which of them are heard in windows.
 
     Raises:
         TrainingError: if a part is empty, or a weighted task has no label in it at all, or one it does not know.
@@ -76,14 +102,17 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
     parts = {}
     for split in ("train", "dev"):
         part = index.take(splits.rows(split))
-        chosen = part.take(select_utterances(stage, specs, part))
+        cut = is_cut(part, data) if data is not None and split == "train" else None
+        chosen = part.take(select_utterances(stage, specs, part, is_cut=cut))
+        if data is not None and split == "train":
+            _report_cut(stage, specs, part, chosen, data)
         if not len(chosen):
             raise TrainingError(
                 f"stage {stage.name!r} needs {split} utterances, but none of {len(part)} passes its filter "
                 f"({stage.filter!r}) with a label for {list(stage.weighted_tasks)}; check data.splits and the filter"
             )
         parts[split] = chosen
-    targets = Targets(specs, parts["train"])
+    targets = Targets(specs, parts["train"], is_cut=None if data is None else is_cut(parts["train"], data))
     for spec in specs:
         if spec.name not in stage.weighted_tasks:
             continue
@@ -96,6 +125,23 @@ def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, sp
             )
     _refuse_unknown_metric(specs, stage, Targets(specs, parts["dev"]))
     return StageData(parts["train"], parts["dev"])
+
+
+def _report_cut(stage: StageConfig, specs: tuple[TaskSpec, ...], part: Index, chosen: Index, data: DataConfig) -> None:
+    """Say what windows take from a stage: a text belongs to the whole clip."""
+    num_cut = int(is_cut(chosen, data).sum())
+    num_left_out = len(select_utterances(stage, specs, part)) - len(chosen)
+    if num_cut or num_left_out:
+        texts = [spec.name for spec in specs if spec.kind == "ctc" and spec.name in stage.weighted_tasks]
+        log.info(
+            "stage %s: %d of %d training utterances are longer than data.window_s %g and heard in windows%s%s",
+            stage.name,
+            num_cut,
+            len(chosen),
+            data.window_s,
+            f"; they have no part in {', '.join(texts)}" if texts else "",
+            f"; {num_left_out} more, with no label but a text, are left out" if num_left_out else "",
+        )
 
 
 def _refuse_unknown_metric(specs: tuple[TaskSpec, ...], stage: StageConfig, dev: Targets) -> None:

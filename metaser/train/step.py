@@ -28,8 +28,9 @@ from metaser.train.state import TrainState
 from metaser.train.stop import reason_flags, strongest_reason
 from shards.batch import Batch
 from shards.index import Index
-from shards.plan import Schedule, Slot, step_slots
+from shards.plan import Schedule, Slot, random_windows, step_slots
 from shards.schema import RATE_HZ
+from shards.windows import Windowing
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,24 @@ class StepRunner:
     def slots_of(self, step: int) -> list[Slot]:
         """Return this process's slots of the 1-based `step`."""
         info = self.engine.processes.info
-        return step_slots(
+        slots = step_slots(
             self.schedule,
             step - 1,
             rank=info.rank,
             num_processes=info.num_processes,
             max_slot_samples=slot_samples(self.stage.augment, self.config.data.max_slot_s),
+        )
+        windowing = self.config.data.windowing
+        return slots if windowing is None else [self._in_windows(slot, step, windowing) for slot in slots]
+
+    def _in_windows(self, slot: Slot, step: int, windowing: Windowing) -> Slot:
+        return random_windows(
+            slot,
+            self.index.num_samples,
+            self.index.take(slot.items).values("key"),
+            windowing,
+            seed=self.config.seed,
+            epoch=self.schedule.epoch_of(step - 1),
         )
 
     def all_slots(self, first_step: int) -> Iterator[Slot]:

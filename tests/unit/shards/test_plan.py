@@ -6,7 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import PlanError
-from shards.plan import Schedule, check_sizes, cut_slots, evaluation_slots, stable_seed, step_slots
+from shards.plan import (
+    Schedule,
+    Slot,
+    check_sizes,
+    cut_slots,
+    evaluation_slots,
+    random_windows,
+    stable_seed,
+    step_slots,
+)
+from shards.windows import Windowing
 
 lengths = st.lists(st.integers(1_000, 160_000), min_size=1, max_size=120).map(np.asarray)
 worlds = st.integers(1, 16)
@@ -164,10 +174,69 @@ def test_any_size_and_skew_is_read_once_and_any_step_continues_it(num_samples, b
 
 def test_bad_sizes_are_refused():
     with pytest.raises(PlanError, match="only 2 are selected; start at most 2 processes"):
-        check_sizes([1_000, 1_000], num_processes=3, max_slot_s=10, rate_hz=16_000)
+        check_sizes([1_000, 1_000], num_processes=3, max_slot_s=10)
     with pytest.raises(PlanError, match=r"longest clip \(2.00 s\), got 1"):
-        check_sizes([32_000], num_processes=1, max_slot_s=1, rate_hz=16_000)
+        check_sizes([32_000], num_processes=1, max_slot_s=1)
     with pytest.raises(PlanError, match="at least one utterance, got none"):
         Schedule(np.asarray([], dtype=int), batch_utterances=1, pool_utterances=1, seed=0)
     with pytest.raises(PlanError, match="32000 samples exceed 16000"):
         cut_slots(np.asarray([32_000]), 1, 16_000)
+
+
+@given(lengths, worlds, st.integers(16_000, 100_000))
+def test_evaluation_sees_every_window_of_an_utterance_once_and_in_order_on_one_rank(num_samples, num_processes, length):
+    windowing = Windowing(length, 3_200)
+    seen = {}
+    counts = set()
+    for rank in range(num_processes):
+        slots = list(
+            evaluation_slots(
+                num_samples, rank=rank, num_processes=num_processes, max_slot_samples=MAX_SLOT, windowing=windowing
+            )
+        )
+        counts.add(len(slots))
+        here = {}
+        for slot in slots:
+            if slot.is_dummy:
+                continue
+            windows = [(0, num_samples[item]) for item in slot.items] if slot.windows is None else slot.windows
+            assert len(windows) * max(end - start for start, end in windows) <= MAX_SLOT
+            for item, window in zip(slot.items.tolist(), windows, strict=True):
+                here.setdefault(item, []).append(window)
+        assert not here.keys() & seen.keys()
+        seen |= here
+    assert len(counts) == 1
+    assert sorted(seen) == list(range(len(num_samples)))
+    for item, windows in seen.items():
+        assert windows == [(window.start, window.end) for window in windowing.cut(int(num_samples[item]))]
+
+
+@given(lengths, st.integers(0, 3), st.integers(0, 3))
+def test_a_random_window_depends_on_seed_epoch_and_key_alone(num_samples, seed, epoch):
+    windowing = Windowing(32_000, 16_000)
+    keys = [f"u{number}" for number in range(len(num_samples))]
+
+    def drawn(items, epoch):
+        slot = random_windows(
+            Slot(np.asarray(items)), num_samples, [keys[item] for item in items], windowing, seed=seed, epoch=epoch
+        )
+        return list(slot.windows)
+
+    everything = drawn(range(len(num_samples)), epoch)
+    assert everything == [drawn([item], epoch)[0] for item in range(len(num_samples))]
+    for (start, end), length in zip(everything, num_samples.tolist(), strict=True):
+        assert 0 <= start < end <= length
+        assert end - start == min(length, 32_000)
+    if (num_samples > 64_000).sum() > 3:
+        assert everything != drawn(range(len(num_samples)), epoch + 1)
+
+
+def test_a_clip_that_fits_no_slot_is_refused_unless_it_is_cut():
+    long = np.asarray([16_000, 9_600_000])
+    for call in (
+        lambda: check_sizes(long, num_processes=1, max_slot_s=160),
+        lambda: list(evaluation_slots(long, rank=0, num_processes=1, max_slot_samples=2_560_000)),
+    ):
+        with pytest.raises(PlanError, match=r"longest clip \(600.00 s\), got 160; set data.window_s to hear longer"):
+            call()
+    check_sizes(long, num_processes=1, max_slot_s=160, windowing=Windowing.of_seconds(20.0))

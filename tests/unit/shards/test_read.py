@@ -223,3 +223,18 @@ def group_lives(group):
     except ProcessLookupError:
         return False
     return True
+
+
+def test_windows_are_cut_from_the_decoded_clips(index):
+    (whole,) = read_slots(index, [Slot(np.array([7, 2]))], num_workers=0, timeout_s=1)
+    slot = Slot(np.array([7, 7, 2, 7]), windows=((0, 500), (400, 900), (0, 1_120), (1_400, 1_920)))
+    (batch,) = read_slots(index, [slot], num_workers=0, timeout_s=1)
+    assert batch.num_samples_B.tolist() == [500, 500, 1_120, 520]
+    assert batch.wave_BT.shape == (4, 1_120)
+    for row, (item, (start, end)) in enumerate(zip([0, 0, 1, 0], slot.windows, strict=True)):
+        assert torch.equal(batch.wave_BT[row, : end - start], whole.wave_BT[item, start:end])
+        assert not batch.wave_BT[row, end - start :].any()
+    flip_byte(index, 7)
+    (damaged,) = read_slots(index, [slot], num_workers=0, timeout_s=1)
+    assert damaged.valid_B.tolist() == [False, False, True, False]
+    assert len(damaged.problems) == 3

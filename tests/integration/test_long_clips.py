@@ -1,0 +1,116 @@
+"""Clips longer than a window: trained on in parts, judged by all their windows, as `predict` answers them."""
+
+import csv
+import json
+
+import pytest
+import soundfile as sf
+import torch
+from tinyruns import EXACT, losses, metaser, read_json
+
+from metaser.predict import choose_windows, load_model, predict_files
+from shards.errors import PlanError
+from shards.index import load_index
+from shards.plan import Slot
+from shards.read import read_slots
+from shards.schema import RATE_HZ
+
+WINDOWED = ("data.window_s=0.4", "data.window_overlap_s=0.1")
+
+
+@pytest.fixture(scope="module")
+def windowed(corpus, tmp_path_factory):
+    return corpus.train(tmp_path_factory.mktemp("windowed") / "run", *WINDOWED)
+
+
+def test_windows_that_hold_every_clip_change_nothing(corpus, finished, tmp_path):
+    run = corpus.train(tmp_path / "run", "data.window_s=3")
+    assert losses(run) == losses(finished)
+    assert read_json(run / "report/report.json") == read_json(finished / "report/report.json")
+
+
+def test_the_export_says_how_long_a_window_is(finished, windowed):
+    longest_s = 0.3 + 0.015 * 33  # of the last stage's training clips; the others have no label or are dev and test
+    assert read_json(finished / "best/config.json")["window_s"] == pytest.approx(longest_s)
+    assert choose_windows(load_model(finished)).length == round(longest_s * RATE_HZ)
+    config = read_json(windowed / "best/config.json")
+    assert (config["window_s"], config["window_overlap_s"]) == (0.4, 0.1)
+
+
+def test_an_utterance_is_judged_as_predict_answers_its_file(corpus, windowed, tmp_path):
+    with (windowed / "report/predictions.csv").open() as file:
+        judged = {row["key"]: row for row in csv.DictReader(file)}
+    index = load_index([corpus.shards])
+    keys = index.values("key")
+    (batch,) = read_slots(
+        index, [Slot(torch.tensor([keys.index(key) for key in judged]).numpy())], num_workers=0, timeout_s=9
+    )
+    files = [tmp_path / f"{number}.wav" for number in range(len(judged))]
+    for path, wave, length in zip(files, batch.wave_BT.numpy(), batch.num_samples_B.tolist(), strict=True):
+        sf.write(path, wave[:length], RATE_HZ, subtype="FLOAT")
+    answers = list(predict_files(load_model(windowed), [str(path) for path in files]))
+    assert any(len(answer.windows) > 1 for answer in answers)
+    assert len(judged) == 6
+    for row, answer in zip(judged.values(), answers, strict=True):
+        assert row["emotion.prediction"] == answer.tasks["emotion"]["label"]
+        for label, share in answer.tasks["emotion"]["probabilities"].items():
+            assert float(row[f"emotion.probability.{label}"]) == pytest.approx(share, abs=1e-4)
+        assert row["asr.prediction"] == answer.tasks["asr"]["text"]
+
+
+def test_texts_of_cut_clips_are_left_out_and_counted(windowed):
+    log = (windowed / "train.log").read_text()
+    assert "stage metadata: 19 of 24 training utterances are longer than data.window_s 0.4 and heard in windows" in log
+    assert "they have no part in asr" in log
+
+
+def test_the_cut_into_slots_changes_no_loss(corpus, tmp_path):
+    one = corpus.train(tmp_path / "one", *WINDOWED, *EXACT)
+    many = corpus.train(tmp_path / "many", *WINDOWED, *EXACT, "data.max_slot_s=0.8")
+    for (_, _, first, _), (_, _, second, _) in zip(losses(one), losses(many), strict=True):
+        assert first == pytest.approx(second, rel=1e-3)
+
+
+@pytest.mark.parametrize("limit_s", [0.5, 0.81])
+def test_a_clip_that_fits_no_slot_is_refused_before_the_first_step(corpus, tmp_path, limit_s):
+    # Dev's longest clip lasts 0.81 s, test's 0.825 s.
+    with pytest.raises(PlanError, match=r"set data\.window_s to hear longer clips in windows"):
+        corpus.train(tmp_path / "run", f"data.max_slot_s={limit_s}")
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_predict_answers_by_window_in_every_format(windowed, tmp_path):
+    samples = torch.randn(round(1.0 * RATE_HZ), generator=torch.Generator().manual_seed(0)).numpy() * 0.05
+    sf.write(tmp_path / "long.wav", samples, RATE_HZ)
+    shown = {}
+    for name in ("jsonl", "csv", "table"):
+        done = metaser("predict", windowed, tmp_path / "long.wav", "--format", name, "--per-window", folder=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        shown[name] = done.stdout
+    found = json.loads(shown["jsonl"])
+    assert [(part["start_s"], part["end_s"]) for part in found["windows"]] == [
+        (0.0, pytest.approx(0.4)),
+        (0.3, pytest.approx(0.7)),
+        (0.6, pytest.approx(1.0)),
+    ]
+    rows = list(csv.DictReader(shown["csv"].splitlines()))
+    for part, row in zip(found["windows"], rows, strict=True):
+        assert (float(row["start_s"]), float(row["end_s"])) == (part["start_s"], part["end_s"])
+        assert row["emotion.label"] == part["emotion"]["label"]
+        assert (row["num_windows"], row["error"]) == ("3", "")
+    assert [line.split("│")[2].strip() for line in shown["table"].splitlines() if "long.wav" in line] == [
+        "3",
+        "0.00-0.40 s",
+        "0.30-0.70 s",
+        "0.60-1.00 s",
+    ]
+    whole = metaser("predict", windowed, tmp_path / "long.wav", "--format", "csv", folder=tmp_path)
+    (row,) = csv.DictReader(whole.stdout.splitlines())
+    assert row["emotion.label"] == found["emotion"]["label"]
+    for words, option in (
+        ("must last 0.1 s or longer, got 0.01", ("--window", "0.01")),
+        ("got 'up'", ("--channel", "up")),
+    ):
+        done = metaser("predict", windowed, tmp_path / "long.wav", *option, folder=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
