@@ -3,15 +3,16 @@
 `python -m launch.slurm train CONFIG [a.b=c ...]` is the same without submitit, for sbatch scripts: slurm/train.sbatch.
 
 The tasks of the job are the processes that train together. SLURM's signals set a flag in each; at the next boundary all
-save together, and the main process requeues the job. No collective call happens in a signal handler.
+save together, and the main process asks the batch script to requeue the job: a task may run in a container, where
+SLURM's commands are not. No collective call happens in a signal handler.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.cluster import ClusterError, ask, check_resolves
+from launch.cluster import ClusterError, check_resolves
 
 if TYPE_CHECKING:
     from metaser.train.stop import StopRequest
@@ -31,6 +32,13 @@ SUBMITIT_SIGNAL = signal.SIGUSR2
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _MAX_MARGIN_S = 30.0
+_LAST_RESORT_CODE = 1
+
+REQUEUE_FILE = "METASER_REQUEUE_FILE"
+"""Names the file by which a task asks the batch script to queue the job again after srun."""
+
+_FIRST_NODE = re.compile(r"(?:[\w.-]+|\[\d+[\d,-]*\])+(?=,|$)")
+_FIRST_NUMBER = re.compile(r"\[(\d+)[^]]*\]")
 
 KeptHandler = Callable[[int, Any], Any] | None
 
@@ -84,6 +92,7 @@ def _run(job: TrainingJob) -> None:
             run = RunDir(Path(experiment.output_dir))
             stop = until_the_end.enter_context(StopRequest(run.stop_file))
         export_place()
+        check_comes_back(job.max_requeues)
         info = dist_info(expected_num_processes=experiment.parallel.expected_num_processes)
         with _last_resort(job, stop, is_main=info.is_main):
             is_done = start_training(experiment, info, "auto", stop_request=stop)
@@ -169,8 +178,10 @@ def _slurm_place() -> dict[str, object]:
             f"a task of a SLURM job must know its place, but {', '.join(absent)} is not set; start it by srun "
             "in an sbatch script (slurm/train.sbatch) or by `metaser submit`"
         )
-    master = environment.get("MASTER_ADDR") or job_nodes()[0]
-    check_resolves(master)
+    master = environment.get("MASTER_ADDR") or first_node(environment["SLURM_JOB_NODELIST"])
+    check_resolves(
+        master, "ask the cluster's administrators, or export an address that does as MASTER_ADDR in the batch script"
+    )
     return {
         "RANK": _number("SLURM_PROCID"),
         "WORLD_SIZE": _number("SLURM_NTASKS"),
@@ -180,16 +191,15 @@ def _slurm_place() -> dict[str, object]:
     }
 
 
-def job_nodes() -> list[str]:
-    """Return the names of the job's nodes, in SLURM's order.
+def first_node(nodes: str) -> str:
+    """Return the first of SLURM's list of nodes, e.g. `gpu01` of `gpu[01-03,07],login1`; no command is needed.
 
     Raises:
-        ClusterError: if SLURM cannot tell them.
+        ClusterError: if this is no such list.
     """
-    names = ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-    if not names:
-        raise ClusterError(f"SLURM_JOB_NODELIST must name nodes, got {os.environ['SLURM_JOB_NODELIST']!r}")
-    return names
+    if not (found := _FIRST_NODE.match(nodes)):
+        raise ClusterError(f"SLURM_JOB_NODELIST must name nodes such as gpu[01-03,07], got {nodes!r}")
+    return _FIRST_NUMBER.sub(r"\1", found[0])
 
 
 def num_restarts() -> int:
@@ -212,52 +222,44 @@ def _come_back(job: TrainingJob, stop: StopRequest, kept: KeptHandler) -> None:
     elif is_local_job():
         # submitit's controller starts the tasks again when one exits with its code; anything but its own signal
         # comes from a person.
-        if stop.signal_name == SUBMITIT_SIGNAL.name and kept is not None:
+        if stop.reason == SUBMITIT_SIGNAL.name and kept is not None:
             kept(SUBMITIT_SIGNAL, None)
-    elif may_requeue(job.max_requeues):
-        if kept is None:
-            requeue()
-        else:
-            _requeue_by_submitit(kept)
+    else:
+        ask_for_requeue(job.max_requeues)
 
 
-def _requeue_by_submitit(kept: Callable[[int, Any], Any]) -> None:
-    from submitit.core.utils import UncompletedJobError
+def check_comes_back(max_requeues: int) -> None:
+    """Refuse a job that should start again by itself, but could not.
 
-    try:
-        # It writes its pickle anew, counts the time-outs, asks scontrol, and ends in sys.exit(-1).
-        kept(SUBMITIT_SIGNAL, None)
-    except SystemExit:
-        pass
-    except (UncompletedJobError, subprocess.SubprocessError) as error:
-        raise ClusterError(f"the run is saved, but its job could not be requeued: {error}; submit it again") from error
+    Raises:
+        ClusterError: if no batch script listens.
+    """
+    if max_requeues and not is_local_job() and not os.environ.get(REQUEUE_FILE):
+        raise ClusterError(
+            f"{REQUEUE_FILE} must name the file by which the batch script is asked to queue this job again, but is not "
+            "set; set it as slurm/train.sbatch does, or set METASER_MAX_REQUEUES to 0"
+        )
 
 
-def may_requeue(max_requeues: int) -> bool:
-    """Return whether this job should ask to be started again.
+def ask_for_requeue(max_requeues: int) -> bool:
+    """Ask the batch script to put this job back into the queue; return False if it has started too often.
 
-    A job that SLURM has ended already must not: a preempted one is requeued by SLURM, a cancelled one was meant to end.
+    Raises:
+        ClusterError: if the file that asks cannot be written.
     """
     job = os.environ["SLURM_JOB_ID"]
-    state = ask("squeue", "--noheader", "--jobs", job, "--format=%T").strip()
-    if state != "RUNNING":
-        _say(f"job {job} is {state}: SLURM decides whether it starts again")
-        return False
     if num_restarts() >= max_requeues:
         _say(f"job {job} has started again {num_restarts()} times, which is max_requeues: submit it again")
         return False
+    try:
+        Path(os.environ[REQUEUE_FILE]).touch()
+    except OSError as error:
+        raise ClusterError(
+            f"{REQUEUE_FILE} must be writable, but {os.environ[REQUEUE_FILE]!r} is not: {error.strerror}; the run is "
+            "saved, submit it again"
+        ) from error
+    _say(f"asked the batch script to requeue job {job}")
     return True
-
-
-def requeue() -> None:
-    """Put this job back into the queue.
-
-    Raises:
-        ClusterError: if SLURM refuses.
-    """
-    job = os.environ["SLURM_JOB_ID"]
-    ask("scontrol", "requeue", job)
-    _say(f"requeued job {job}")
 
 
 @contextmanager
@@ -284,7 +286,7 @@ def _last_resort(job: TrainingJob, stop: StopRequest, *, is_main: bool) -> Itera
 
 def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
     """Wait for a stop signal, then for the end of the training, which closes `signals`; requeue if it does not come."""
-    while stop.signal_name is None:
+    while stop.reason is None:
         received = signals.recv(1)
         if not received:
             return
@@ -298,8 +300,9 @@ def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
                 return
     if not stop.is_final:
         _say(f"no boundary came within {job.grace_s:g} s of grace: requeueing without a save")
-        if may_requeue(job.max_requeues):
-            requeue()
+        if ask_for_requeue(job.max_requeues):
+            # srun ends the other tasks, and the batch script goes on after it.
+            os._exit(_LAST_RESORT_CODE)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from launch.cluster import JOB_IS_LIVE, PASSED_VARIABLES, ClusterConfig, ClusterError, ask, check_cluster, job_states
-from launch.slurm import TrainingJob
+from launch.slurm import REQUEUE_FILE, TrainingJob
 from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
@@ -80,7 +81,8 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
     executor = Executor(folder, max_num_timeout=cluster.max_requeues)
     further: dict[str, str | int | bool] = {
         "export": ",".join((*PASSED_VARIABLES, *cluster.pass_environment)),
-        "requeue": True,
+        # Without it a preempted job would be queued again, too.
+        "requeue" if cluster.max_requeues else "no-requeue": True,
         **cluster.sbatch,
     }
     further = {name: value for name, value in further.items() if value is not False}
@@ -100,8 +102,9 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
         "array_parallelism": cluster.max_parallel_folds,
         "stderr_to_stdout": True,
         "wckey": None,
-        "setup": list(_setup(cluster)),
-        "srun_args": list(_srun_arguments(cluster)),
+        "setup": list(_setup(cluster, folder)),
+        "srun_args": list(_srun_arguments(cluster, folder)),
+        "teardown": _TEARDOWN.splitlines(),
         "additional_parameters": further,
     }
     executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
@@ -110,7 +113,24 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
     return executor
 
 
-def _setup(cluster: ClusterConfig) -> Iterator[str]:
+_TEARDOWN = f"""\
+code=$?
+# A job that was preempted is queued again by SLURM itself, and one that was cancelled is meant to end.
+if [[ -e ${REQUEUE_FILE} ]]; then
+    rm -f "${REQUEUE_FILE}"
+    state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format=%T)
+    if [[ $state == RUNNING ]]; then
+        echo "requeueing job $SLURM_JOB_ID"
+        scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID is not queued again: submit it again to continue"
+    else
+        echo "job $SLURM_JOB_ID is ${{state:-unknown to squeue}}: SLURM decides whether it starts again"
+    fi
+fi
+exit "$code"
+"""
+
+
+def _setup(cluster: ClusterConfig, folder: Path) -> Iterator[str]:
     yield from (f"module load {shlex.quote(module)}" for module in cluster.modules)
     if cluster.environment_file is not None:
         yield f"source {shlex.quote(str(Path(cluster.environment_file).absolute()))}"
@@ -118,14 +138,21 @@ def _setup(cluster: ClusterConfig) -> Iterator[str]:
     yield f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"
     # Otherwise every task starts as many threads as the node has cores.
     yield f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cluster.cpus_per_task}}}"
+    yield "# A container has no SLURM commands; what srun's tasks need of SLURM comes from here: the first node's name,"
+    yield 'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
+    yield "# where they meet, and a requeue: the main task leaves this file, which is looked for when srun has ended."
+    yield f'export {REQUEUE_FILE}={shlex.quote(str(folder))}/requeue-"$SLURM_JOB_ID"'
+    yield f'rm -f "${REQUEUE_FILE}"'
 
 
-def _srun_arguments(cluster: ClusterConfig) -> Iterator[str]:
+def _srun_arguments(cluster: ClusterConfig, folder: Path) -> Iterator[str]:
     # The tasks see what the lines above have set; of the submitting shell that holds only what --export let through.
     yield from ("--export=ALL", "--kill-on-bad-exit=1")
     if cluster.container_image is not None:
         here = Path.cwd()
-        yield from (f"--container-image={cluster.container_image}", f"--container-mounts={here}:{here}")
+        ours = [here] if folder.is_relative_to(here) else [here, folder.parent]
+        mounts = ",".join([*(f"{path}:{path}" for path in ours), *cluster.container_mounts])
+        yield from (f"--container-image={cluster.container_image}", f"--container-mounts={mounts}")
         yield f"--container-workdir={here}"
 
 
@@ -168,10 +195,27 @@ def live_job(run: RunDir) -> tuple[str, str] | None:
         ClusterError: if SLURM does not answer.
         RunError: if the run's own record of it is damaged.
     """
+    return _first_live(_jobs_of(run))
+
+
+def visible_job(run: RunDir) -> tuple[str, str] | None:
+    """Return what `live_job` does where this host has SLURM's commands, else None; the run's record is read anyway.
+
+    Raises:
+        ClusterError: if SLURM does not answer.
+        RunError: if the run's own record of it is damaged.
+    """
+    jobs = _jobs_of(run)
+    return _first_live(jobs) if shutil.which("squeue") else None
+
+
+def _jobs_of(run: RunDir) -> list[str]:
     last, holder = last_submission(run), last_holder(run)
     jobs = [last.job_id] if last is not None and last.executor == "slurm" else []
-    if holder is not None and holder.slurm_job is not None:
-        jobs.append(holder.slurm_job)
+    return [*jobs, holder.slurm_job] if holder is not None and holder.slurm_job is not None else jobs
+
+
+def _first_live(jobs: list[str]) -> tuple[str, str] | None:
     states = job_states(jobs)
     return next(((job, states[job]) for job in jobs if states.get(job) in JOB_IS_LIVE), None)
 

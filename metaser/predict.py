@@ -1,39 +1,75 @@
-"""A trained model's answers for audio files: any format, rate and number of channels."""
+"""A trained model's answers for audio files: any format, rate, length and number of channels.
+
+A recording that is longer than a window is heard window by window, so that memory does not grow with its length.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from metaser.errors import ModelError
-from metaser.eval.evaluate import predict_task
+from metaser.errors import ConfigError, ModelError
+from metaser.eval.evaluate import greedy_text, predict_task
+from metaser.model.checkpoints import check_export
+from metaser.model.encoder import FAMILIES
 from metaser.model.metaser import MetaSERModel
-from shards.audio import AudioFile, prepare
+from metaser.tasks import CTC_BLANK, TaskSpec
+from metaser.windows import WindowOutput, join_frames, join_windows
 from shards.errors import AudioError
+from shards.schema import RATE_HZ
+from shards.track import Track
+from shards.windows import MIN_HOP_S, MIN_WINDOW_S, Windowing, is_silent
 
 SHORTEST_S = 0.1
+DEFAULT_WINDOW_S = 15.0
+"""For a model whose config.json does not say how long a window it should hear."""
+
+ChannelChoice = int | Literal["mix", "each"]
+
+
+@dataclass(frozen=True)
+class WindowPrediction:
+    """What the model says of one window; no tasks if it is silent."""
+
+    start_s: float
+    end_s: float
+    tasks: dict[str, dict[str, Any]]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there was nothing to hear."""
+        return not self.tasks
 
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """What the model says of one file; `error` and no tasks if the file cannot be used."""
+    """What the model says of one file, or of one channel of it; `error` and no tasks if it cannot be used."""
 
     file: str
     duration_s: float | None
     tasks: dict[str, dict[str, Any]]
     """classification: `label` and `probabilities`; ctc: `text`; regression: the fields' values."""
     error: str | None = None
+    channel: int | Literal["mix"] | None = None
+    """Counted from 1; `mix` is the mean of several."""
+    num_channels: int | None = None
+    windows: tuple[WindowPrediction, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences about what was done with the file that the answer does not show."""
 
 
 def load_model(path: str | Path) -> MetaSERModel:
     """Return the model in an exported folder, or the best model of a run's folder, ready to predict.
 
     Raises:
-        ModelError: if there is none.
+        ModelError: if there is none, or it is damaged.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -45,38 +81,220 @@ def load_model(path: str | Path) -> MetaSERModel:
             raise ModelError(
                 f"MODEL must be a run's folder or an exported model's, but {str(folder)!r} holds no {name}"
             )
-    model: MetaSERModel = MetaSERModel.from_pretrained(folder)
+    check_export(folder, FAMILIES)
+    model: MetaSERModel
+    try:
+        model, loaded = MetaSERModel.from_pretrained(folder, output_loading_info=True)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # What config.json says and what model.safetensors holds do not belong together.
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"MODEL must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"MODEL must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are missing); "
+            "export it again"
+        )
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return model
 
 
-def predict_files(model: MetaSERModel, files: Sequence[str]) -> Iterator[FilePrediction]:
-    """Yield the prediction for each file, one after another."""
+def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
+    """Return the windows that `model` hears long recordings in.
+
+    Args:
+        model: Its config.json names a window: the one it was trained with, or the length of its training clips.
+        window_s: Another length.
+        overlap_s: How far windows overlap; None is the model's own, or a quarter of another length.
+
+    Raises:
+        ConfigError: if the lengths make no windows.
+        ModelError: if those in config.json do not.
+    """
+    stored_s = getattr(model.config, "window_s", None), getattr(model.config, "window_overlap_s", None)
+    if window_s is None and stored_s[0] is not None:
+        window_s, overlap_s = stored_s[0], stored_s[1] if overlap_s is None else overlap_s
+    window_s = DEFAULT_WINDOW_S if window_s is None else window_s
+    problem = _objection(window_s, overlap_s)
+    if problem is None:
+        return Windowing.of_seconds(window_s, overlap_s)
+    if (window_s, overlap_s) == stored_s:
+        raise ModelError(f"window_s and window_overlap_s in config.json: {problem}; export the model again")
+    raise ConfigError(f"{problem}; give other --window or --overlap")
+
+
+def _objection(window_s: Any, overlap_s: Any) -> str | None:
+    if not isinstance(window_s, int | float) or not MIN_WINDOW_S <= window_s < float("inf"):
+        return f"a window must last {MIN_WINDOW_S:g} s or longer, got {window_s}"
+    if overlap_s is not None and not (isinstance(overlap_s, int | float) and 0 <= overlap_s <= window_s - MIN_HOP_S):
+        return (
+            f"windows of {window_s:g} s must overlap by 0 to {window_s - MIN_HOP_S:g} s, so that each begins at least "
+            f"{MIN_HOP_S:g} s after the other, got {overlap_s}"
+        )
+    return None
+
+
+def choose_channel(text: str) -> ChannelChoice:
+    """Return what `--channel` says: a number from 1, `left`, `right`, `each` or `mix`.
+
+    Raises:
+        ConfigError: if it says none of these.
+    """
+    if text in ("mix", "each"):
+        return text  # type: ignore[return-value]
+    number = {"left": "1", "right": "2"}.get(text, text)
+    if number.isascii() and number.isdigit() and int(number) > 0:
+        return int(number)
+    raise ConfigError(f"--channel must be a number from 1, left, right, each or mix, got {text!r}; correct it")
+
+
+def predict_files(
+    model: MetaSERModel,
+    files: Sequence[str],
+    *,
+    windowing: Windowing | None = None,
+    channel: ChannelChoice = "mix",
+) -> Iterator[FilePrediction]:
+    """Yield the prediction for each file (with `each`: for each channel of it), one after another.
+
+    A file that cannot be used, or whose windows do not fit the memory, has an `error` and never ends the others.
+    """
+    windowing = choose_windows(model) if windowing is None else windowing
     for file in files:
         try:
-            yield _predict_file(model, file)
+            with _memory_for(file, windowing):
+                track = Track(Path(file))
         except AudioError as error:
             yield FilePrediction(file, None, {}, error=str(error))
+            continue
+        for number in range(1, track.num_channels + 1) if channel == "each" else [channel]:
+            try:
+                with _memory_for(file, windowing):
+                    prediction = _predict_track(model, file, track, windowing, None if number == "mix" else number)
+            except AudioError as error:
+                prediction = FilePrediction(file, None, {}, error=str(error), channel=number)
+            yield prediction
 
 
-def _predict_file(model: MetaSERModel, file: str) -> FilePrediction:
-    rate_hz = model.config.sampling_rate
-    samples = prepare(*AudioFile(Path(file)).load())
-    if len(samples) < SHORTEST_S * rate_hz:
-        raise AudioError(f"{file} must be at least {SHORTEST_S:g} s long, got {len(samples) / rate_hz:.3f} s")
-    wave_BT = torch.from_numpy(samples)[None].to(model.device)
+@contextmanager
+def _memory_for(file: str, windowing: Windowing) -> Iterator[None]:
+    """Turn a lack of memory into an error of the file."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU torch raises a RuntimeError that only its words tell from others.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise AudioError(
+            f"a window must fit the memory, but {file} in windows of {windowing.length / RATE_HZ:g} s needs more than "
+            "there is; give a shorter --window"
+        ) from error
+
+
+class _Heard(NamedTuple):
+    """One window's sound in the model's words; no tasks and no logits if it is silent."""
+
+    start: int
+    end: int
+    tasks: dict[str, dict[str, Any]]
+    logits: dict[str, Tensor] | None
+    """Without a batch dimension; ctc: the best character of each frame, which alphabets of thousands cannot fill."""
+
+
+def _predict_track(
+    model: MetaSERModel, file: str, track: Track, windowing: Windowing, channel: int | None
+) -> FilePrediction:
+    heard = [_hear(model, file, start, samples_T) for start, samples_T in windowing.stream(track.blocks(channel))]
+    if all(window.logits is None for window in heard):
+        raise AudioError(_silence(file, track, channel))
+    return FilePrediction(
+        file,
+        heard[-1].end / RATE_HZ,
+        heard[0].tasks if len(heard) == 1 else _joined_tasks(model, heard, windowing),
+        channel="mix" if channel is None and track.num_channels > 1 else channel,
+        num_channels=track.num_channels,
+        windows=tuple(WindowPrediction(start / RATE_HZ, end / RATE_HZ, tasks) for start, end, tasks, _ in heard),
+        notes=tuple(_notes(file, track, channel, heard)),
+    )
+
+
+def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> _Heard:
+    if start == 0 and len(samples_T) < SHORTEST_S * RATE_HZ:
+        raise AudioError(f"{file} must be at least {SHORTEST_S:g} s long, got {len(samples_T) / RATE_HZ:.3f} s")
+    end = start + len(samples_T)
+    if is_silent(samples_T):
+        return _Heard(start, end, {}, None)
+    wave_BT = torch.from_numpy(np.ascontiguousarray(samples_T))[None].to(model.device)
     with torch.inference_mode():
-        output = model(wave_BT, torch.tensor([len(samples)], device=model.device))
-    tasks: dict[str, dict[str, Any]] = {}
+        output = model(wave_BT, torch.tensor([len(samples_T)], device=model.device))
+    logits = {name: values.cpu() for name, values in output.logits.items()}
+    num_frames_B = output.num_frames_B.cpu()
+    tasks = {
+        spec.name: _answer(spec, *predict_task(spec, logits[spec.name], num_frames_B)[0]) for spec in model.task_specs
+    }
     for spec in model.task_specs:
-        ((prediction, probabilities),) = predict_task(spec, output.logits[spec.name].cpu(), output.num_frames_B.cpu())
-        if spec.kind == "classification":
-            tasks[spec.name] = {
-                "label": prediction,
-                "probabilities": dict(zip(spec.labels, probabilities or (), strict=True)),
-            }
-        elif spec.kind == "ctc":
-            tasks[spec.name] = {"text": prediction}
+        if spec.kind == "ctc":
+            logits[spec.name] = logits[spec.name].argmax(dim=-1)
+    return _Heard(start, end, tasks, {name: values[0] for name, values in logits.items()})
+
+
+def _joined_tasks(model: MetaSERModel, heard: Sequence[_Heard], windowing: Windowing) -> dict[str, dict[str, Any]]:
+    windows = windowing.cut(heard[-1].end)
+    hop_samples = model.encoder.hop_samples
+    outputs = [WindowOutput(window, part.logits) for window, part in zip(windows, heard, strict=True)]
+    pooled = [spec for spec in model.task_specs if spec.kind != "ctc"]
+    whole = join_windows(pooled, outputs, hop_samples=hop_samples)
+    tasks = {}
+    for spec in model.task_specs:
+        if spec.kind == "ctc":
+            best = [None if part.logits is None else part.logits[spec.name] for part in heard]
+            text = greedy_text(spec, join_frames(windows, best, _gap(spec), hop_samples).tolist())
+            tasks[spec.name] = _answer(spec, text, None)
         else:
-            tasks[spec.name] = dict(zip(spec.labels, prediction, strict=True))
-    return FilePrediction(file, len(samples) / rate_hz, tasks)
+            tasks[spec.name] = _answer(spec, *predict_task(spec, whole.logits[spec.name], whole.num_frames_B)[0])
+    return tasks
+
+
+def _gap(spec: TaskSpec) -> Tensor:
+    """Return the frames of a silent window: a blank between letters, between words where the alphabet has it."""
+    return torch.tensor([CTC_BLANK, *([spec.labels.index(" ")] if " " in spec.labels else []), CTC_BLANK])
+
+
+def _answer(
+    spec: TaskSpec, prediction: str | tuple[float, ...], probabilities: tuple[float, ...] | None
+) -> dict[str, Any]:
+    if spec.kind == "classification":
+        return {"label": prediction, "probabilities": dict(zip(spec.labels, probabilities or (), strict=True))}
+    if spec.kind == "ctc":
+        return {"text": prediction}
+    return dict(zip(spec.labels, prediction, strict=True))
+
+
+def _silence(file: str, track: Track, channel: int | None) -> str:
+    if channel is not None:
+        return f"audio must hold sound, but channel {channel} of {file} is silent; choose another --channel"
+    if len(track.channels.silent) < track.num_channels:
+        return (
+            f"audio must hold sound, but the {track.num_channels} channels of {file} cancel each other; choose one "
+            "with --channel 1 or each"
+        )
+    return f"audio must hold sound, but {file} is silent from end to end; record it again"
+
+
+def _notes(file: str, track: Track, channel: int | None, heard: Sequence[_Heard]) -> Iterator[str]:
+    channels = track.channels
+    if channel is None and channels.num > 1 and channels.cancel:
+        yield (
+            f"the {channels.num} channels of {file} nearly cancel each other where they are mixed; --channel 1 or each "
+            "keeps them apart"
+        )
+    elif channel is None and 0 < len(channels.silent) < channels.num:
+        silent = ", ".join(map(str, channels.silent))
+        yield (
+            f"{file} has {channels.num} channels, which were mixed although channel {silent} is silent; --channel "
+            "picks one"
+        )
+    elif channel is None and not channels.are_alike:
+        yield f"{file} has {channels.num} channels, which were mixed; --channel 1, 2 or each keeps them apart"
+    num_silent = sum(window.logits is None for window in heard)
+    if num_silent:
+        yield f"{num_silent} of the {len(heard)} windows of {file} are silent and have no answer"

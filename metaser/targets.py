@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask, TaskConfig
 from metaser.errors import TrainingError
-from metaser.tasks import CTC_SPECIAL, CTC_UNKNOWN, TaskSpec, fold_text
+from metaser.tasks import CTC_SPECIAL, CTC_UNKNOWN, TaskSpec, fold_text, loss_denominator
 from shards.index import Codes, Index
 
 
@@ -124,10 +124,17 @@ class Targets:
         """Return which utterances have a label for `task`, shape (num_utterances,)."""
         return self._weights[task] > 0
 
+    def weights(self, task: str, items: np.ndarray) -> np.ndarray:
+        """Return what each utterance at `items` adds to the task's denominator, shape (num_items,).
+
+        classification: its class's weight; ctc: 1; regression: the number of its values; 0 without a label.
+        """
+        weights: np.ndarray = self._weights[task][items]
+        return weights
+
     def denominators(self, items: np.ndarray) -> dict[str, float]:
-        """Return per task what the sum of losses over `items` is divided by (at least the smallest positive: 1)."""
-        totals = {name: float(weights[items].sum()) for name, weights in self._weights.items()}
-        return {name: total if total > 0 else 1.0 for name, total in totals.items()}
+        """Return per task what the sum of losses over `items` is divided by."""
+        return {name: loss_denominator(float(self.weights(name, items).sum())) for name in self._weights}
 
     def lookup(self, items: np.ndarray) -> dict[str, TaskTarget]:
         """Return the targets of the utterances at `items`."""

@@ -43,6 +43,11 @@ class TaskSpec(Section):
         return self.merge.get(str(value), str(value))
 
 
+def loss_denominator(total_weight: float) -> float:
+    """Return what a task's summed losses are divided by: the weight of the labels present, 1 where none is."""
+    return total_weight if total_weight > 0 else 1.0
+
+
 def fold_text(text: str) -> str:
     """Return `text` case-folded with single blanks: what CTC learns and what CER and WER compare."""
     return " ".join(text.casefold().split())

@@ -20,13 +20,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
-from shards.corpora.cells import CellError, metadata_in
+from shards.corpora.base import OWNERS_LICENCE
+from shards.corpora.cells import CellError, CellReader, labels_of
+from shards.corpora.columns import metadata_columns, nearest_field
+from shards.corpora.identities import composed
+from shards.corpora.options import NO_OPTIONS, ReadOptions
+from shards.corpora.tally import Tally
 from shards.decoding import decode
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
-from shards.manifest import MANIFEST_NAME, Settings, canonical_json
+from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME, Settings, canonical_json
 from shards.pack import audio_objection, complete_folder
 from shards.publish import (
+    STATE_FOLDER,
     AudioCounts,
     OnBad,
     Origin,
@@ -57,6 +63,7 @@ def adopt_shards(
     on_bad: OnBad = "raise",
     num_workers: int = 1,
     max_duration_s: float = 60.0,
+    options: ReadOptions = NO_OPTIONS,
     progress: Progress | None = None,
 ) -> PackSummary:
     """Write index and manifest over the tars in `source` into `out`, which may be `source` itself.
@@ -68,39 +75,58 @@ def adopt_shards(
         on_bad: `raise` stops at the first unusable thing, `skip` lists it in `rejected.jsonl` and goes on.
         num_workers: Processes that decode.
         max_duration_s: Longer clips are rejected.
+        options: Of these, `labels` and `licence` are obeyed.
         progress: Called with the number of bytes looked through and that of all.
 
     Raises:
         CorpusError: if there are no tars or nothing usable, or something is unusable and `on_bad` is `raise`.
         ShardError: if `out` cannot be written or holds something else.
     """
+    strange = [option for option in options.given if option not in ("labels", "licence")]
+    if strange:
+        raise CorpusError(
+            f"shards to adopt must be taken as they are, but for --labels and --licence, got {strange[0]}"
+        )
+    labels = labels_of(options.labels)
     tars = _tars(source)
     folder_name = source.resolve().name
     corpus = make_key(folder_name)
     settings = Settings(seed=0, shard_utterances=0, max_duration_s=max_duration_s, versions=package_versions())
-    jobs = [_AdoptJob(tar, folder_name, settings) for tar in tars]
-    fingerprint = hashlib.sha256(
-        canonical_json([SCHEMA_VERSION, corpus, settings.model_dump(), [[job.name, job.num_bytes] for job in jobs]])
-    ).hexdigest()
+    jobs = [_AdoptJob(tar, folder_name, settings, tuple(labels.items())) for tar in tars]
+    said = [[labels, options.licence]] if options.given else []
+    files = [[job.name, job.num_bytes] for job in jobs]
+    identity = [SCHEMA_VERSION, corpus, settings.model_dump(), files, *said]
+    fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
     if (out / MANIFEST_NAME).exists():
         return complete_folder(out, fingerprint, on_bad)
     if out.exists() and not out.is_dir():
         raise ShardError(f"OUT must be a folder, but {out} is a file; choose another")
+    _check_foreign(out)
     with locked(out) as state:
         notes, num_kept = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
         rejections = [without_place(item, source) for note in notes for item in note.rejections]
         is_in_place = out.resolve() == source.resolve()
         origin = Origin(
             corpus=corpus,
-            licence="as its owner says",
+            licence=options.licence or OWNERS_LICENCE,
             citation="",
             source=source,
             settings=settings,
             fingerprint=fingerprint,
             tars=None if is_in_place else os.path.relpath(source.resolve(), out.resolve()),
         )
-        manifest = publish(out, state, origin, notes, rejections)
+        tally = Tally()
+        for note in notes:
+            tally.add_rows(note.tally)
+        manifest = publish(out, state, origin, notes, rejections, tuple(tally.notes(labels)))
     return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
+
+
+def _check_foreign(out: Path) -> None:
+    """Refuse to overwrite what is not ours: without a manifest or unfinished work, nothing of ours can be there."""
+    foreign = [name for name in (INDEX_NAME, REJECTED_NAME) if (out / name).exists()]
+    if foreign and not (out / STATE_FOLDER).exists():
+        raise ShardError(f"OUT must hold no {foreign[0]} of others, but {out} does; choose another folder or move it")
 
 
 def _tars(source: Path) -> list[Path]:
@@ -122,6 +148,8 @@ class _AdoptJob:
     folder_name: str
     """Names the corpus of utterances that name none."""
     settings: Settings
+    labels: tuple[tuple[str, str | None], ...] = ()
+    """What emotions' words mean here."""
 
     @property
     def name(self) -> str:
@@ -137,7 +165,8 @@ class _AdoptJob:
 
     @cached_property
     def stamp(self) -> str:
-        identity = [SCHEMA_VERSION, self.settings.model_dump(), self.name, self.path.stat().st_mtime_ns]
+        said = [self.labels] if self.labels else []
+        identity = [SCHEMA_VERSION, self.settings.model_dump(), self.name, self.path.stat().st_mtime_ns, *said]
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
     def run(self) -> ShardNote:
@@ -145,23 +174,30 @@ class _AdoptJob:
         rows: list[dict[str, Any]] = []
         rejections: list[Rejection] = []
         counts = AudioCounts()
+        cells = CellReader(dict(self.labels))
         for sample in _samples(self.path):
-            found = sample if isinstance(sample, Rejection) else self._row(sample, counts)
+            found = sample if isinstance(sample, Rejection) else self._row(sample, counts, cells)
             if isinstance(found, Rejection):
                 rejections.append(found)
             else:
                 row, counts = found
                 rows.append(row)
         rows.sort(key=lambda row: row["key"])
-        return note_of(self.path, self.stamp, rows, rejections, counts)
+        return note_of(self.path, self.stamp, rows, rejections, counts, cells.tally.as_rows())
 
-    def _row(self, sample: _Sample, counts: AudioCounts) -> tuple[dict[str, Any], AudioCounts] | Rejection:
+    def _row(
+        self, sample: _Sample, counts: AudioCounts, cells: CellReader
+    ) -> tuple[dict[str, Any], AudioCounts] | Rejection:
         name = f"{self.path}: {sample.name}"
         if len(sample.audio) != 1:
             held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
+        if sample.repeated:
+            return Rejection(
+                name, f"a key must hold each member once, got .{sample.repeated[0]} twice", "repeated member"
+            )
         try:
-            utterance = self._utterance(sample)
+            utterance = self._utterance(sample, cells)
             canonical_json(utterance.model_dump())
             member = next(iter(sample.audio.values()))
             samples, rate_hz = decode(member.data, name)
@@ -191,7 +227,7 @@ class _AdoptJob:
         )
         return row, counts.plus(sample.name, samples, rate_hz, pcm)
 
-    def _utterance(self, sample: _Sample) -> Utterance:
+    def _utterance(self, sample: _Sample, reader: CellReader) -> Utterance:
         described = sample.description
         if sample.is_ours:
             about_audio = ("schema_version", "num_samples", "pcm_sha256")
@@ -203,23 +239,31 @@ class _AdoptJob:
                 raise CellError("bad metadata", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
             if not is_key(utterance.key) or not utterance.key.startswith(f"{utterance.corpus}/"):
                 raise CorpusError(f"a key must match {utterance.corpus}/[A-Za-z0-9_%-]+, got {utterance.key!r}")
-            return utterance
-        cells = {name: _as_cell(value) for name, value in described.items() if name in METADATA_FIELDS}
+            return composed(utterance)
+        fields = metadata_columns(tuple(described))
+        for name, field_name in fields.items():
+            if name != field_name:
+                reader.tally.add("column", field_name, name)
+        cells = {field_name: _as_cell(described[name]) for name, field_name in fields.items()}
         cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
         if "txt" in sample.meta:
             cells.setdefault("text", sample.meta["txt"].text)
-        cells = {name: cell.strip() for name, cell in cells.items() if cell.strip()}
-        return Utterance(
+        utterance = Utterance(
             key=make_key(self.folder_name, *filter(None, sample.name.removeprefix("./").split("/"))),
             corpus=make_key(self.folder_name),
             source=sample.name,
             extra={
                 name: value
                 for name, value in described.items()
-                if name not in METADATA_FIELDS and isinstance(value, str | int | float | bool)
+                if name not in fields and isinstance(value, str | int | float | bool)
             },
-            **metadata_in(cells),
+            **reader.metadata(reader.present(cells)),
         )
+        for name in utterance.extra:
+            reader.tally.add("extra", "extra", name, nearest_field(name) or "")
+        for suffix in sample.unread:
+            reader.tally.add("unread", "member", f".{suffix}")
+        return composed(utterance)
 
 
 def _as_cell(value: Any) -> str:
@@ -236,7 +280,15 @@ class _Member:
 
     @property
     def text(self) -> str:
-        return self.data.decode("utf-8", errors="replace")
+        """What the member says.
+
+        Raises:
+            CellError: if it is not UTF-8, which WebDataset's own writer makes of every text.
+        """
+        try:
+            return self.data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise CellError("bad metadata", f"text must be UTF-8, but {self.data[:40]!r} is not") from error
 
 
 @dataclass
@@ -246,6 +298,10 @@ class _Sample:
     name: str
     audio: dict[str, _Member] = field(default_factory=dict)
     meta: dict[str, _Member] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)
+    """Suffixes of members that stand there twice."""
+    unread: list[str] = field(default_factory=list)
+    """Suffixes of members that mean nothing here."""
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -258,7 +314,7 @@ class _Sample:
             return {}
         try:
             described = json.loads(self.meta["json"].data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CellError("bad metadata", f".json must be JSON, but {error}") from error
         if not isinstance(described, dict):
             raise CellError("bad metadata", f".json must hold an object, got {str(described)[:60]!r}")
@@ -291,10 +347,13 @@ def _samples(path: Path) -> Iterator[_Sample | Rejection]:
                 kind = suffix.lower()
                 kept = current.audio if kind in _AUDIO_SUFFIXES else current.meta if kind in _META_SUFFIXES else None
                 if kept is None or (kept is current.meta and member.size > _MAX_META_BYTES):
+                    current.unread.append(kind)
                     continue
+                if kind in kept:
+                    current.repeated.append(kind)
                 data = tar.extractfile(member)
                 kept[kind] = _Member(member.offset_data, b"" if data is None else data.read())
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         yield Rejection(str(path), f"a shard must be a whole, uncompressed tar, but {error}", "broken tar")
         return
     if current is not None:

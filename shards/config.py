@@ -32,6 +32,9 @@ class LeaveOneOut(Section):
     fold: int = Field(default=0, ge=0)
     """Index of the test group among the sorted groups."""
     num_dev_groups: PositiveInt = 1
+    partners: Literal["dev", "train"] = "dev"
+    """With `field: speaker`, where they go who share a session or dialogue with the test speaker: into dev, before (and
+    if need be beyond) `num_dev_groups` others, or nowhere in particular (`train`), which every result then says."""
 
 
 class RandomSpeakers(Section):
@@ -95,6 +98,8 @@ class DataConfig(Section):
     splits: tuple[SplitRule, ...] = (StoredSplit(),)
     allow_speaker_overlap: bool = False
     """Accept speakers that stand in more than one split; every result then carries the word."""
+    allow_recording_overlap: bool = False
+    """Accept one recording, or segments of one file, in more than one split; every result then says so."""
     batch_utterances: PositiveInt = 16
     """Utterances of one optimizer step, over all processes and accumulation slots."""
     max_slot_s: PositiveFloat = 160.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -54,6 +54,9 @@ NUMBER_FIELDS = (*_NUMBERS, "duration_s")
 """Fields that hold numbers; all others but `emotion_votes` and `extra.*` hold text."""
 LABEL_FIELDS = ("corpus", "emotion", "gender", "style", "language", "intensity", "session", "split", "age_group")
 """Fields whose values are few enough to count one by one."""
+
+
+Alike = Callable[[pa.Array], pa.Array]
 
 
 class Codes(NamedTuple):
@@ -114,7 +117,7 @@ class _Columns:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers; NaN where an optional one is absent."""
         if name not in self._numbers:
-            column = np.empty(self.num_rows, INDEX_SCHEMA.field(name).type.to_pandas_dtype())
+            column = np.empty(self.num_rows, pa.array([], INDEX_SCHEMA.field(name).type).to_numpy().dtype)
             end = 0
             for table, first_shard in zip(self._tables, self._first_shards, strict=True):
                 for piece in _stored_pieces(table, name):
@@ -139,11 +142,31 @@ class _Columns:
             self._codes[name] = Codes(np.concatenate(numbers), tuple(words))
         return self._codes[name]
 
+    def heads(self, name: str, alike: Alike) -> np.ndarray:
+        """Return 64 bits of each value, of a digest its first, of a word its hash in this process; 0: absent."""
+        heads = np.zeros(self.num_rows, np.uint64)
+        end = 0
+        for table in self._tables:
+            for piece in _stored_pieces(table, name):
+                start, end = end, end + len(piece)
+                heads[start:end] = np.where(piece.is_null().to_numpy(zero_copy_only=False), 0, _heads(alike(piece)))
+        return heads
+
     def _pieces(self, name: str) -> tuple[list[pa.Array], np.ndarray]:
         if name not in self._read:
             pieces = [piece for table in self._tables for piece in _stored_pieces(table, name)]
             self._read[name] = pieces, np.cumsum([0, *map(len, pieces)])[:-1]
         return self._read[name]
+
+
+def _heads(piece: pa.Array) -> np.ndarray:
+    if not len(piece):
+        return np.empty(0, np.uint64)
+    if piece.type == _DIGEST:
+        return np.frombuffer(piece.buffers()[1], dtype="<u8")[:: 32 // 8][piece.offset :][: len(piece)]
+    encoded = piece.dictionary_encode()
+    of_word = np.asarray([*(hash(word) for word in encoded.dictionary.to_pylist()), 0], np.int64)
+    return of_word[encoded.indices.fill_null(len(of_word) - 1).to_numpy()].view(np.uint64)
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:
@@ -260,6 +283,21 @@ class Index:
             return [None if votes is None else json.loads(votes) for votes in stored]
         return stored
 
+    def repeated_rows(self, name: str, alike: Alike = lambda piece: piece) -> np.ndarray:
+        """Return the rows whose value of a stored column of words or digests may stand in another row as well.
+
+        Rarely a value that stands once is among them, because only 64 bits of each are compared: ten million keys or
+        digests would otherwise fill the memory. Absent values are left out. `alike` writes values that count as the
+        same in one way.
+        """
+        whole = self.columns.heads(name, alike)
+        heads = whole if self.rows is None else whole[self.rows]
+        order = np.argsort(heads, kind="stable")
+        twin_of_last = np.flatnonzero(heads[order[1:]] == heads[order[:-1]])
+        rows = np.unique(order[np.concatenate([twin_of_last, twin_of_last + 1])])
+        found: np.ndarray = rows[heads[rows] != 0]
+        return found
+
     def stream(self, name: str) -> Iterator[Any]:
         """Yield what `values` returns, never holding more than a part of it as Python objects."""
         for start in range(0, len(self), _ROWS_PER_GROUP):
@@ -308,17 +346,10 @@ def label_tables(index: Index) -> dict[str, dict[str, int]]:
 
 def duplicate_rows(index: Index) -> list[list[int]]:
     """Return groups of rows whose decoded audio is identical, in order of their first row."""
-    digests = index.column("pcm_sha256")
-    if not len(digests):
-        return []
-    # Sixty-four bits find the few candidates without ten million Python objects; all 256 decide.
-    heads = np.frombuffer(digests.buffers()[1], dtype="<u8")[:: 32 // 8][digests.offset :][: len(digests)]
-    order = np.argsort(heads, kind="stable")
-    twin_of_last = np.flatnonzero(heads[order[1:]] == heads[order[:-1]])
-    candidates = np.unique(order[np.concatenate([twin_of_last, twin_of_last + 1])])
+    candidates = index.repeated_rows("pcm_sha256")
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for row in candidates.tolist():
-        groups[digests[row].as_py()].append(row)
+    for row, digest in zip(candidates.tolist(), index.take(candidates).values("pcm_sha256"), strict=True):
+        groups[digest].append(row)
     return [rows for rows in groups.values() if len(rows) > 1]
 
 

@@ -80,6 +80,8 @@ class Manifest(Section):
     num_rejected_by_kind: dict[str, int]
     """What `rejected.jsonl` lists."""
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """How the corpus was read, where it could have been read otherwise."""
     tars: str | None = None
     """Folder of the tars where it is not the manifest's own: shards that somebody else wrote, adopted in place."""
     sha256: str = ""
@@ -144,10 +146,12 @@ def _digest(manifest: Manifest) -> str:
 
 
 def _fields(manifest: Manifest) -> dict[str, Any]:
-    """Return what is written; `tars`, which schema version 1 does not know, only where it says something."""
+    """Return what is written; what older folders do not know, only where it says something."""
     fields = manifest.model_dump(mode="json")
     if manifest.tars is None:
         del fields["tars"]
+    if not manifest.notes:
+        del fields["notes"]
     return fields
 
 

@@ -12,13 +12,15 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shards.audio import encode_flac, pcm16, pcm_sha256, prepare
-from shards.corpora.base import CorpusReader, corpus_reader
+from shards.audio import AudioFile, encode_flac, pcm16, pcm_sha256, prepare
+from shards.corpora.base import OWNERS_LICENCE, CorpusReader, corpus_reader
+from shards.corpora.identities import composed
+from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row, load_index
 from shards.manifest import (
@@ -38,7 +40,8 @@ from shards.publish import (
     PackSummary,
     Progress,
     ShardNote,
-    as_error,
+    accounts,
+    as_one_error,
     locked,
     note_of,
     nothing_left,
@@ -54,7 +57,9 @@ from shards.schema import (
     RATE_HZ,
     SCHEMA_VERSION,
     AudioSource,
+    Note,
     Rejection,
+    RowCount,
     SourceUtterance,
     Utterance,
     is_key,
@@ -71,6 +76,7 @@ def pack_corpus(
     seed: int = 0,
     shard_utterances: int = 256,
     max_duration_s: float = 60.0,
+    options: ReadOptions = NO_OPTIONS,
     progress: Progress | None = None,
 ) -> PackSummary:
     """Write all utterances of a corpus as a shard folder, or finish what an interrupted call began.
@@ -84,6 +90,7 @@ def pack_corpus(
         seed: Passed to the reader.
         shard_utterances: Utterances per tar.
         max_duration_s: Longer clips are rejected.
+        options: How data of one's own is read; of a corpus as published only `channel` may differ.
         progress: Called with the number of utterances done and that of all.
 
     Raises:
@@ -91,15 +98,21 @@ def pack_corpus(
             unusable and `on_bad` is `raise`.
         ShardError: if `out` cannot be written or holds something else.
     """
-    reader = corpus_reader(corpus) if isinstance(corpus, str) else corpus
+    reader = corpus_reader(corpus, options) if isinstance(corpus, str) else corpus
     if source is not None and not source.exists():
         raise CorpusError(f"SOURCE must be where corpus {reader.name!r} lies, but {source} does not exist")
     _check_folder(out, reader.name)
-    items, rejections = _collect(reader, source, seed, on_bad)
+    found = _collect(reader, source, seed, options.channel)
+    items, rejections = found.sorted_items, found.rejections
+    if rejections and on_bad == "raise":
+        raise as_one_error(rejections)
+    if not items:
+        raise nothing_left(reader.name, source, rejections)
     settings = Settings(
         seed=seed, shard_utterances=shard_utterances, max_duration_s=max_duration_s, versions=package_versions()
     )
-    fingerprint = _fingerprint(settings, reader.name, items, rejections)
+    rejections = [without_place(rejection, source) for rejection in rejections]
+    fingerprint = _fingerprint(settings, reader, items, rejections)
     if (out / MANIFEST_NAME).exists():
         return complete_folder(out, fingerprint, on_bad)
     with locked(out) as state:
@@ -107,31 +120,59 @@ def pack_corpus(
         _remove_leftovers(out, reader.name, jobs)
         notes, num_kept = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
         rejections += [without_place(item, source) for note in notes for item in note.rejections]
+        remarks = [*found.notes, *accounts(found.row_counts, notes, rejections)]
         origin = Origin(reader.name, reader.licence, reader.citation, source, settings, fingerprint)
-        manifest = publish(out, state, origin, notes, rejections)
+        manifest = publish(out, state, origin, notes, rejections, remarks)
     return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
 
 
 # ---------------------------------------------------------------- what to pack
 
 
-def _collect(
-    reader: CorpusReader, source: Path | None, seed: int, on_bad: OnBad
-) -> tuple[list[SourceUtterance], list[Rejection]]:
-    """Return the corpus's utterances sorted by key, and what cannot be one."""
-    items: dict[str, SourceUtterance] = {}
-    rejections = []
+@dataclass
+class _Collected:
+    """What a reader found: utterances by key, what cannot be one, and what there is to say."""
+
+    items: dict[str, SourceUtterance] = field(default_factory=dict)
+    rejections: list[Rejection] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    row_counts: list[RowCount] = field(default_factory=list)
+
+    @property
+    def sorted_items(self) -> list[SourceUtterance]:
+        return [self.items[key] for key in sorted(self.items)]
+
+
+def _collect(reader: CorpusReader, source: Path | None, seed: int, channel: int | None) -> _Collected:
+    collected = _Collected()
     for found in reader.read(source, seed):
-        rejection = found if isinstance(found, Rejection) else _objection(found, items)
-        if isinstance(found, SourceUtterance) and rejection is None:
-            items[found.utterance.key] = found
-        elif rejection is not None:
-            if on_bad == "raise":
-                raise as_error(rejection)
-            rejections.append(without_place(rejection, source))
-    if not items:
-        raise nothing_left(reader.name, source, rejections)
-    return [items[key] for key in sorted(items)], rejections
+        if isinstance(found, Note):
+            collected.notes.append(found)
+        elif isinstance(found, RowCount):
+            collected.row_counts.append(found)
+        elif isinstance(found, Rejection):
+            collected.rejections.append(found)
+        else:
+            item = SourceUtterance(composed(found.utterance), found.audio)
+            item = item if channel is None else _of_channel(item, channel)
+            rejection = _objection(item, collected.items)
+            if rejection is None:
+                collected.items[item.utterance.key] = item
+            else:
+                collected.rejections.append(rejection)
+    return collected
+
+
+def _of_channel(item: SourceUtterance, channel: int) -> SourceUtterance:
+    """Return the part of an utterance that one channel holds, under a key of its own."""
+    if not isinstance(item.audio, AudioFile) or item.audio.channel is not None:
+        raise CorpusError(
+            "--channel must be about audio files whose channel nothing else says, but "
+            f"{_original_name(item.utterance)} has one or is no file; leave --channel or the column channel out"
+        )
+    key = f"{item.utterance.key}/channel{channel}"
+    utterance = item.utterance.model_copy(update={"key": key})
+    return SourceUtterance(utterance, replace(item.audio, channel=channel))
 
 
 def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rejection | None:
@@ -159,9 +200,11 @@ def _original_name(utterance: Utterance) -> str:
 
 
 def _fingerprint(
-    settings: Settings, corpus: str, items: Iterable[SourceUtterance], rejections: Iterable[Rejection]
+    settings: Settings, reader: CorpusReader, items: Iterable[SourceUtterance], rejections: Iterable[Rejection]
 ) -> str:
-    digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, corpus, settings.model_dump()]))
+    # A licence is told apart only where the user named one, so that older folders stay what they are.
+    said = [] if reader.with_options is None or reader.licence == OWNERS_LICENCE else [reader.licence]
+    digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, reader.name, settings.model_dump(), *said]))
     for item in items:
         digest.update(_identity(item, with_times=False))
     for rejection in rejections:
@@ -175,7 +218,7 @@ def _identity(item: SourceUtterance, *, with_times: bool) -> bytes:
 
 
 def _audio_identity(audio: AudioSource, with_times: bool) -> list[str]:
-    values: list[Any] = [getattr(audio, field.name) for field in fields(audio)] if is_dataclass(audio) else []
+    values: list[Any] = [getattr(audio, part.name) for part in fields(audio)] if is_dataclass(audio) else []
     described = [_file_identity(value, with_times) if isinstance(value, Path) else repr(value) for value in values]
     return [type(audio).__name__, *described]
 

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +30,7 @@ from pydantic import Field
 
 from shards.audio import QUIET_PEAK, silent_channels
 from shards.config import Section
+from shards.corpora.identities import nearly_equal
 from shards.errors import CorpusError, ShardError
 from shards.index import Index, duplicate_rows, label_tables, open_index, write_index
 from shards.manifest import (
@@ -46,7 +47,7 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.processes import end_with_parent
-from shards.schema import RATE_HZ, SCHEMA_VERSION, Rejection
+from shards.schema import RATE_HZ, SCHEMA_VERSION, Note, Rejection, RowCount
 
 STATE_FOLDER = ".packing"
 """Inside OUT while packing: what each finished shard holds."""
@@ -54,6 +55,8 @@ _DIGESTS = ("audio_sha256", "pcm_sha256")
 _MIN_FLAT_SAMPLES = 3
 _MIN_CLIPS_TO_WARN = 20
 _NUM_SHOWN_DUPLICATES = 5
+_NUM_SHOWN_REASONS = 12
+_NAMED_FIELDS = ("speaker", "session", "dialogue", "emotion", "gender", "intensity")
 
 OnBad = Literal["raise", "skip"]
 Progress = Callable[[int, int], None]
@@ -72,6 +75,8 @@ class PackSummary:
     duration_s: float
     num_rejected_by_kind: dict[str, int]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """How the corpus was read, where it could have been read otherwise."""
     was_complete: bool
     """True if the folder held exactly this corpus already and nothing was written."""
 
@@ -116,10 +121,17 @@ class ShardNote(Section):
     """Index rows without the shard's number, digests in hexadecimal."""
     rejections: tuple[Rejection, ...]
     audio: AudioCounts
+    tally: tuple[tuple[str, str, str, str, int], ...] = ()
+    """Of adopted shards: what was read as something else than it says, as `Tally` counts it."""
 
 
 def note_of(
-    path: Path, stamp: str, rows: Sequence[dict[str, Any]], rejections: Sequence[Rejection], audio: AudioCounts
+    path: Path,
+    stamp: str,
+    rows: Sequence[dict[str, Any]],
+    rejections: Sequence[Rejection],
+    audio: AudioCounts,
+    tally: tuple[tuple[str, str, str, str, int], ...] = (),
 ) -> ShardNote:
     """Return the note about the finished tar at `path`."""
     return ShardNote(
@@ -134,6 +146,7 @@ def note_of(
         rows=tuple(rows),
         rejections=tuple(rejections),
         audio=audio,
+        tally=tally,
     )
 
 
@@ -311,6 +324,54 @@ def nothing_left(corpus: str, source: Path | None, rejections: Sequence[Rejectio
     )
 
 
+def as_one_error(rejections: Sequence[Rejection]) -> CorpusError:
+    """Return what `--on-bad raise` says of all that cannot be used: each reason, how often, and where first."""
+    if len(rejections) == 1:
+        return as_error(rejections[0])
+    by_reason: dict[tuple[str, str], list[Rejection]] = defaultdict(list)
+    for rejection in rejections:
+        by_reason[rejection.kind, rejection.reason].append(rejection)
+    kinds = Counter(rejection.kind for rejection in rejections)
+    # The first of every kind before the second of any.
+    order = {kind: iter(range(len(rejections))) for kind in kinds}
+    ranked = sorted(by_reason.values(), key=lambda found: next(order[found[0].kind]))
+    shown = "; ".join(_reason_and_count(found) for found in ranked[:_NUM_SHOWN_REASONS])
+    more = f"; and {len(ranked) - _NUM_SHOWN_REASONS} more" if len(ranked) > _NUM_SHOWN_REASONS else ""
+    counts = ", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items()))
+    return CorpusError(
+        f"{len(rejections)} utterances cannot be used ({counts}): {shown}{more}; correct them, or pass --on-bad skip "
+        "to leave such utterances out"
+    )
+
+
+def _reason_and_count(rejections: Sequence[Rejection]) -> str:
+    first = rejections[0]
+    times = f", {len(rejections)} times" if len(rejections) > 1 else ""
+    return f"{first.source}: {first.reason.rstrip('.')} ({first.kind}{times})"
+
+
+def accounts(row_counts: Sequence[RowCount], notes: Sequence[ShardNote], rejections: Sequence[Rejection]) -> list[Note]:
+    """Return the sentence that accounts for every row of a corpus that says how many it has.
+
+    Raises:
+        ShardError: if a row is neither packed nor rejected.
+    """
+    if not row_counts:
+        return []
+    num_packed = sum(note.shard.num_utterances for note in notes)
+    num_announced = sum(count.number for count in row_counts)
+    by_unit: Counter[str] = Counter()
+    for count in row_counts:
+        by_unit[count.unit] += count.number
+    found = " and ".join(f"{number} {unit}" for unit, number in by_unit.items())
+    if num_packed + len(rejections) != num_announced:
+        raise ShardError(
+            f"each of {found} must be packed or rejected, but {num_packed} were packed and {len(rejections)} rejected; "
+            "this is a fault of MetaSER, so please report it with the table"
+        )
+    return [Note(f"{found}: {num_packed} packed, {len(rejections)} rejected")]
+
+
 # ---------------------------------------------------------------- publishing
 
 
@@ -328,9 +389,14 @@ class Origin:
 
 
 def publish(
-    out: Path, state: Path, origin: Origin, notes: Sequence[ShardNote], rejections: Sequence[Rejection]
+    out: Path,
+    state: Path,
+    origin: Origin,
+    notes: Sequence[ShardNote],
+    rejections: Sequence[Rejection],
+    remarks: Sequence[Note] = (),
 ) -> Manifest:
-    """Write the index, the rejections and, last, the manifest; then remove the notes.
+    """Write the index, the rejections and, last, the manifest with `remarks`; then remove the notes.
 
     Raises:
         CorpusError: if nothing usable is left, or two utterances have one key.
@@ -361,7 +427,8 @@ def publish(
         labels=label_tables(index),
         extra_names=tuple(sorted(extra_names)),
         num_rejected_by_kind=dict(sorted(Counter(rejection.kind for rejection in rejections).items())),
-        warnings=tuple(_warnings(index, notes)),
+        warnings=(*(remark.text for remark in remarks if remark.is_warning), *_warnings(index, notes)),
+        notes=tuple(remark.text for remark in remarks if not remark.is_warning),
         tars=origin.tars,
     )
     write_manifest(out, manifest)
@@ -403,6 +470,7 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
         yield f"{num_clipped} of {total} utterances are clipped ({_MIN_FLAT_SAMPLES} or more samples at full scale)"
     if num_quiet:
         yield f"{num_quiet} of {total} utterances are all but silent (peak below -60 dB of full scale)"
+    yield from _near_names(index)
     yield from _duplicate_warning(index)
     lengths, counts = np.unique(index.num_samples, return_counts=True)
     if total >= _MIN_CLIPS_TO_WARN and counts.max() > total / 2:
@@ -413,6 +481,20 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
     emotions = index.codes("emotion").counts()
     if len(emotions) == 1 and sum(emotions.values()) >= _MIN_CLIPS_TO_WARN:
         yield f"all {sum(emotions.values())} emotion labels are {next(iter(emotions))!r}, which teaches nothing"
+
+
+def _near_names(index: Index) -> Iterator[str]:
+    """Yield a sentence for every field in which one thing may have two names."""
+    for name in _NAMED_FIELDS:
+        counts = index.codes(name).counts()
+        groups = nearly_equal(counts)
+        if groups:
+            shown = "; ".join(" and ".join(f"{word!r} ({counts[word]})" for word in group) for group in groups[:5])
+            more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
+            yield (
+                f"{name} has values that differ only in case, blanks, punctuation or leading zeros: {shown}{more}; if "
+                "they are one, spell them alike"
+            )
 
 
 def _channel_warnings(total: int, counts: Sequence[AudioCounts]) -> Iterator[str]:
@@ -451,5 +533,6 @@ def summary_of(out: Path, manifest: Manifest, *, num_kept: int, was_complete: bo
         duration_s=sum(shard.duration_s for shard in manifest.shards),
         num_rejected_by_kind=manifest.num_rejected_by_kind,
         warnings=manifest.warnings,
+        notes=manifest.notes,
         was_complete=was_complete,
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.config import LeaveOneOut, RandomSpeakers, SplitRule, StoredSplit
 from shards.errors import SplitError
@@ -25,7 +27,7 @@ class SplitAssignment:
     numbers: np.ndarray
     """Positions in `SPLITS`, int8, shape (num_utterances,), in the index's order."""
     protocol: dict[str, Any]
-    """What a report must say: the rule per corpus and whether speakers overlap."""
+    """What a report must say: the rule per corpus and whether speakers overlap (None: some are unknown)."""
 
     @property
     def names(self) -> np.ndarray:
@@ -44,12 +46,19 @@ class SplitAssignment:
         return np.flatnonzero(self.numbers == SPLITS.index(split))
 
 
-def assign_splits(index: Index, rules: Sequence[SplitRule], *, allow_speaker_overlap: bool = False) -> SplitAssignment:
+def assign_splits(
+    index: Index,
+    rules: Sequence[SplitRule],
+    *,
+    allow_speaker_overlap: bool = False,
+    allow_recording_overlap: bool = False,
+) -> SplitAssignment:
     """Return the split of every utterance of `index`, corpus by corpus.
 
     Raises:
-        SplitError: if a corpus has no rule, a rule does not fit its corpus, or two splits share a speaker and
-            `allow_speaker_overlap` is false.
+        SplitError: if a corpus has no rule, a rule does not fit its corpus, two splits share a speaker and
+            `allow_speaker_overlap` is false, or two splits share a recording, or a file of which one person may speak
+            in both, and `allow_recording_overlap` is false.
     """
     corpora = index.codes("corpus")
     present = list(corpora.counts())
@@ -65,22 +74,61 @@ def assign_splits(index: Index, rules: Sequence[SplitRule], *, allow_speaker_ove
             raise SplitError(f"data.splits has no rule for corpus {corpus!r}; add one with `corpus: {corpus}`")
         rows = np.flatnonzero(corpora.numbers == corpora.words.index(corpus))
         numbers[rows] = _apply(rule, corpus, index.take(rows))
-    splits_of = _splits_of_speakers(index.codes("speaker"), numbers)
+    speakers = index.codes("speaker")
+    splits_of = _splits_of_speakers(speakers, numbers)
     overlap = sorted(speaker for speaker, splits in splits_of.items() if len(splits) > 1)
     if overlap and not allow_speaker_overlap:
         raise SplitError(
             f"train, dev and test must not share speakers, but {len(overlap)} do (first: {overlap[0]!r}); change "
             "data.splits, or set data.allow_speaker_overlap to true and accept that every result says so"
         )
+    recordings = _recordings_across(index, numbers)
+    files = _files_across(index, numbers)
+    if not allow_recording_overlap:
+        _refuse_recordings(index, numbers, recordings)
+        _refuse_files(files)
     protocol = {
         "splits": [rule.model_dump(mode="json") for rule in rules],
-        "speaker_overlap": bool(overlap),
-        "num_utterances": {split: int((numbers == number).sum()) for number, split in enumerate(SPLITS)},
-        "num_speakers": {
-            split: sum(number in splits for splits in splits_of.values()) for number, split in enumerate(SPLITS)
-        },
+        # Equal samples are the same mouth, whatever the metadata call it.
+        "speaker_overlap": True if overlap or recordings else None if (speakers.numbers < 0).any() else False,
+        "num_utterances": _count_by_split(numbers),
+        "num_speakers": _count_speakers(splits_of, numbers),
+        "num_utterances_without_speaker": _count_by_split(numbers[speakers.numbers < 0]),
+        "num_recordings_in_two_splits": len(recordings),
+        "num_files_in_two_splits": len(files),
     }
     return SplitAssignment(numbers, protocol)
+
+
+def describe_splits(protocol: Mapping[str, Any]) -> str:
+    """Return who stands in which split, and whether they are the same people, in one line."""
+    parts = []
+    for split in SPLITS:
+        speakers, unknown = protocol["num_speakers"][split], protocol["num_utterances_without_speaker"][split]
+        who = "speakers unknown" if speakers is None else f"{speakers} speakers"
+        more = f", of {unknown} utterances unknown" if unknown and speakers is not None else ""
+        parts.append(f"{split} {protocol['num_utterances'][split]} utterances ({who}{more})")
+    return f"{', '.join(parts)}; {describe_overlap(protocol['speaker_overlap'])}"
+
+
+def describe_overlap(speaker_overlap: bool | None) -> str:
+    """Return in words whether train, dev and test share speakers; None: unknown."""
+    if speaker_overlap is None:
+        return "whether they share speakers is unknown"
+    return "they share speakers" if speaker_overlap else "no speaker in two of them"
+
+
+def _count_by_split(numbers: np.ndarray) -> dict[str, int]:
+    return {split: int((numbers == number).sum()) for number, split in enumerate(SPLITS)}
+
+
+def _count_speakers(splits_of: Mapping[str, set[int]], numbers: np.ndarray) -> dict[str, int | None]:
+    """Return the number of known speakers by split; None where there are utterances, but nobody is known."""
+    counts: dict[str, int | None] = {}
+    for number, split in enumerate(SPLITS):
+        known = sum(number in splits for splits in splits_of.values())
+        counts[split] = None if not known and bool((numbers == number).any()) else known
+    return counts
 
 
 def _apply(rule: SplitRule, corpus: str, index: Index) -> np.ndarray:
@@ -95,7 +143,7 @@ def _apply(rule: SplitRule, corpus: str, index: Index) -> np.ndarray:
             f"{num_absent} of {len(index)} have none; use the policy 'stored' or add the metadata"
         )
     if isinstance(rule, LeaveOneOut):
-        held_out = _leave_one_out(rule, corpus, list(groups.counts()))
+        held_out = _leave_one_out(rule, corpus, index, list(groups.counts()))
     else:
         held_out = _draw_speakers(rule, corpus, groups, index.codes("gender"))
     return _by_group(groups, held_out)
@@ -131,7 +179,7 @@ def _stored(rule: StoredSplit, corpus: str, index: Index) -> np.ndarray:
     return np.where(dev == _TRAIN, stored, dev)
 
 
-def _leave_one_out(rule: LeaveOneOut, corpus: str, groups: list[str]) -> dict[str, str]:
+def _leave_one_out(rule: LeaveOneOut, corpus: str, index: Index, groups: list[str]) -> dict[str, str]:
     if rule.fold >= len(groups):
         raise SplitError(
             f"fold must be below the number of {rule.field}s of corpus {corpus!r} ({len(groups)}), got {rule.fold}"
@@ -141,10 +189,29 @@ def _leave_one_out(rule: LeaveOneOut, corpus: str, groups: list[str]) -> dict[st
             f"leaving out one {rule.field} for test and {rule.num_dev_groups} for dev leaves none of the "
             f"{len(groups)} of corpus {corpus!r} to train on"
         )
-    held_out = {groups[rule.fold]: "test"}
-    for offset in range(1, rule.num_dev_groups + 1):
-        held_out[groups[(rule.fold + offset) % len(groups)]] = "dev"
-    return held_out
+    test = groups[rule.fold]
+    partners = _partners(index, test) if rule.field == "speaker" and rule.partners == "dev" else []
+    if len(partners) + 1 >= len(groups):
+        raise SplitError(
+            f"whoever shares a session or dialogue with the test speaker {test!r} must not train, but all "
+            f"{len(partners)} others of corpus {corpus!r} do; hold out sessions (`field: session`), or set "
+            "`partners: train` in data.splits and accept that every result says so"
+        )
+    others = [groups[(rule.fold + offset) % len(groups)] for offset in range(1, len(groups))]
+    dev = [*partners, *(group for group in others if group not in partners)][: max(rule.num_dev_groups, len(partners))]
+    return {test: "test", **dict.fromkeys(dev, "dev")}
+
+
+def _partners(index: Index, speaker: str) -> list[str]:
+    """Return who else speaks in a session or dialogue of `speaker`, sorted."""
+    speakers = index.codes("speaker")
+    own = speakers.numbers == speakers.words.index(speaker)
+    is_near = np.zeros(len(index), dtype=bool)
+    for field in ("session", "dialogue"):
+        places = index.codes(field).numbers
+        is_near |= (places >= 0) & np.isin(places, places[own])
+    found = {speakers.words[number] for number in np.unique(speakers.numbers[is_near & (speakers.numbers >= 0)])}
+    return sorted(found - {speaker})
 
 
 def _draw_speakers(rule: RandomSpeakers, corpus: str, speakers: Codes, genders: Codes) -> dict[str, str]:
@@ -186,4 +253,67 @@ def _splits_of_speakers(speakers: Codes, splits: np.ndarray) -> dict[str, set[in
 
 def duplicates_across(index: Index, splits: SplitAssignment) -> list[list[int]]:
     """Return groups of rows with identical audio that stand in more than one split."""
-    return [rows for rows in duplicate_rows(index) if len({int(splits.numbers[row]) for row in rows}) > 1]
+    return _recordings_across(index, splits.numbers)
+
+
+def _recordings_across(index: Index, numbers: np.ndarray) -> list[list[int]]:
+    return [rows for rows in duplicate_rows(index) if len(set(numbers[rows].tolist())) > 1]
+
+
+def _refuse_recordings(index: Index, numbers: np.ndarray, groups: Sequence[Sequence[int]]) -> None:
+    if not groups:
+        return
+    rows = np.asarray(groups[0])
+    first = " = ".join(
+        f"{key!r} in {SPLITS[number]}"
+        for key, number in zip(index.take(rows).values("key"), numbers[rows].tolist(), strict=True)
+    )
+    raise SplitError(
+        f"one recording must stand in one of train, dev and test only, but {len(groups)} stand in several (first: "
+        f"{first}); leave the copies out, change data.splits, or set data.allow_recording_overlap to true and accept "
+        "that every result says so"
+    )
+
+
+def _refuse_files(files: Mapping[str, bool]) -> None:
+    leaking = sorted(file for file, is_one_person in files.items() if is_one_person)
+    if leaking:
+        raise SplitError(
+            "segments of one file must stand in one of train, dev and test only, unless their speakers are known to "
+            f"differ, but those of {len(leaking)} files stand in several (first: {leaking[0]!r}); change data.splits, "
+            "name the speakers, or set data.allow_recording_overlap to true and accept that every result says so"
+        )
+
+
+def _files_across(index: Index, numbers: np.ndarray) -> dict[str, bool]:
+    """Return the files whose segments stand in several splits, and whether one person may speak in two of these."""
+    rows = index.repeated_rows("source", plain_paths)
+    part = index.take(rows)
+    files = file_names(part).dictionary_encode()
+    # Hours of segments have few speakers.
+    found = np.unique(np.stack([files.indices.to_numpy(), numbers[rows], part.codes("speaker").numbers]), axis=1)
+    speakers_of: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for file, split, speaker in found.T.tolist():
+        speakers_of[file][split].add(speaker)
+    return {
+        files.dictionary[file].as_py(): _may_be_one(list(by_split.values()))
+        for file, by_split in speakers_of.items()
+        if len(by_split) > 1
+    }
+
+
+def _may_be_one(groups: Sequence[set[int]]) -> bool:
+    """Return whether one person may speak in two of several groups of numbers; negative: unknown."""
+    everyone = set[int]().union(*groups)
+    return -1 in everyone or len(everyone) < sum(map(len, groups))
+
+
+def plain_paths(paths: pa.Array) -> pa.Array:
+    """Return paths without `./`, which names the same file in another way."""
+    return pc.replace_substring_regex(paths, r"(^|/)(?:\./)+", r"\1")
+
+
+def file_names(index: Index) -> pa.Array:
+    """Return the file that each utterance was cut from, as `corpus:path`; absent where the index does not say."""
+    corpora, sources = (index.column(name).cast(pa.large_string()) for name in ("corpus", "source"))
+    return pc.binary_join_element_wise(corpora, plain_paths(sources), pa.scalar(":", pa.large_string()))

@@ -16,28 +16,59 @@ if TYPE_CHECKING:
     from shards.publish import PackSummary
 
 _CORPUS_HELP = (
-    "Which corpus SOURCE holds: emodb, ravdess, iemocap, crema-d, msp-podcast, meld, nemo or an4 as published, csv for "
-    "a table of your own, wds for WebDataset shards to adopt where they lie, demo for the embedded corpus."
+    "What SOURCE holds: emodb, ravdess, iemocap, crema-d, msp-podcast, meld, nemo or an4 as published; of your own csv "
+    "(a table), jsonl, folder (classes, or an AudioFolder), audiofolder, audformat; wds for WebDataset shards to adopt "
+    "where they lie; demo for the embedded corpus."
 )
 _DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 
 
 def pack(
     corpus: Annotated[str, typer.Argument(help=_CORPUS_HELP)],
-    source: Annotated[str, typer.Argument(help="Its folder as published, a table for csv, - for demo.")],
+    source: Annotated[str, typer.Argument(help="Its folder as published, a table for csv and jsonl, - for demo.")],
     out: Annotated[str, typer.Argument(help="Shard folder to write.")],
     on_bad: Annotated[
         Literal["raise", "skip"],
-        typer.Option("--on-bad", help="Stop at the first unusable utterance, or list them in rejected.jsonl."),
+        typer.Option("--on-bad", help="Stop at unusable utterances, or list them in rejected.jsonl."),
     ] = "raise",
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = _DEFAULT_WORKERS,
     seed: Annotated[int, typer.Option(help="For corpora that are made.")] = 0,
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="COLUMN=FIELD", help="What a column is; nothing behind = leaves it out. Repeatable."
+        ),
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORD=EMOTION,...", help="What emotions' words mean, or a YAML file of that. Repeatable."),
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of text files, such as gbk or cp1252.")] = None,
+    quotes: Annotated[
+        Literal["auto", "double", "none"], typer.Option(help='Whether " in a table encloses a cell.')
+    ] = "auto",
+    channel: Annotated[str | None, typer.Option(help="Take this channel: a number from 1, left or right.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Folder of the audio, if it is not beside the table.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the corpus, if not the table's or the folder's.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of your own data, kept in the manifest.")] = None,
     max_duration: Annotated[float, typer.Option(min=0.1, help="Seconds; longer utterances are left out.")] = 60.0,
 ) -> None:
     """Pack a corpus into shards; a repeated call finishes what a killed one began."""
     from shards.adopt import ADOPTED, adopt_shards
+    from shards.corpora.options import ReadOptions
+    from shards.corpora.said import channel_number, columns_said, labels_said
     from shards.pack import pack_corpus
 
+    options = ReadOptions(
+        columns=columns_said(column_map or []),
+        labels=labels_said(labels or []),
+        encoding=encoding,
+        quotes=quotes,
+        channel=None if channel is None else channel_number(channel),
+        audio=audio,
+        name=name,
+        licence=licence,
+    )
     with _progress("bytes" if corpus == ADOPTED else "utterances") as progress:
         if corpus == ADOPTED:
             summary = adopt_shards(
@@ -46,6 +77,7 @@ def pack(
                 on_bad=on_bad,
                 num_workers=workers,
                 max_duration_s=max_duration,
+                options=options,
                 progress=progress,
             )
         else:
@@ -56,6 +88,7 @@ def pack(
                 on_bad=on_bad,
                 num_workers=workers,
                 seed=seed,
+                options=options,
                 max_duration_s=max_duration,
                 progress=progress,
             )
@@ -63,7 +96,7 @@ def pack(
 
 
 def describe(summary: PackSummary) -> str:
-    """Return what was packed as one paragraph."""
+    """Return what was packed as one paragraph, and a line for each thing that was decided on the way."""
     minutes = summary.duration_s / 60
     length = f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
     held = "already holds" if summary.was_complete else "now holds"
@@ -79,7 +112,7 @@ def describe(summary: PackSummary) -> str:
         counts = ", ".join(f"{kind}: {count}" for kind, count in summary.num_rejected_by_kind.items())
         parts.append(f"Left out, listed in rejected.jsonl: {counts}.")
     parts += [f"Warning: {warning}." for warning in summary.warnings]
-    return " ".join(parts)
+    return "\n".join([" ".join(parts), *(f"{note[:1].upper()}{note[1:]}." for note in summary.notes)])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -15,36 +16,72 @@ if TYPE_CHECKING:
 
 def predict(
     model: Annotated[str, typer.Argument(help="A run's folder or an exported model's.")],
-    audio: Annotated[list[str], typer.Argument(help="Audio files: WAV, FLAC, MP3, OGG, ... at any rate.")],
+    audio: Annotated[
+        list[str], typer.Argument(help="Audio files: WAV, FLAC, MP3, OGG, ... at any rate, of any length.")
+    ],
     output_format: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format")] = "table",
+    window: Annotated[
+        float | None,
+        typer.Option(help="Seconds that are heard at once; longer files are cut.  [default: as the model was trained]"),
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Seconds that neighbouring windows share.  [default: a quarter of the window]")
+    ] = None,
+    per_window: Annotated[
+        bool, typer.Option("--per-window", help="A row per window (table, csv); jsonl always lists the windows.")
+    ] = False,
+    channel: Annotated[
+        str, typer.Option(help="What to hear of several channels: a number from 1, left, right, each, or mix.")
+    ] = "mix",
 ) -> None:
     """Print what a trained model says of audio files."""
     from launch.console import plain_logging
-    from metaser.predict import load_model, predict_files
+    from metaser.predict import choose_channel, choose_windows, load_model, predict_files
 
     with plain_logging():
+        chosen = choose_channel(channel)
         loaded = load_model(model)
-        main_task = loaded.config.main_task
+        windowing = choose_windows(loaded, window, overlap)
+        predictions = _noted(predict_files(loaded, audio, windowing=windowing, channel=chosen))
         if output_format == "jsonl":
-            failed = _print_jsonl(predict_files(loaded, audio))
+            failed = _print_jsonl(predictions)
         elif output_format == "csv":
             columns = [f"{spec.name}.{column}" for spec in loaded.task_specs for column in _columns(spec)]
-            failed = _print_csv(predict_files(loaded, audio), columns)
+            failed = _print_csv(predictions, columns, per_window=per_window)
         else:
-            failed = _print_table(predict_files(loaded, audio), main_task)
+            failed = _print_table(predictions, loaded.config.main_task, per_window=per_window)
     if failed:
         raise typer.Exit(2)
 
 
-def _print_jsonl(predictions: Any) -> bool:
+def _noted(predictions: Iterator[FilePrediction]) -> Iterator[FilePrediction]:
+    for prediction in predictions:
+        for note in prediction.notes:
+            print(f"note: {note}", file=sys.stderr)
+        yield prediction
+
+
+def _print_jsonl(predictions: Iterator[FilePrediction]) -> bool:
     failed = False
     for prediction in predictions:
         failed |= prediction.error is not None
-        line = {"file": prediction.file, "duration_s": prediction.duration_s, **prediction.tasks}
-        if prediction.error is not None:
-            line = {"file": prediction.file, "error": prediction.error}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        print(json.dumps(_json_line(prediction), ensure_ascii=False), flush=True)
     return failed
+
+
+def _json_line(prediction: FilePrediction) -> dict[str, Any]:
+    line: dict[str, Any] = {"file": prediction.file}
+    if prediction.channel is not None:
+        line["channel"] = prediction.channel
+    if prediction.error is not None:
+        return line | {"error": prediction.error}
+    windows = [
+        {"start_s": window.start_s, "end_s": window.end_s, **({"silent": True} if window.is_silent else window.tasks)}
+        for window in prediction.windows
+    ]
+    line |= {"duration_s": prediction.duration_s, "num_channels": prediction.num_channels, "windows": windows}
+    # Last, so that a task of one of these names keeps its place.
+    return line | prediction.tasks
 
 
 def _columns(spec: Any) -> list[str]:
@@ -53,44 +90,82 @@ def _columns(spec: Any) -> list[str]:
     return ["text"] if spec.kind == "ctc" else list(spec.labels)
 
 
-def _print_csv(predictions: Any, columns: list[str]) -> bool:
+def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per_window: bool) -> bool:
     failed = False
-    writer = csv.DictWriter(sys.stdout, ["file", "duration_s", *columns, "error"], restval="", lineterminator="\n")
+    times = ["start_s", "end_s"] if per_window else []
+    names = ["file", "duration_s", *columns, "error", "channel", "num_windows", *times]
+    writer = csv.DictWriter(sys.stdout, names, restval="", lineterminator="\n")
     writer.writeheader()
     for prediction in predictions:
         failed |= prediction.error is not None
-        row = {"file": prediction.file, "duration_s": prediction.duration_s, "error": prediction.error}
-        for task, values in prediction.tasks.items():
-            flat = {**values, **values.get("probabilities", {})}
-            row |= {f"{task}.{name}": value for name, value in flat.items() if name != "probabilities"}
-        writer.writerow(row)
+        row = {
+            "file": prediction.file,
+            "duration_s": prediction.duration_s,
+            "error": prediction.error,
+            "channel": prediction.channel,
+            "num_windows": len(prediction.windows) or None,
+        }
+        if per_window and prediction.windows:
+            for window in prediction.windows:
+                shown = {"start_s": window.start_s, "end_s": window.end_s}
+                writer.writerow(row | shown | _csv_cells(window.tasks))
+        else:
+            writer.writerow(row | _csv_cells(prediction.tasks))
     return failed
 
 
-def _print_table(predictions: Any, main_task: str) -> bool:
+def _csv_cells(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for task, values in tasks.items():
+        flat = {**values, **values.get("probabilities", {})}
+        cells |= {f"{task}.{name}": value for name, value in flat.items() if name != "probabilities"}
+    return cells
+
+
+def _print_table(predictions: Iterator[FilePrediction], main_task: str, *, per_window: bool) -> bool:
     from rich.console import Console
     from rich.table import Table
 
-    rows: list[FilePrediction] = list(predictions)
+    rows = list(predictions)
     good = [row for row in rows if row.error is None]
     if good:
         main = good[0].tasks[main_task]
         labels = list(main.get("probabilities", {}))
         others = [task for task in good[0].tasks if task != main_task]
-        table = Table("file", *([main_task, *labels] if labels else list(main)), *others)
+        has_channels = any(row.channel is not None for row in good)
+        has_windows = any(len(row.windows) > 1 for row in good)
+        where = [*(["channel"] if has_channels else []), *(["windows"] if has_windows or per_window else [])]
+        table = Table("file", *where, *([main_task, *labels] if labels else list(main)), *others)
         for row in good:
-            values = row.tasks[main_task]
-            cells = (
-                [values["label"], *(f"{values['probabilities'][label]:.3f}" for label in labels)]
-                if labels
-                else [f"{value:.3f}" for value in values.values()]
-            )
-            table.add_row(row.file, *cells, *(_brief(row.tasks[task]) for task in others))
+            for part, tasks in _parts(row, per_window=per_window):
+                place = [
+                    *([str(row.channel or "")] if has_channels else []),
+                    *([part] if len(where) > has_channels else []),
+                ]
+                table.add_row(row.file, *place, *_cells(tasks, main_task, labels, others))
         Console().print(table)
     for row in rows:
         if row.error is not None:
             print(f"error: {row.error}", file=sys.stderr)
     return len(good) < len(rows)
+
+
+def _parts(row: FilePrediction, *, per_window: bool) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Yield which part of a file, and what was said of it: the whole, then each window if asked for."""
+    yield str(len(row.windows)), row.tasks
+    for window in row.windows if per_window else ():
+        yield f"{window.start_s:.2f}-{window.end_s:.2f} s", window.tasks
+
+
+def _cells(tasks: dict[str, dict[str, Any]], main_task: str, labels: list[str], others: list[str]) -> list[str]:
+    if not tasks:
+        return ["silent"]
+    values = tasks[main_task]
+    if labels:
+        main = [values["label"], *(f"{values['probabilities'][label]:.3f}" for label in labels)]
+    else:
+        main = [f"{value:.3f}" for value in values.values()]
+    return [*main, *(_brief(tasks[task]) for task in others)]
 
 
 def _brief(values: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +91,7 @@ def runs_of(path: str) -> list[RunDir]:
 
 def read_state(run: RunDir) -> RunState:
     """Return what the run's folder and, where there is one, SLURM say of a run; or that the folder is damaged."""
-    from launch.submission import live_job
+    from launch.submission import visible_job
     from metaser.errors import ConfigError, RunError
     from metaser.progress import read_progress
     from metaser.rundir import reading
@@ -100,7 +99,7 @@ def read_state(run: RunDir) -> RunState:
     try:
         with reading(run.root):
             progress = read_progress(run)
-            job, word = (live_job(run) if shutil.which("squeue") else None) or (None, None)
+            job, word = visible_job(run) or (None, None)
     except (ConfigError, RunError) as error:
         return RunState(str(run.root), "damaged", None, None, str(error))
     if progress.is_finished and progress.holder is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,11 +46,11 @@ def stop(
 def _ask_to_stop(run: RunDir) -> str | None:
     """Return what was done, None if there is nothing to stop."""
     from launch.cluster import JOB_IS_QUEUED, ask
-    from launch.submission import live_job
+    from launch.submission import visible_job
     from metaser.errors import RunError
     from metaser.rundir import lock_holder
 
-    job, state = (live_job(run) if shutil.which("squeue") else None) or (None, None)
+    job, state = visible_job(run) or (None, None)
     if job is not None and state in JOB_IS_QUEUED:
         ask("scancel", job)
         return f"job {job} was {state.lower()} and is cancelled"

@@ -186,11 +186,12 @@ class LearningRates(Section):
     ari: NonNegativeFloat = 1e-2
     """ARI's scalars: they start at zero, and Adam moves a scalar by about the rate per step."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Each encoder layer's rate is the next upper layer's times this."""
+    """Each encoder layer's rate is the next upper layer's times this; a final norm belongs to the top layer, and what
+    comes before the layers has the lowest rate."""
 
 
 class ScheduleConfig(Section):
-    """Warm-up to the peak, then decay to `final_fraction` of it at the stage's last step."""
+    """Warm-up to the peak, then decay, which would reach `final_fraction` of it one step after the stage's last."""
 
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     decay: Literal["linear", "cosine", "constant"] = "cosine"
@@ -202,7 +203,8 @@ class StageConfig(Section):
 
     name: str
     train: tuple[str, ...] = Field(min_length=1)
-    """`encoder`, `encoder.layers.6-11`, `ari`, `heads`, `heads.NAME`, `coattention`, `adapters`."""
+    """`encoder`, `encoder.layers.6-11` (with the final norm if the top layer is among them), `ari`, `heads`,
+    `heads.NAME`, `coattention`, `adapters`."""
     weights: dict[str, NonNegativeFloat]
     """Loss weight per task; a task that is not named has weight 0."""
     num_steps: PositiveInt
@@ -220,7 +222,8 @@ class StageConfig(Section):
     save_every_steps: PositiveInt = 200
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Judge, hand on and export an exponential moving average of the weights instead of the weights themselves; each
-    step keeps this share of it (0.999 averages over about 1,000 steps)."""
+    step keeps this share of it (0.999 averages over about 1,000 steps), early ones less: (1 + t) / (10 + t) after t
+    steps, so that the weights that a short stage began with are forgotten."""
     select: str = "loss"
     """Dev metric that chooses the weights handed on: `loss` (weighted dev loss, lowest), or `TASK.METRIC`
     (e.g. `emotion.ua`, highest)."""
@@ -249,7 +252,9 @@ class ParallelConfig(Section):
     `auto`: `single`, or `ddp` when a launcher started several."""
     offload: Literal["none", "cpu"] = "none"
     """`cpu` keeps the optimizer in the computer's memory (`zero2`, `zero3`), and the weights too (`zero3`)."""
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """What the model computes in; weights, gradients and the optimizer stay in float32. `fp16`, for GPUs without bf16
+    (V100, T4), scales the loss."""
     activation_checkpointing: bool = False
     """Compute the encoder layers' activations again in the backward pass instead of keeping them."""
     compile_layers: bool = False
@@ -285,6 +290,9 @@ class ExperimentConfig(Section):
 
     output_dir: str
     seed: int = Field(default=0, ge=0)
+    init_from: str | None = None
+    """A run's folder or an exported model whose weights the first stage starts from; the encoder must be the same, and
+    what else does not fit starts fresh."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     tasks: tuple[TaskConfig, ...]

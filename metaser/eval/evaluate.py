@@ -63,7 +63,7 @@ def evaluate(
             on_device = batch.to(processes.device)
             output = forward(on_device)
         if bool(batch.valid_B.all()):
-            mine.extend(_results(specs, index, batch.items_B.numpy(), output, targets))
+            mine.extend(utterance_results(specs, index, batch.items_B.numpy(), output, targets))
     results = sorted((result for part in processes.gather(mine) for result in part), key=lambda result: result.key)
     expected = sorted(index.values("key"))
     if [result.key for result in results] != expected:
@@ -71,13 +71,20 @@ def evaluate(
     return results
 
 
-def _results(
+def utterance_results(
     specs: Sequence[TaskSpec], index: Index, items: np.ndarray, output: MetaSEROutput, targets: Targets
 ) -> Iterator[UtteranceResult]:
+    """Yield what the model's `output` says about the utterances of `index` at `items`, in that order."""
     part = index.take(items)
+    target_of = targets.lookup(items)
     by_task = {
         spec.name: _task_results(
-            spec, part, output.logits[spec.name], output.num_frames_B, targets.lookup(items)[spec.name]
+            spec,
+            part,
+            output.logits[spec.name],
+            output.num_frames_B,
+            target_of[spec.name],
+            targets.weights(spec.name, items),
         )
         for spec in specs
         if spec.name in output.logits
@@ -98,7 +105,12 @@ def _results(
 
 
 def _task_results(
-    spec: TaskSpec, part: Index, logits: torch.Tensor, num_frames_B: torch.Tensor, target: TaskTarget
+    spec: TaskSpec,
+    part: Index,
+    logits: torch.Tensor,
+    num_frames_B: torch.Tensor,
+    target: TaskTarget,
+    weights_B: np.ndarray,
 ) -> list[TaskResult]:
     losses = utterance_losses(spec, logits, num_frames_B, target.to(logits.device)).cpu().tolist()
     has_label = (target.lengths_B > 0).tolist()
@@ -115,9 +127,10 @@ def _task_results(
             prediction=prediction,
             probabilities=probabilities,
             loss=loss if known else None,
+            loss_weight=weight,
         )
-        for reference, known, (prediction, probabilities), loss in zip(
-            references, has_label, predictions, losses, strict=True
+        for reference, known, (prediction, probabilities), loss, weight in zip(
+            references, has_label, predictions, losses, weights_B.tolist(), strict=True
         )
     ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from metaser.errors import ConfigError, TrainingError
-from metaser.tasks import TaskSpec, fold_text
+from metaser.tasks import TaskSpec, fold_text, loss_denominator
 
 HEADLINE_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("wa", "ua", "macro_f1"),
@@ -46,7 +46,9 @@ class TaskResult:
     probabilities: tuple[float, ...] | None
     """classification: in the order of `TaskSpec.labels`; None for the other kinds."""
     loss: float | None
-    """None where the utterance has no label."""
+    """As `metaser.train.objective.utterance_losses` gives it; None where the utterance has no label."""
+    loss_weight: float = 1.0
+    """What the utterance adds to the denominator of the task's loss, as in training (`Targets.weights`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,8 @@ class UtteranceResult:
 def task_metrics(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str, Any] | None:
     """Return one task's metrics over the utterances that have its label, or None when none has.
 
-    Every kind has `num_utterances` and `loss` (mean per utterance; None without losses). Beside them:
+    Every kind has `num_utterances` and `loss` (what training would call the loss of one step over these utterances;
+    None without losses). Beside them:
 
     - classification: `wa` (accuracy), `ua` and `macro_f1` (means over `classes`, the labels that occur in the
       reference), `recall` of each of these, and `confusion`, whose rows (reference) and columns (prediction) are
@@ -86,28 +89,54 @@ def task_metrics(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str
     return {"num_utterances": len(pairs), "loss": _mean_loss(spec, labelled), **measure(spec, pairs)}
 
 
-def ua_interval_95(
-    spec: TaskSpec, results: Sequence[UtteranceResult], seed: int = 0, num_resamples: int = 1000
-) -> tuple[list[float] | None, str | None]:
-    """Return the 95 % percentile bootstrap interval of UA, resampling speakers, or None and the reason.
+def ua_interval_95(spec: TaskSpec, results: Sequence[UtteranceResult]) -> tuple[list[float] | None, str | None]:
+    """Return the 95 % interval of UA over speakers, or None and the reason.
 
-    Utterances of one speaker are not independent, so speakers are drawn with replacement and each brings all its
-    utterances. A resample's UA averages the classes present in it.
+    Utterances of one speaker are not independent, so speakers are the sample: UA plus and minus Student's t times the
+    standard error that leaving out one speaker at a time gives (the jackknife). Where every speaker has equally many
+    utterances of every class, that is the t interval over the speakers' own UA. The error is never taken to be less
+    than that of independent utterances, so that all speakers being right is not certainty.
 
     Args:
         spec: a classification task.
         results: utterances of any order; those without the task's label are left out.
-        seed: seed of the draws.
-        num_resamples: number of draws.
     """
     labelled = [result for result in results if _has_label(spec, result.tasks.get(spec.name))]
     num_unknown = sum(result.speaker is None for result in labelled)
     if num_unknown:
         return None, f"{num_unknown} of {len(labelled)} utterances have no speaker"
-    speakers = sorted({(result.corpus, str(result.speaker)) for result in labelled})
-    if len(speakers) < MIN_SPEAKERS_FOR_INTERVAL:
-        return None, f"resampling needs at least {MIN_SPEAKERS_FOR_INTERVAL} speakers, there are {len(speakers)}"
+    total_SC, correct_SC = _counts_by_speaker(spec, labelled)
+    num_speakers = len(total_SC)
+    if num_speakers < MIN_SPEAKERS_FOR_INTERVAL:
+        return None, f"it needs at least {MIN_SPEAKERS_FOR_INTERVAL} speakers, there are {num_speakers}"
+    num_speakers_C = (total_SC > 0).sum(axis=0)
+    lonely = [label for label, count in zip(spec.labels, num_speakers_C.tolist(), strict=True) if count == 1]
+    if lonely:
+        return None, f"only one speaker has utterances of {', '.join(lonely)}"
 
+    present_C = num_speakers_C > 0
+    return list(interval_over_speakers(total_SC[:, present_C], correct_SC[:, present_C])), None
+
+
+def interval_over_speakers(total_SC: np.ndarray, correct_SC: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of UA.
+
+    Args:
+        total_SC: utterances of each speaker and class; of each class, two speakers must have some.
+        correct_SC: how many of them are recognised.
+    """
+    from scipy.special import stdtrit
+
+    total_C, correct_C = total_SC.sum(axis=0), correct_SC.sum(axis=0)
+    ua = float((correct_C / total_C).mean())
+    error = max(_jackknife_error(total_SC, correct_SC), _independent_error(total_C, correct_C))
+    reach = float(stdtrit(len(total_SC) - 1, 0.975)) * error
+    return max(0.0, ua - reach), min(1.0, ua + reach)
+
+
+def _counts_by_speaker(spec: TaskSpec, labelled: Sequence[UtteranceResult]) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many utterances each speaker has of each class, and how many of them are recognised."""
+    speakers = sorted({(result.corpus, str(result.speaker)) for result in labelled})
     row_of = {speaker: row for row, speaker in enumerate(speakers)}
     column_of = {label: column for column, label in enumerate(spec.labels)}
     total_SC = np.zeros((len(speakers), len(spec.labels)))
@@ -117,19 +146,26 @@ def ua_interval_95(
         cell = row_of[result.corpus, str(result.speaker)], column_of[str(task.reference)]
         total_SC[cell] += 1
         correct_SC[cell] += task.prediction == task.reference
+    return total_SC, correct_SC
 
-    even = np.full(len(speakers), 1 / len(speakers))
-    draws_RS = np.random.default_rng(seed).multinomial(len(speakers), even, size=num_resamples)
-    total_RC = draws_RS @ total_SC
-    recall_RC = (draws_RS @ correct_SC) / np.maximum(total_RC, 1)
-    ua_R = recall_RC.sum(axis=1) / (total_RC > 0).sum(axis=1)
-    return [float(bound) for bound in np.quantile(ua_R, (0.025, 0.975))], None
+
+def _jackknife_error(total_SC: np.ndarray, correct_SC: np.ndarray) -> float:
+    """Return UA's standard error over speakers; every class must have two."""
+    without_S = ((correct_SC.sum(axis=0) - correct_SC) / (total_SC.sum(axis=0) - total_SC)).mean(axis=1)
+    num_speakers = len(without_S)
+    return math.sqrt((num_speakers - 1) / num_speakers * float(((without_S - without_S.mean()) ** 2).sum()))
+
+
+def _independent_error(total_C: np.ndarray, correct_C: np.ndarray) -> float:
+    """Return UA's standard error if all utterances were independent, each recall moved towards a half by Laplace."""
+    recall_C = (correct_C + 1) / (total_C + 2)
+    return math.sqrt(float((recall_C * (1 - recall_C) / total_C).sum())) / len(total_C)
 
 
 def evaluate_results(
     specs: Sequence[TaskSpec], results: Sequence[UtteranceResult], *, weights: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Return `{"tasks": {name: metrics}, "loss": weighted sum of the tasks' mean losses}`.
+    """Return `{"tasks": {name: metrics}, "loss": weighted sum of the tasks' losses}`.
 
     Tasks without a label are left out of both. The loss is None without `weights` or when no weighted task has a label.
     """
@@ -174,18 +210,19 @@ def _has_label(spec: TaskSpec, task: TaskResult | None) -> bool:
 
 
 def _mean_loss(spec: TaskSpec, labelled: Sequence[UtteranceResult]) -> float | None:
-    losses = []
+    losses, weights = [], []
     for result in labelled:
-        loss = result.tasks[spec.name].loss
-        if loss is None:
+        task = result.tasks[spec.name]
+        if task.loss is None:
             continue
-        if not math.isfinite(loss):
+        if not math.isfinite(task.loss):
             raise TrainingError(
-                f"the loss of task {spec.name!r} must be finite, got {loss} on {result.key}; the weights have "
+                f"the loss of task {spec.name!r} must be finite, got {task.loss} on {result.key}; the weights have "
                 "diverged: lower the learning rate or go back to an earlier checkpoint"
             )
-        losses.append(loss)
-    return math.fsum(losses) / len(losses) if losses else None
+        losses.append(task.loss)
+        weights.append(task.loss_weight)
+    return math.fsum(losses) / loss_denominator(math.fsum(weights)) if losses else None
 
 
 def _classification(spec: TaskSpec, pairs: Sequence[TaskResult]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ class MetaSERConfig(PreTrainedConfig):
     """What config.json holds: enough to build the model without its encoder's checkpoint."""
 
     model_type = "metaser"
+    # Until 5.17 at least, transformers compares what it saves with a configuration built without arguments.
+    has_no_defaults_at_init = True
 
     def __init__(
         self,
@@ -160,7 +162,9 @@ class MetaSERModel(PreTrainedModel):
                 # How transformers tells loaded modules from those that post_init() has to initialise.
                 module._is_hf_initialized = True  # type: ignore[assignment]
         self._num_layers = encoder.num_layers
-        self._layer_name = re.compile(re.escape(_layers_prefix(encoder)) + r"\.(\d+)\.")
+        self._layer_name = re.compile(re.escape(_name_of(encoder.transformer_layers, encoder)) + r"\.(\d+)\.")
+        top_norm = encoder.top_norm()
+        self._top_norm_prefix = None if top_norm is None else f"{_name_of(top_norm, encoder)}."
         self.encoder = encoder
         if model.adapters.lora_rank:
             add_lora(encoder, model.adapters.lora_rank, model.adapters.lora_alpha)
@@ -225,20 +229,24 @@ class MetaSERModel(PreTrainedModel):
     def layer_of(self, parameter_name: str) -> int | None:
         """Return the index (from 0) of the transformer layer that a parameter of the encoder lies in.
 
-        None for what lies before or after the layers, and for other groups (LoRA and bottlenecks included).
+        A norm over the top layer's output belongs to that layer. None for what lies before the layers, and for other
+        groups (LoRA and bottlenecks included).
         """
         if self.group_of(parameter_name) != "encoder":
             return None
-        found = self._layer_name.match(parameter_name.removeprefix("encoder."))
+        name = parameter_name.removeprefix("encoder.")
+        if self._top_norm_prefix is not None and name.startswith(self._top_norm_prefix):
+            return self._num_layers - 1
+        found = self._layer_name.match(name)
         return int(found[1]) if found else None
 
     def parameters_of(self, group: str) -> dict[str, nn.Parameter]:
         """Return a group's parameters by name; empty where the model has no such part.
 
         Args:
-            group: `encoder`, `encoder.layers.A-B` (transformer layers A to B, from 0, both included), `ari`, `heads`,
-                `heads.NAME`, `coattention` or `adapters`. The encoder's frozen CNN and its adapters are no part of
-                `encoder`.
+            group: `encoder`, `encoder.layers.A-B` (transformer layers A to B, from 0, both included, and the norm over
+                the top one), `ari`, `heads`, `heads.NAME`, `coattention` or `adapters`. The encoder's frozen CNN and
+                its adapters are no part of `encoder`.
 
         Raises:
             ConfigError: There is no such group.
@@ -314,7 +322,6 @@ def _head(task: TaskSpec, width: int, model: ModelConfig) -> nn.Module:
     return UtteranceHead(width, task.num_outputs, pooling=model.pooling, dropout=model.head_dropout)
 
 
-def _layers_prefix(encoder: SpeechEncoder) -> str:
-    layers = encoder.transformer_layers
-    prefixes: list[str] = [name for name, module in encoder.named_modules() if module is layers]
-    return prefixes[0]
+def _name_of(part: nn.Module, encoder: SpeechEncoder) -> str:
+    names: list[str] = [name for name, module in encoder.named_modules() if module is part]
+    return names[0]

@@ -9,14 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metaser.eval.evaluate import evaluate
-from metaser.eval.metrics import evaluate_results, selected_value
+from metaser.eval.metrics import evaluate_results, selected_value, ua_interval_95
 from metaser.tracking import KeyLog
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
-from metaser.train.stop import StopNow, StopRequest
-from metaser.train.timing import StepProfiler
+from metaser.train.stop import StopNow, StopRequest, reason_flags, strongest_reason
+from metaser.train.timing import CpuWait, StepProfiler
 from shards.batch import Batch
 from shards.index import Index
 from shards.read import read_slots
@@ -38,6 +40,7 @@ class StageLoop:
     """Called on every process after a checkpoint with a new best dev value is complete."""
     profiler: StepProfiler | None = None
     key_log: KeyLog | None = None
+    cpu_wait: CpuWait = field(default_factory=CpuWait)
     _saved_step: int = field(default=-1, init=False)
 
     def run(self) -> bool:
@@ -60,7 +63,13 @@ class StageLoop:
         Raises:
             StopNow: if so.
         """
-        if self.runner.engine.processes.any(self.stop_request.is_set):
+        flags = torch.tensor(reason_flags(self.stop_request.look()))
+        self._stop_for(strongest_reason(self.runner.engine.processes.sum(flags).tolist()))
+
+    def _stop_for(self, reason: str | None) -> None:
+        if reason is not None:
+            # The same in all processes, also where a signal or the file is yet to be seen.
+            self.stop_request.agree(reason)
             raise StopNow
 
     def _run(self) -> None:
@@ -75,16 +84,16 @@ class StageLoop:
             self.stop_if_asked()
         self._evaluate_if_due()
         while state.step < runner.stage.num_steps:
-            stop = self._step(batches)
+            reason = self._step(batches)
             self._evaluate_if_due()
-            if stop and state.step < runner.stage.num_steps:
-                raise StopNow
+            if state.step < runner.stage.num_steps:
+                self._stop_for(reason)
             if state.step % runner.stage.save_every_steps == 0:
                 self._save()
         self._save()
 
-    def _step(self, batches: Iterator[Batch]) -> bool:
-        """Do the next step; return whether any process was asked to stop."""
+    def _step(self, batches: Iterator[Batch]) -> str | None:
+        """Do the next step; return why any process was asked to stop, None if none was."""
         runner, state = self.runner, self.state
         step = state.step + 1
         runner.engine.processes.note(f"in step {step} of stage {state.stage}")
@@ -93,14 +102,17 @@ class StageLoop:
         runner.engine.clock.take()
         with runner.engine.clock.part("data"):
             mine = list(islice(batches, len(runner.slots_of(step))))
-        line, stop = runner.run(step, mine, state, stop=self.stop_request.is_set)
+        line, reason = runner.run(step, mine, state, stop=self.stop_request.look())
         state.step = step
         self.write_metrics(line)
         if self.key_log is not None:
             self.key_log.write(state.stage, step, runner.keys_of(mine))
+        crowded = self.cpu_wait.after_step()
+        if crowded is not None:
+            log.info("%s", crowded)
         if self.profiler is not None:
             self._report_profile(self.profiler.after_step(line["step_s"], line["time_s"]))
-        return stop
+        return reason
 
     def _report_profile(self, table: str | None) -> None:
         if table is not None:
@@ -154,6 +166,11 @@ class StageLoop:
             name: {key: value for key, value in metrics.items() if key not in ("confusion", "labels", "classes")}
             for name, metrics in dev["tasks"].items()
         }
+        for spec in specs:
+            if spec.kind == "classification" and spec.name in brief:
+                brief[spec.name]["ua_interval_95"], reason = ua_interval_95(spec, results)
+                if reason is not None:
+                    brief[spec.name]["ua_interval_reason"] = reason
         return {**dev, "tasks": brief}
 
     def _save(self) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 from torch.nn import Parameter
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from metaser.config.schema import ScheduleConfig, StageConfig
 from metaser.model.metaser import MetaSERModel
 
 
 def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> float:
-    """Return the share of the peak learning rate at the 1-based `step` of `num_steps`."""
-    num_warmup = round(schedule.warmup_fraction * num_steps)
-    if step <= num_warmup:
-        return step / num_warmup
+    """Return the share of the peak learning rate at the 1-based `step` of `num_steps`.
+
+    The first step before the rise, and the first after the last step, would have the rates 0 and `final_fraction`.
+    """
+    peak_step = max(1, round(schedule.warmup_fraction * num_steps))
+    if step <= peak_step:
+        return step / peak_step
     if schedule.decay == "constant":
         return 1.0
-    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    progress = (step - peak_step) / (num_steps + 1 - peak_step)
     remaining = 1 - progress if schedule.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
     return schedule.final_fraction + (1 - schedule.final_fraction) * remaining
 
@@ -27,9 +33,10 @@ def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> floa
 def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage: StageConfig) -> torch.optim.AdamW:
     """Return AdamW over `trainable` (by parameter name).
 
-    Each group carries its peak rate as `peak_lr`, and as `kind` that rate's name in the experiment. Vectors and scalars
-    (biases, norms, ARI's coefficients) are not decayed.
+    Each group carries its peak rate as `peak_lr`, and as `kind` that rate's name in the experiment. Only the weights of
+    linear maps and convolutions are decayed.
     """
+    matrices = {id(parameter) for parameter in _matrices(model)}
     scalars = {id(parameter) for parameter in model.ari.scalar_parameters().values()}
     rates = stage.learning_rate
     grouped: dict[tuple[str, float, bool], list[Parameter]] = defaultdict(list)
@@ -42,8 +49,7 @@ def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage:
             kind, rate = "encoder", rates.encoder * rates.layer_decay**depth
         else:
             kind, rate = "heads", rates.heads
-        decays = parameter.ndim > 1 and id(parameter) not in scalars
-        grouped[kind, rate, decays].append(parameter)
+        grouped[kind, rate, id(parameter) in matrices].append(parameter)
     groups = [
         {
             "params": parameters,
@@ -56,6 +62,20 @@ def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage:
     ]
     # Fused: one pass, and no temporaries as large as a whole group, which with ZeRO is one tensor.
     return torch.optim.AdamW(groups, betas=stage.betas, eps=1e-8, fused=True)
+
+
+def _matrices(model: MetaSERModel) -> Iterator[Parameter]:
+    """Yield the weights of linear maps and convolutions.
+
+    Their shape does not tell them apart: the lengths that weight norm gives a kernel's points, and WavLM's constant per
+    head, have several dimensions too.
+    """
+    for module in model.modules():
+        if isinstance(module, ParametrizationList):
+            # Weight norm: original1 is the direction, original0 the length.
+            yield module.original1
+        elif isinstance(module, nn.Linear | nn.Conv1d) and not is_parametrized(module, "weight"):
+            yield module.weight
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -23,7 +23,9 @@ from metaser.train.engine import Engine
 from metaser.train.masks import draw_masks
 from metaser.train.objective import num_ctc_too_long, slot_loss
 from metaser.train.optim import learning_rates, schedule_factor, set_learning_rates
+from metaser.train.scale import LOWEST_SCALE, adapt_loss_scale
 from metaser.train.state import TrainState
+from metaser.train.stop import reason_flags, strongest_reason
 from shards.batch import Batch
 from shards.index import Index
 from shards.plan import Schedule, Slot, step_slots
@@ -62,8 +64,12 @@ class StepRunner:
         for step in range(first_step, self.stage.num_steps + 1):
             yield from self.slots_of(step)
 
-    def run(self, step: int, batches: Sequence[Batch], state: TrainState, *, stop: bool) -> tuple[dict[str, Any], bool]:
-        """Do the 1-based `step` with this process's `batches`; return its metrics line and whether anyone asks to stop.
+    def run(
+        self, step: int, batches: Sequence[Batch], state: TrainState, *, stop: str | None
+    ) -> tuple[dict[str, Any], str | None]:
+        """Do the 1-based `step` with this process's `batches`; return its metrics line and why anyone asks to stop.
+
+        `stop` is this process's reason to stop, the returned one the strongest of all; None if there is none.
 
         Raises:
             TrainingError: if too many steps in a row were not finite, or too many clips cannot be decoded.
@@ -71,14 +77,18 @@ class StepRunner:
         started = time.perf_counter()
         factor = schedule_factor(self.stage.schedule, step, self.stage.num_steps)
         set_learning_rates(self.engine.optimizer, factor)
+        if self.engine.needs_loss_scale:
+            self.engine.loss_scale = state.loss_scale
         sums = self.forward_backward(step, batches)
         norm = self.engine.step()
         problems = [problem for batch in batches for problem in batch.problems]
-        shared = self.engine.processes.sum(torch.tensor([*sums.values(), float(stop), float(len(problems))]))
-        totals = dict(zip((*sums, "stop", "problems"), shared.tolist(), strict=True))
+        shared = self.engine.processes.sum(torch.tensor([*sums.values(), float(len(problems)), *reason_flags(stop)]))
+        numbers = shared.tolist()
+        flags = numbers[len(sums) + 1 :]
+        totals = dict(zip((*sums, "problems"), numbers, strict=False))
         if totals["problems"]:
             self._count_problems(state, problems)
-        self._count_skips(state, step, norm)
+        self._count_skips(state, step, norm, totals["loss"])
         parts_s = self.engine.clock.take()
         seconds = time.perf_counter() - started + parts_s["data"]
         audio_s = totals["audio_samples"] / RATE_HZ
@@ -99,9 +109,11 @@ class StepRunner:
             "num_skipped": state.num_skipped,
             "num_ctc_too_long": int(totals["ctc_too_long"]),
         }
+        if self.engine.needs_loss_scale:
+            line |= {"loss_scale": self.engine.loss_scale, "num_overflows": state.num_overflows}
         if self._flops_per_s:
             line["mfu"] = self._flops_per_s["device"] * line["audio_s_per_s"] / self._peak_flops()
-        return line, totals["stop"] > 0
+        return line, strongest_reason(flags)
 
     def keys_of(self, batches: Sequence[Batch]) -> list[str]:
         """Return the keys of the utterances that count in `batches`."""
@@ -190,18 +202,26 @@ class StepRunner:
             )
         return sums
 
-    def _count_skips(self, state: TrainState, step: int, norm: float) -> None:
+    def _count_skips(self, state: TrainState, step: int, norm: float, loss: float) -> None:
+        scaled = self.engine.needs_loss_scale
         if math.isfinite(norm):
             state.num_skipped_in_a_row = 0
+            if scaled:
+                adapt_loss_scale(state, overflowed=False)
             return
         state.num_skipped += 1
+        if scaled and math.isfinite(loss) and state.loss_scale > LOWEST_SCALE:
+            # No fault of the training: the scale starts as high as can be, and rises until this happens.
+            state.num_overflows += 1
+            adapt_loss_scale(state, overflowed=True)
+            return
         state.num_skipped_in_a_row += 1
         if state.num_skipped_in_a_row > self.config.max_skipped_steps:
             keys = self.index.take(self.schedule.items(step - 1)).values("key")
             raise TrainingError(
                 f"at most max_skipped_steps = {self.config.max_skipped_steps} steps in a row may have a gradient that "
                 f"is not finite, but step {step} of stage {self.stage.name!r} is one more; its batch is {keys}; "
-                "lower the learning rate"
+                f"lower the learning rate{' or use bf16 or float32' if scaled else ''}"
             )
 
     def _count_problems(self, state: TrainState, problems: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
-"""A request to stop: noted when the signal comes, acted on at the next step boundary."""
+"""A request to stop: noted when the signal comes, acted on at the next step boundary, everywhere for one reason."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,18 +13,36 @@ from typing import Any
 from shards.read import STOP_SIGNALS
 
 LOOK_EVERY_S = 1.0
+STOP_FILE = "metaser stop"
+"""The reason that the file gives."""
+REASONS = (*(number.name for number in STOP_SIGNALS), signal.SIGINT.name, STOP_FILE)
+"""Weakest first: where several came, the last of them says whether and why the run goes on by itself."""
 
 
 class StopNow(Exception):  # noqa: N818 (no error)
     """Raised in all processes at the same boundary when any of them was asked to stop."""
 
 
+def reason_flags(reason: str | None) -> list[float]:
+    """Return `reason` as one number for each of `REASONS`, to be added up over processes."""
+    return [float(reason == each) for each in REASONS]
+
+
+def strongest_reason(flags: Sequence[float]) -> str | None:
+    """Return the strongest reason in a sum of `reason_flags`, None if nobody has one."""
+    return next((reason for reason, flag in reversed([*zip(REASONS, flags, strict=True)]) if flag > 0), None)
+
+
 class StopRequest:
-    """Turns SIGTERM, SIGUSR1, SIGUSR2 (and Ctrl-C on the main process), and a file that appears, into a flag."""
+    """Notes SIGTERM, SIGUSR1, SIGUSR2 (and Ctrl-C on the main process), and a file that appears.
+
+    Attributes:
+        reason: Which of `REASONS` this process, or by `agree` another one, has met; None as long as there is none.
+    """
 
     def __init__(self, file: Path | None = None) -> None:
         """Look for `file` about once a second; one that is older than this object asked somebody else."""
-        self.signal_name: str | None = None
+        self.reason: str | None = None
         self._file = file
         self._created = time.time()
         self._last_look = float("-inf")
@@ -42,28 +61,29 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_name is not None:
+        if number == signal.SIGINT and self.reason is not None:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.agree(signal.Signals(number).name)
 
-    @property
-    def is_set(self) -> bool:
-        """Whether a signal or the file has come."""
-        return self.signal_name is not None or self._file_appeared()
+    def agree(self, reason: str) -> None:
+        """Take over another reason to stop unless this process has a stronger one."""
+        if self.reason is None or REASONS.index(reason) > REASONS.index(self.reason):
+            self.reason = reason
 
-    def _file_appeared(self) -> bool:
+    def look(self) -> str | None:
+        """Return this process's reason to stop, None if there is none; looks for the file if that is due."""
         now = time.monotonic()
-        if self._file is None or now - self._last_look < LOOK_EVERY_S:
-            return False
-        self._last_look = now
-        if not self.is_final:
-            return False
-        self.signal_name = "metaser stop"
-        return True
+        if now - self._last_look >= LOOK_EVERY_S:
+            self._last_look = now
+            if self.is_final:
+                self.agree(STOP_FILE)
+        return self.reason
 
     @property
     def is_final(self) -> bool:
-        """Whether the file is there: whoever put it there does not want the run to be continued by itself."""
+        """Whether any process saw the file: whoever put it there does not want the run to be continued by itself."""
+        if self.reason == STOP_FILE:
+            return True
         try:
             return self._file is not None and self._file.stat().st_mtime >= self._created
         except FileNotFoundError:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import CorpusError
-from shards.schema import Rejection, SourceUtterance
+from shards.schema import Note, Rejection, RowCount, SourceUtterance
+
+OWNERS_LICENCE = "as its owner says"
+Found = SourceUtterance | Rejection | Note | RowCount
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class CorpusReader:
     """How one corpus lies on disk.
 
     `read(source, seed)` yields a `SourceUtterance` for every utterance and a `Rejection` for everything that looks like
-    one and is not usable, in a fixed order. It raises `CorpusError` when `source` is not this corpus at all.
+    one and is not usable, in a fixed order; between them a `Note` for what a user should know, and a `RowCount` for
+    what must be accounted for. It raises `CorpusError` when `source` is not this corpus at all.
     `source` is None for corpora that are made, not read.
     """
 
@@ -24,19 +29,61 @@ class CorpusReader:
     title: str
     licence: str
     citation: str
-    read: Callable[[Path | None, int], Iterator[SourceUtterance | Rejection]]
+    read: Callable[[Path | None, int], Iterator[Found]]
+    with_options: Callable[[ReadOptions], CorpusReader] | None = None
+    """The same reader with other options; None where a corpus has one published form and needs none."""
 
 
-CORPORA = ("emodb", "ravdess", "iemocap", "crema-d", "msp-podcast", "meld", "nemo", "an4", "csv", "demo")
+def own_reader(
+    name: str,
+    title: str,
+    read: Callable[[Path | None, ReadOptions], Iterator[Found]],
+    options: ReadOptions = NO_OPTIONS,
+) -> CorpusReader:
+    """Return a reader of data that belongs to the user, and obeys `options`."""
+    return CorpusReader(
+        name=name,
+        title=title,
+        licence=options.licence or OWNERS_LICENCE,
+        citation="",
+        read=lambda source, _seed: read(source, options),
+        with_options=lambda others: own_reader(name, title, read, others),
+    )
 
 
-def corpus_reader(name: str) -> CorpusReader:
+CORPORA = (
+    "emodb",
+    "ravdess",
+    "iemocap",
+    "crema-d",
+    "msp-podcast",
+    "meld",
+    "nemo",
+    "an4",
+    "folder",
+    "audiofolder",
+    "audformat",
+    "jsonl",
+    "csv",
+    "demo",
+)
+
+
+def corpus_reader(name: str, options: ReadOptions = NO_OPTIONS) -> CorpusReader:
     """Return the reader of the corpus called `name`.
 
     Raises:
-        CorpusError: if no such corpus is known.
+        CorpusError: if no such corpus is known, or it has a published form and `options` would read it otherwise.
     """
     if name not in CORPORA:
         raise CorpusError(f"CORPUS must be one of {', '.join(CORPORA)} or wds, got {name!r}")
     reader: CorpusReader = import_module(f"shards.corpora.{name.replace('-', '_')}").READER
-    return reader
+    of_own_data = [option for option in options.given if option != "channel"]
+    if not of_own_data:
+        return reader if reader.with_options is None else reader.with_options(options)
+    if reader.with_options is None:
+        raise CorpusError(
+            f"--{', --'.join(option.replace('columns', 'map') for option in of_own_data)} must be about data of your "
+            f"own, but corpus {name!r} is read as it was published; leave it out"
+        )
+    return reader.with_options(options)

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from shards.corpora.files import finite_number
+from shards.corpora.identities import plain_name, tidy
+from shards.corpora.missing import NAMING_FIELDS, is_missing, may_be_name
+from shards.corpora.tally import Tally
+from shards.emotionwords import folded
 from shards.errors import CorpusError
-from shards.labels import STYLES, canonical_emotion, canonical_gender
+from shards.labels import STYLES, canonical_gender, known_emotion, own_emotion
 from shards.schema import METADATA_FIELDS, SPLITS
 
 _NUMBERS = ("valence", "arousal", "dominance", "age")
+_SPLIT_WORDS = {
+    "training": "train",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "devel": "dev",
+    "development": "dev",
+    "testing": "test",
+}
 
 
 class CellError(Exception):
@@ -35,45 +50,126 @@ def number_in(name: str, cell: str) -> float:
         raise CellError("bad number", f"{name} must be a finite number, got {cell!r}") from error
 
 
-def metadata_in(cells: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields of `Utterance` that `cells` name; words from fixed lists in their one spelling.
+def split_in(cell: str) -> str | None:
+    """Return the split that a word names, or None."""
+    lowered = cell.lower()
+    split = _SPLIT_WORDS.get(lowered, lowered)
+    return split if split in SPLITS else None
+
+
+@dataclass
+class CellReader:
+    """Reads cells, and counts what it reads as something else than they say."""
+
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    """What an emotion's word means to this corpus, before the usual meaning; None: no emotion."""
+    tally: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        self._labels = {folded(word): (word, meaning) for word, meaning in self.labels.items()}
+
+    def present(self, cells: Mapping[str, str]) -> dict[str, str]:
+        """Return the cells that hold a value, tidied; words for a missing one are absent, but never from a text."""
+        found = {}
+        for name, cell in cells.items():
+            word = tidy(cell)
+            if not word:
+                continue
+            if name == "text":
+                found[name] = self._text(word)
+            elif is_missing(name, word):
+                self.tally.add("missing", name, word)
+            else:
+                found[name] = self._name(name, word) if name in NAMING_FIELDS else word
+        return found
+
+    def metadata(self, cells: Mapping[str, str]) -> dict[str, Any]:
+        """Return the fields of `Utterance` that `cells`, as `present` returns them, name.
+
+        Raises:
+            CellError: if a cell holds something else.
+        """
+        words = {name: cells[name] for name in METADATA_FIELDS if name in cells}
+        numbers = {name: number_in(name, words[name]) for name in _NUMBERS if name in words}
+        return {**words, **numbers, **self._fixed_words(words)}
+
+    def _text(self, word: str) -> str:
+        if is_missing("text", word):
+            self.tally.add("kept text", "text", word)
+        return word
+
+    def _name(self, name: str, word: str) -> str:
+        if may_be_name(name, word):
+            self.tally.add("kept name", name, word)
+        plain = plain_name(word)
+        if plain != word and name != "key":
+            self.tally.add("number as name", name, word, plain)
+            return plain
+        return word
+
+    def _fixed_words(self, words: Mapping[str, str]) -> dict[str, str | dict[str, float] | None]:
+        found: dict[str, str | dict[str, float] | None] = {}
+        if "emotion" in words:
+            found["emotion"] = self.emotion(words["emotion"])
+        if "gender" in words:
+            found["gender"] = self._read_as("gender", words["gender"], canonical_gender(words["gender"]))
+        if "style" in words:
+            found["style"] = words["style"].lower()
+            if found["style"] not in STYLES:
+                raise CellError("unknown label", f"style must be one of {', '.join(STYLES)}, got {words['style']!r}")
+        if "split" in words:
+            split = split_in(words["split"])
+            if split is None:
+                raise CellError("unknown label", f"split must be one of {', '.join(SPLITS)}, got {words['split']!r}")
+            found["split"] = self._read_as("split", words["split"], split)
+        if "emotion_votes" in words:
+            found["emotion_votes"] = self._votes(words["emotion_votes"])
+        return found
+
+    def emotion(self, word: str) -> str | None:
+        """Return the one spelling of an emotion, the inventory's where it is known."""
+        if folded(word) in self._labels:
+            said, meaning = self._labels[folded(word)]
+            self.tally.add("read as", "emotion", said, meaning or "absent")
+            return meaning
+        known = known_emotion(word)
+        if known is not None:
+            return self._read_as("emotion", word, known)
+        own = own_emotion(plain_name(word))
+        is_number = re.fullmatch(r"[+-]?[0-9.,]+", own) is not None
+        self.tally.add("number as label" if is_number else "own word", "emotion", own)
+        return own
+
+    def _read_as(self, name: str, word: str, meaning: str) -> str:
+        if word.lower() != meaning:
+            self.tally.add("read as", name, word, meaning)
+        return meaning
+
+    def _votes(self, cell: str) -> dict[str, float]:
+        try:
+            votes = json.loads(cell, parse_int=float)
+        except (ValueError, RecursionError):
+            votes = None
+        if not isinstance(votes, dict) or not all(isinstance(v, float) and 0 <= v < math.inf for v in votes.values()):
+            raise CellError("bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {cell!r}')
+        total: dict[str, float] = {}
+        for word, share in votes.items():
+            emotion = None if is_missing("emotion", word) or not word.strip() else self.emotion(word)
+            if emotion is not None:
+                total[emotion] = total.get(emotion, 0.0) + share
+        return total
+
+
+def labels_of(labels: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return what words mean, the meanings in their one spelling.
 
     Raises:
-        CellError: if a cell holds something else.
+        CorpusError: if one word means two emotions.
     """
-    words = {name: cells[name] for name in METADATA_FIELDS if name in cells}
-    numbers = {name: number_in(name, words[name]) for name in _NUMBERS if name in words}
-    try:
-        return {**words, **numbers, **_labels(words)}
-    except CorpusError as error:
-        raise CellError("unknown label", str(error)) from error
-
-
-def _labels(words: Mapping[str, str]) -> dict[str, str | dict[str, float]]:
-    labels: dict[str, str | dict[str, float]] = {}
-    if "emotion" in words:
-        labels["emotion"] = canonical_emotion(words["emotion"])
-    if "gender" in words:
-        labels["gender"] = canonical_gender(words["gender"])
-    for name, allowed in (("style", STYLES), ("split", SPLITS)):
-        if name in words:
-            labels[name] = words[name].lower()
-            if labels[name] not in allowed:
-                raise CellError("unknown label", f"{name} must be one of {', '.join(allowed)}, got {words[name]!r}")
-    if "emotion_votes" in words:
-        labels["emotion_votes"] = _votes(words["emotion_votes"])
-    return labels
-
-
-def _votes(cell: str) -> dict[str, float]:
-    try:
-        votes = json.loads(cell, parse_int=float)
-    except ValueError:
-        votes = None
-    if not isinstance(votes, dict) or not all(isinstance(v, float) and 0 <= v < math.inf for v in votes.values()):
-        raise CellError("bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {cell!r}')
-    total: dict[str, float] = {}
-    for word, share in votes.items():
-        emotion = canonical_emotion(word)
-        total[emotion] = total.get(emotion, 0.0) + share
-    return total
+    found: dict[str, tuple[str, str | None]] = {}
+    for word, meaning in labels.items():
+        spelled = None if meaning is None else known_emotion(meaning) or own_emotion(meaning)
+        said, before = found.setdefault(folded(word), (word, spelled))
+        if before != spelled:
+            raise CorpusError(f"--labels must give a word one meaning, but {said} and {word} are the same word")
+    return dict(found.values())

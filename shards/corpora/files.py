@@ -84,7 +84,7 @@ def finite_number(cell: str) -> float:
     Raises:
         ValueError: if it is none, or not finite.
     """
-    value = float(cell.replace(",", "."))
+    value = float(cell.replace(",", ".").replace("_", "?"))
     if not math.isfinite(value):
         raise ValueError(f"{cell!r} is not finite")
     return value

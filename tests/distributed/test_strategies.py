@@ -129,7 +129,8 @@ def test_each_stage_moves_exactly_the_parameters_it_names(corpus, tmp_path, name
     run = train_ranks(count, corpus.yaml, tmp_path / "run", f"parallel.strategy={name}", *stages)
     first = {step: load_file(run / f"stage1/checkpoints/step-{step:06d}/model.safetensors") for step in (1, 6)}
     second = load_file(run / "stage2/checkpoints/step-000006/model.safetensors")
-    assert moved(first[1], first[6]) == {key for key in first[1] if key.startswith(("encoder.layers.1.", "heads.asr."))}
+    top = ("encoder.layers.1.", "encoder.final_norm.")
+    assert moved(first[1], first[6]) == {key for key in first[1] if key.startswith((*top, "heads.asr."))}
     assert moved(first[6], second) == {
         key for key in second if key.startswith(("ari.", "coattention.", "heads.emotion."))
     }
@@ -189,6 +190,37 @@ def test_steps_that_are_not_finite_are_skipped_alike_and_counted(tmp_path):
     assert skipped["single"][2] == 1
     assert skipped["single"][5] == 2
     assert len(set(map(tuple, skipped.values()))) == 1, skipped
+
+
+def loss_scales(run):
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    return [(line["loss_scale"], line["num_overflows"], line["num_skipped"]) for line in lines]
+
+
+def test_float16_scales_the_loss_alike_whatever_the_strategy(corpus, tmp_path):
+    # So heavy a loss overflows with the first scales.
+    float16 = (*EXACT, "parallel.precision=fp16", "stages.0.weights.asr=10")
+    alone = corpus.train(tmp_path / "alone", *float16)
+    assert 1 < loss_scales(alone)[5][1] < 6
+    expected = newest_checkpoint(alone / "stage1/checkpoints")
+    for strategy in ("ddp", "zero1", "zero2", "zero3"):
+        run = train_ranks(2, corpus.yaml, tmp_path / strategy, *float16, f"parallel.strategy={strategy}")
+        assert loss_scales(run) == loss_scales(alone)
+        assert_same_curve(run, alone, rel=1e-2)
+        saved = newest_checkpoint(run / "stage1/checkpoints")
+        assert saved.state.loss_scale == expected.state.loss_scale
+        assert distance(saved.model_tensors(), expected.model_tensors()) < 1e-2
+
+
+def test_the_loss_scale_goes_on_under_another_strategy(corpus, tmp_path):
+    float16 = (*EXACT, "parallel.precision=fp16", "stages.1.weights.asr=10", "stages.1.eval_every_steps=2")
+    float16 += ("stages.1.schedule={decay: constant, warmup_fraction: 0}",)
+    for number, strategy in enumerate(("zero2", "ddp", "zero3")):
+        way = (f"stages.1.num_steps={2 + 2 * number}", f"parallel.strategy={strategy}")
+        run = train_ranks(2, corpus.yaml, tmp_path / "run", *float16, *way)
+    whole = corpus.train(tmp_path / "whole", *float16)
+    assert loss_scales(run) == loss_scales(whole)
+    assert loss_scales(run)[-1][1] > 0
 
 
 def build_spread(strategy):

@@ -180,11 +180,11 @@ def test_pack_bad_audio(tmp_path, fault):
     assert "bad.wav" in (tmp_path / "kept/rejected.jsonl").read_text()
 
 
-def test_pack_a_label_that_is_no_emotion(tmp_path):
+def test_pack_a_label_that_is_no_split(tmp_path):
     table = table_of(tmp_path, one=np.full(8000, 0.1))
-    table.write_text(table.read_text().replace("anger", "hangry"))
+    table.write_text(table.read_text().replace("emotion", "split").replace("anger", "holdout"))
     said = error_line(metaser("pack", "csv", table, tmp_path / "out", "--workers", 1, folder=tmp_path))
-    assert "'hangry'" in said
+    assert "'holdout'" in said
 
 
 def test_inspect(tmp_path):

@@ -2,11 +2,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import typer
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from launch.cluster import (
     PASSED_VARIABLES,
@@ -18,7 +21,16 @@ from launch.cluster import (
     load_cluster,
     num_gpus,
 )
-from launch.slurm import TrainingJob, export_place, master_port
+from launch.clusteroptions import with_cluster_options
+from launch.slurm import (
+    REQUEUE_FILE,
+    TrainingJob,
+    ask_for_requeue,
+    check_comes_back,
+    export_place,
+    first_node,
+    master_port,
+)
 from launch.submission import clean_environment, sbatch_text, slurm_executor
 from metaser.errors import ConfigError
 
@@ -97,10 +109,171 @@ def test_what_is_not_asked_for_is_left_to_the_cluster():
 
 
 def test_an_option_that_is_false_is_left_out():
-    text = "\n".join(text_of(sbatch={"hold": False, "requeue": False, "exclusive": True}))
+    text = "\n".join(text_of(sbatch={"hold": False, "exclusive": True}))
     assert "--exclusive" in text
     assert "hold" not in text
-    assert "--requeue" not in text
+
+
+def test_a_job_that_shall_never_come_back():
+    text = text_of(max_requeues=0)
+    assert "#SBATCH --no-requeue" in text
+    assert "#SBATCH --requeue" not in text
+
+
+SET_BY_US = {
+    **{
+        "nodes": "nodes",
+        "N": "nodes",
+        "n": "nodes and",
+        "ntasks": "gpus_per_node or",
+        "ntasks-per-node": "gpus_per_node",
+    },
+    **{
+        "ntasks_per_node": "gpus_per_node",
+        "--time": "time_min",
+        "t": "time_min",
+        "TIME": "time_min",
+        "tim": "time_min",
+    },
+    **{"requeue": "max_requeues", "no-requeue": "max_requeues", "signal": "grace_s", "array": "max_parallel_folds"},
+    **{"output": "output_dir", "o": "output_dir", "J": "output_dir", "job-name": "output_dir", "part": "partition"},
+    **{"mem": "mem_gb", "cpus-per-task": "cpus_per_task", "gpus": "gpus_per_node", "gres": "gpus_per_node"},
+    **{"mem-per-cpu": "mem_gb", "export": "pass_environment", "open_mode": "are appended to", "wait": "--follow"},
+}
+
+
+@pytest.mark.parametrize("name", SET_BY_US)
+def test_an_sbatch_entry_that_follows_from_other_values_names_them(name):
+    value = "gpu:2" if name == "gres" else "7x"
+    words = rf"sbatch\.{name} must be left out, because MetaSER sets it: .*{SET_BY_US[name]}.*, got '{value}'"
+    with pytest.raises(ValidationError, match=words):
+        ClusterConfig(time_min=9, mem_gb=4, sbatch={name: value})
+
+
+def test_every_option_that_we_set_is_refused_as_an_sbatch_entry():
+    everything = {"mem_gb": 2, "partition": "p", "account": "a", "qos": "q", "constraint": "c", "gpus_per_node": 2}
+    named = {line.split("--")[1].partition("=")[0] for line in text_of(**everything) if line.startswith("#SBATCH")}
+    assert len(named) > 12
+    for name in named:
+        with pytest.raises(ValidationError, match="must be left out"):
+            ClusterConfig(time_min=9, mem_gb=2, sbatch={name: "1"})
+
+
+def test_other_sbatch_entries_pass():
+    entries = {
+        "exclude": "node7",
+        "mail_type": "END",
+        "gres": "nvme:1",
+        "mem-per-cpu": "4G",
+        "time-min": 5,
+        "hold": True,
+    }
+    text = text_of(sbatch=entries)
+    for line in ("exclude=node7", "mail-type=END", "gres=nvme:1", "mem-per-cpu=4G", "time-min=5", "hold"):
+        assert f"#SBATCH --{line}" in text
+    for name in ("x", "--exclude", ""):
+        with pytest.raises(ValidationError, match="by their long names"):
+            ClusterConfig(time_min=9, sbatch={name: "node7"})
+
+
+@given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_times_in_slurms_notations(days, hours, minutes, seconds):
+    whole = (days * 24 + hours) * 60 + minutes + (seconds > 0)
+    assume(whole)
+    assert cluster_of(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == whole
+    assert cluster_of(f"{24 * days + hours}:{minutes:02}:{seconds:02}") == whole
+    assert cluster_of(f"{(24 * days + hours) * 60 + minutes}:{seconds:02}") == whole
+    assert cluster_of(str(whole)) == whole
+    if days + hours and not seconds:
+        assert cluster_of(f"{days}-{hours}:{minutes}") == whole
+
+
+def cluster_of(time):
+    return ClusterConfig(time_min=time, grace_s=1).time_min
+
+
+@pytest.mark.parametrize("time", ["", "1:2:3:4", "soon", "0", "0:00", "-5", "1-"])
+def test_what_is_no_time(time):
+    with pytest.raises(ValidationError, match=r"time_min\n.+input_value"):
+        ClusterConfig(time_min=time)
+
+
+# ---------------------------------------------------------------- options of the verbs
+
+GIVEN = {
+    "nodes": ("3", 3),
+    "gpus_per_node": ("0", 0),
+    "tasks_per_node": ("2", 2),
+    "cpus_per_task": ("4", 4),
+    "mem_gb": ("1.5", 1.5),
+    "time_min": ("1-00:30", 1470),
+    "partition": ("01", "01"),
+    "account": ("1e3", "1e3"),
+    "qos": ("no", "no"),
+    "constraint": ("a100&ib", "a100&ib"),
+    "grace_s": ("60", 60),
+    "modules": ("cuda/13.0", ("cuda/13.0",)),
+    "container_image": ("/m.sqsh", "/m.sqsh"),
+    "container_mounts": ("/a:/b", ("/a:/b",)),
+    "environment_file": ("site.sh", "site.sh"),
+    "pass_environment": ("MY", ("MY",)),
+    "max_requeues": ("7", 7),
+    "max_parallel_folds": ("5", 5),
+    "check_node_names": (None, True),
+    "sbatch": ("exclude=node7", {"comment": "kept", "exclude": "node7"}),
+}
+
+
+def cluster_from(*options, **file):
+    """Return the cluster that a verb with these options would use, beside a file of these values."""
+    seen = []
+
+    @with_cluster_options
+    def verb(cluster: str, changes: tuple[str, ...] = ()) -> None:
+        seen.append(load_cluster(cluster, changes))
+
+    app = typer.Typer()
+    app.command()(verb)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cluster.yaml")
+        path.write_text(json.dumps({"time_min": 90, "sbatch": {"comment": "kept"}, **file}))
+        app([str(path), *options], standalone_mode=False)
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ClusterConfig.model_fields)
+def test_every_value_is_an_option_that_overrides_the_file(name):
+    text, value = GIVEN[name]
+    option = f"--{name.replace('_', '-')}"
+    file = {"check_node_names": False} if text is None else {}
+    given_here = cluster_from(*([option] if text is None else [option, text]), **file)
+    expected = cluster_from(**file).model_copy(update={name: value})
+    assert given_here == expected
+
+
+def test_without_options_the_file_counts():
+    assert cluster_from(nodes=3) == ClusterConfig(time_min=90, nodes=3, sbatch={"comment": "kept"})
+
+
+def test_the_short_name_of_the_time_and_what_comes_several_times():
+    cluster = cluster_from("--time", "2:00:00", "--modules", "a", "--modules", "b", "--no-check-node-names")
+    assert (cluster.time_min, cluster.modules, cluster.check_node_names) == (120, ("a", "b"), False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--nodes", "0"), "nodes: Input should be greater than 0, got 0"),
+        (("--nodes", "many"), "nodes: Input should be a valid integer, .+, got 'many'"),
+        (("--time", "soon"), "time_min: Input should be a valid integer, .+, got 'soon'"),
+        (("--grace-s", "5400"), r"grace_s must be shorter than time_min \(5400 s\), got 5400"),
+        (("--sbatch", "time=3"), "sbatch.time must be left out, .+ use time_min, got 3"),
+        (("--sbatch", "exclusive"), r"must look like a\.b=value, got 'sbatch\.exclusive'"),
+    ],
+)
+def test_a_wrong_option_is_refused_as_in_the_file(options, words):
+    with pytest.raises(ConfigError, match=words):
+        cluster_from(*options)
 
 
 def test_without_submitit_one_sentence_says_how_to_get_it(monkeypatch):
@@ -151,9 +324,10 @@ def test_gpus_are_counted_in_slurms_words(parts):
 
 
 def test_a_name_that_does_not_resolve_is_refused():
-    check_resolves("localhost")
-    with pytest.raises(ClusterError, match=r"node 'node7\.invalid' must resolve to an address.+ but on .+ it does not"):
-        check_resolves("node7.invalid")
+    check_resolves("localhost", "ask somebody")
+    words = r"node 'node7\.invalid' must resolve to an address.+ but on .+ it does not: .+; ask somebody$"
+    with pytest.raises(ClusterError, match=words):
+        check_resolves("node7.invalid", "ask somebody")
 
 
 @pytest.fixture
@@ -191,6 +365,136 @@ def test_an_unresolvable_master_is_an_error_and_never_this_host(environment):
         environment.setenv(name, value)
     with pytest.raises(ClusterError, match=r"'node7\.invalid' must resolve"):
         export_place()
+
+
+@pytest.fixture
+def no_commands(environment, tmp_path):
+    """A container: none of SLURM's commands."""
+    environment.setenv("PATH", str(tmp_path))
+    return environment
+
+
+def test_in_a_container_the_tasks_meet_on_the_first_node(no_commands):
+    for name, value in {**TASK, "SLURM_JOB_NODELIST": "localhost,node[01-03,07]"}.items():
+        no_commands.setenv(name, value)
+    export_place()
+    assert os.environ["MASTER_ADDR"] == "localhost"
+
+
+def test_a_first_node_without_an_address_is_named(no_commands):
+    for name, value in {**TASK, "SLURM_JOB_NODELIST": "node7x[01-03,07].invalid"}.items():
+        no_commands.setenv(name, value)
+    words = r"'node7x01\.invalid' must resolve .+ or export an address that does as MASTER_ADDR in the batch script"
+    with pytest.raises(ClusterError, match=words):
+        export_place()
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9._-]{0,5}", fullmatch=True)
+RANGES = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(0, 99), st.integers(0, 99)).map(
+        lambda x: (f"{x[1]:0{x[0]}}", f"{x[1] + x[2]:0{x[0]}}")
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(st.lists(st.tuples(NAMES, RANGES | st.none()), min_size=1, max_size=3), st.lists(NAMES, max_size=2))
+def test_the_first_of_slurms_node_names(parts, others):
+    names = first = ""
+    for name, ranges in parts:
+        words = [low if low == high else f"{low}-{high}" for low, high in ranges or ()]
+        names += f"{name}[{','.join(words)}]" if words else name
+        first += name + (ranges[0][0] if ranges else "")
+    assert first_node(",".join([names, *others])) == first
+
+
+@pytest.mark.parametrize("names", ["", "[", ",", "node[", "node[]", "node[a-b]", "(null)", "node 1"])
+def test_what_is_no_list_of_nodes_is_refused_and_never_this_host(names):
+    with pytest.raises(ClusterError, match="SLURM_JOB_NODELIST must name nodes such as"):
+        first_node(names)
+
+
+def test_a_job_that_nobody_can_queue_again_is_refused_before_it_trains(environment):
+    environment.delenv(REQUEUE_FILE, raising=False)
+    check_comes_back(0)
+    with pytest.raises(ClusterError, match=f"{REQUEUE_FILE} must name .+; set it as slurm/train.sbatch does, or set"):
+        check_comes_back(3)
+    environment.setenv(REQUEUE_FILE, "/somewhere")
+    check_comes_back(3)
+
+
+def test_a_requeue_is_asked_of_the_batch_script_up_to_the_limit(no_commands, tmp_path):
+    file = tmp_path / "requeue-17"
+    for name, value in {**TASK, REQUEUE_FILE: str(file), "SLURM_RESTART_COUNT": "2"}.items():
+        no_commands.setenv(name, value)
+    assert not ask_for_requeue(2)
+    assert not file.exists()
+    assert ask_for_requeue(3)
+    assert file.exists()
+    no_commands.setenv(REQUEUE_FILE, str(tmp_path / "no/folder"))
+    with pytest.raises(ClusterError, match=r"must be writable, but .+ the run is saved, submit it again"):
+        ask_for_requeue(3)
+
+
+@pytest.fixture
+def batch_host(tmp_path):
+    """Return a function that runs a batch script and returns its exit code and what it asked of SLURM."""
+    commands, asked = tmp_path / "bin", tmp_path / "asked"
+    for folder in (commands, tmp_path / "slurm", tmp_path / "runs"):
+        folder.mkdir()
+    (tmp_path / "slurm/env.sh").write_text("")
+
+    def run(script, *arguments, srun, state):
+        for name, text in {
+            "squeue": f"echo {state}",
+            "scontrol": f'[[ $1 == show ]] && printf "node01\\nnode02\\n" || echo "$@" >> {asked}',
+            "srun": f"echo meet at $MASTER_ADDR >> {asked}\n{srun}",
+        }.items():
+            (commands / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+            (commands / name).chmod(0o755)
+        told = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "x"}
+        path = f"{commands}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", script, *arguments], env={**told, "PATH": path}, cwd=tmp_path, capture_output=True, timeout=60
+        )
+        assert not list(tmp_path.rglob("requeue-*")), done
+        return done.returncode, asked.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["submit", "train.sbatch"])
+@pytest.mark.parametrize(
+    ("srun", "state", "expected"),
+    [
+        ("exit 0", "RUNNING", (0, [])),
+        ("exit 2", "RUNNING", (2, [])),
+        (f"touch ${REQUEUE_FILE}", "RUNNING", (0, ["requeue 17"])),
+        (f"touch ${REQUEUE_FILE}; exit 1", "RUNNING", (1, ["requeue 17"])),
+        (f"touch ${REQUEUE_FILE}", "CANCELLED", (0, [])),
+        (f"touch ${REQUEUE_FILE}", "", (0, [])),
+    ],
+)
+def test_the_batch_script_says_where_to_meet_and_requeues_what_asked_for_it(
+    batch_host, tmp_path, kind, srun, state, expected
+):
+    if kind == "submit":
+        script = tmp_path / "submitted.sh"
+        executor = slurm_executor(ClusterConfig(time_min=90), tmp_path / "runs", "metaser-x")
+        script.write_text(sbatch_text(executor))
+        arguments = ()
+    else:
+        script, arguments = ROOT / "slurm/train.sbatch", ("config.yaml",)
+    code, asked = expected
+    assert batch_host(script, *arguments, srun=srun, state=state) == (code, ["meet at node01", *asked])
+
+
+def test_a_container_sees_the_run_and_what_the_cluster_mounts(tmp_path):
+    cluster = ClusterConfig(time_min=9, container_image="m.sqsh", container_mounts=("/data", "/a:/b"))
+    for folder, run in ((Path.cwd() / "runs/x/jobs", ()), (tmp_path / "x/jobs", (tmp_path / "x",))):
+        mounts = ",".join([*(f"{path}:{path}" for path in (Path.cwd(), *run)), "/data", "/a:/b"])
+        assert f"--container-mounts={mounts} " in sbatch_text(slurm_executor(cluster, folder, "metaser-x"))
 
 
 def test_outside_a_job_there_is_no_place(environment):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+from uacoverage import WORLDS, coverage
 
 from metaser.errors import ConfigError, TrainingError
 from metaser.eval.metrics import (
@@ -130,21 +132,48 @@ def test_loss_that_is_not_finite_names_the_utterance() -> None:
 # ---------------------------------------------------------------- interval
 
 
-def test_interval_of_perfect_predictions_is_one() -> None:
-    pairs = [(label, label) for label in LABELS for _ in range(6)]
-    results = emotion_results(pairs, [f"speaker{number % 6}" for number in range(len(pairs))])
-    assert ua_interval_95(EMOTION, results) == ([1.0, 1.0], None)
+@pytest.mark.parametrize("num_speakers", [5, 6, 10, 20])
+@pytest.mark.parametrize("world", WORLDS)
+def test_interval_holds_the_true_ua_as_often_as_it_says(world: str, num_speakers: int) -> None:
+    # Over many draws 0.92 to 1 (docs/results.md); resampling speakers gives 0.77 to 0.88 for five and for six.
+    assert coverage(WORLDS[world], num_speakers, 500) >= 0.91
 
 
-def test_interval_holds_the_ua_and_depends_on_the_speakers() -> None:
-    # Two speakers of eight are always wrong: UA 0.75, and with eight draws the 95 % run from about 3/8 to 1.
+def test_interval_of_even_speakers_is_students_over_their_ua() -> None:
+    right = {"s0": 9, "s1": 5, "s2": 8, "s3": 6, "s4": 10, "s5": 7}
+    pairs = [
+        (label, label if row < count else "sadness")
+        for count in right.values()
+        for row in range(10)
+        for label in LABELS[:2]
+    ]
+    speakers = [speaker for speaker in right for _ in range(20)]
+    bounds, reason = ua_interval_95(EMOTION, emotion_results(pairs, speakers))
+    assert reason is None
+    values = np.array(list(right.values())) / 10
+    assert bounds == pytest.approx(stats.t.interval(0.95, 5, values.mean(), stats.sem(values)))
+
+
+def test_interval_of_perfect_predictions_is_no_certainty() -> None:
+    lower_bounds = []
+    for count in (6, 60):
+        pairs = [(label, label) for label in LABELS for _ in range(count)]
+        results = emotion_results(pairs, [f"speaker{number % 6}" for number in range(len(pairs))])
+        bounds, _ = ua_interval_95(EMOTION, results)
+        assert bounds is not None and bounds[1] == 1.0
+        lower_bounds.append(bounds[0])
+    assert 0.8 < lower_bounds[0] < 0.95 < lower_bounds[1] < 1
+
+
+def test_interval_depends_on_the_speakers() -> None:
+    # Two speakers of eight are always wrong.
     pairs = [
         ("anger" if row < 4 else "neutral", "anger" if row < 4 else "neutral") for row in range(8) for _ in range(50)
     ]
     pairs = [(true, "sadness") if row // 50 in (0, 4) else (true, said) for row, (true, said) in enumerate(pairs)]
     by_speaker, reason = ua_interval_95(EMOTION, emotion_results(pairs, [f"speaker{row // 50}" for row in range(400)]))
     assert reason is None and by_speaker is not None
-    assert 0.3 <= by_speaker[0] <= 0.5 and by_speaker[1] == 1.0
+    assert 0.2 <= by_speaker[0] <= 0.5 and by_speaker[1] == 1.0
     # Were utterances independent (each its own speaker), the interval would be many times narrower.
     by_utterance, _ = ua_interval_95(EMOTION, emotion_results(pairs, [f"speaker{row}" for row in range(400)]))
     assert by_utterance is not None
@@ -152,19 +181,25 @@ def test_interval_holds_the_ua_and_depends_on_the_speakers() -> None:
 
 
 @given(label_pairs)
-def test_interval_lies_between_zero_and_one(pairs: list[tuple[str, str]]) -> None:
-    bounds, reason = ua_interval_95(EMOTION, emotion_results(pairs, [f"s{row}" for row in range(len(pairs))]))
-    assert (bounds is None) == (len(pairs) < 5) == (reason is not None)
+def test_interval_holds_the_ua_and_lies_between_zero_and_one(pairs: list[tuple[str, str]]) -> None:
+    results = emotion_results(pairs, [f"s{row % 6}" for row in range(len(pairs))])
+    bounds, reason = ua_interval_95(EMOTION, results)
+    assert (bounds is None) == (reason is not None)
     if bounds is not None:
-        assert 0 <= bounds[0] <= bounds[1] <= 1
+        metrics = task_metrics(EMOTION, results)
+        assert metrics is not None
+        assert 0 <= bounds[0] <= metrics["ua"] + 1e-12 and metrics["ua"] - 1e-12 <= bounds[1] <= 1
 
 
-def test_interval_needs_five_known_speakers() -> None:
+def test_interval_needs_five_known_speakers_and_two_of_each_class() -> None:
     pairs = [("anger", "anger")] * 8
     four = emotion_results(pairs, [f"speaker{row % 4}" for row in range(8)])
-    assert ua_interval_95(EMOTION, four) == (None, "resampling needs at least 5 speakers, there are 4")
+    assert ua_interval_95(EMOTION, four) == (None, "it needs at least 5 speakers, there are 4")
     some = emotion_results(pairs, [None, None, *(f"speaker{row}" for row in range(6))])
     assert ua_interval_95(EMOTION, some) == (None, "2 of 8 utterances have no speaker")
+    pairs = [*pairs, ("sadness", "anger"), ("sadness", "anger")]
+    one = emotion_results(pairs, [*(f"speaker{row}" for row in range(8)), "speaker1", "speaker1"])
+    assert ua_interval_95(EMOTION, one) == (None, "only one speaker has utterances of sadness")
 
 
 # ---------------------------------------------------------------- ctc

@@ -399,6 +399,7 @@ def test_layers_can_be_chosen_by_range() -> None:
     assert upper < set(model.parameters_of("encoder"))
     assert {model.layer_of(name) for name in upper} == {1, 2}
     inside = {id(parameter) for parameter in model.encoder.transformer_layers[1:].parameters()}
+    inside |= {id(parameter) for parameter in model.encoder.top_norm().parameters()}
     lora = {id(parameter) for name, parameter in model.named_parameters() if ".lora_" in name}
     assert {id(model.get_parameter(name)) for name in upper} == inside - lora
     outside = {model.layer_of(name) for group in GROUPS[1:] for name in model.parameters_of(group)}

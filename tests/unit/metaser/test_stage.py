@@ -135,7 +135,7 @@ def test_groups_hold_the_parameters_they_name():
     every = {name for name, _ in built.named_parameters()}
     assert names(built, "encoder") == {name for name in every if name.startswith("encoder.")}
     assert names(built, "encoder.layers.1-2") == {
-        name for name in every if name.startswith(("encoder.layers.1.", "encoder.layers.2."))
+        name for name in every if name.startswith(("encoder.layers.1.", "encoder.layers.2.", "encoder.final_norm."))
     }
     assert names(built, "heads") == {name for name in every if name.startswith(("heads.asr.", "heads.gender."))}
     assert names(built, "heads.asr", "ari") == {name for name in every if name.startswith(("heads.asr.", "ari."))}

@@ -220,6 +220,16 @@ def test_speaker_names_with_blanks_survive_packing_and_splitting(tmp_path) -> No
     assert sorted(set(index.values("speaker"))) == ["nemo:EB0", "nemo:WR0"]
 
 
+def test_iemocap_left_out_by_speaker_never_trains_on_the_partner(tmp_path) -> None:
+    index, _ = packed("iemocap", iemocap(tmp_path / "in"), tmp_path / "out")
+    for fold in range(10):
+        splits = assign_splits(index, [LeaveOneOut(policy="leave_one_out", field="speaker", fold=fold)])
+        (test,), (dev,) = (set(index.take(splits.rows(split)).values("speaker")) for split in ("test", "dev"))
+        session, own = fold // 2 + 1, "FM"[fold % 2]
+        assert (test, dev) == (f"iemocap:Ses0{session}{own}", f"iemocap:Ses0{session}{'MF'[fold % 2]}")
+        assert splits.protocol["num_speakers"] == {"train": 8, "dev": 1, "test": 1}
+
+
 def test_iemocap_is_left_out_by_session_and_its_four_classes_are_chosen_by_configuration(tmp_path) -> None:
     index, _ = packed("iemocap", iemocap(tmp_path / "in"), tmp_path / "out")
     splits = assign_splits(index, [LeaveOneOut(policy="leave_one_out", field="session", fold=3)])

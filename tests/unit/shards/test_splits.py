@@ -5,7 +5,7 @@ from tables import index_of
 
 from shards.config import LeaveOneOut, RandomSpeakers, StoredSplit
 from shards.errors import SplitError
-from shards.splits import assign_splits, duplicates_across
+from shards.splits import assign_splits, describe_splits, duplicates_across
 
 
 def table(speakers, *, split=None, gender=None, session=None, corpus="c"):
@@ -102,15 +102,114 @@ def test_overlap_can_be_allowed_and_is_reported():
     assert assignment.protocol["speaker_overlap"] is True
 
 
+@given(st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=3, max_size=12), st.data())
+def test_overlap_is_denied_only_where_every_speaker_is_known(speakers, data):
+    split = [data.draw(st.sampled_from(["train", "dev", "test"])) for _ in speakers]
+    protocol = assign_splits(table(speakers, split=split), [StoredSplit()], allow_speaker_overlap=True).protocol
+    places = {who: {s for s, other in zip(split, speakers, strict=True) if other == who} for who in set(speakers)}
+    shared = any(len(places[who]) > 1 for who in places if who is not None)
+    assert protocol["speaker_overlap"] is (True if shared else None if None in speakers else False)
+    for name in ("train", "dev", "test"):
+        known = {who for who, s in zip(speakers, split, strict=True) if s == name and who is not None}
+        unknown = sum(who is None and s == name for who, s in zip(speakers, split, strict=True))
+        assert protocol["num_utterances_without_speaker"][name] == unknown
+        assert protocol["num_speakers"][name] == (None if unknown and not known else len(known))
+    said = describe_splits(protocol)
+    assert ("no speaker in two of them" in said) == (protocol["speaker_overlap"] is False)
+    assert " 0 speakers" not in said or not all(name in split for name in ("train", "dev", "test"))
+
+
+def test_known_speakers_must_not_overlap_beside_unknown_ones():
+    utterances = table(["a", None, "a", None], split=["train", "train", "test", "test"])
+    with pytest.raises(SplitError, match=r"must not share speakers, but 1 do \(first: 'a'\)"):
+        assign_splits(utterances, [StoredSplit()])
+
+
 def test_rows_of_an_unknown_split_are_refused():
     assignment = assign_splits(table(["a"], split=["train"]), [StoredSplit()])
     with pytest.raises(SplitError, match="got 'validation'"):
         assignment.rows("validation")
 
 
-def test_one_recording_in_two_splits_is_found_under_any_name():
-    digests = [bytes([number]) * 32 for number in (1, 2, 1, 3, 3)]
-    index = index_of(
-        speaker=["a", "b", "c", "d", "d"], split=["train", "train", "test", "dev", "dev"], pcm_sha256=digests
+def recordings(*numbers, split, speakers=None, source=None):
+    return index_of(
+        speaker=speakers or [f"s{row}" for row in range(len(numbers))],
+        split=split,
+        source=source or [None] * len(numbers),
+        pcm_sha256=[bytes([number]) * 32 for number in numbers],
     )
-    assert duplicates_across(index, assign_splits(index, [StoredSplit()])) == [[0, 2]]
+
+
+def test_one_recording_in_two_splits_is_refused_under_any_name_unless_allowed():
+    index = recordings(1, 2, 1, 3, 3, split=["train", "train", "test", "dev", "dev"])
+    first = r"1 stand in several \(first: 'c/0000' in train = 'c/0002' in test\); .* data.allow_recording_overlap"
+    with pytest.raises(SplitError, match=first):
+        assign_splits(index, [StoredSplit()], allow_speaker_overlap=True)
+    splits = assign_splits(index, [StoredSplit()], allow_recording_overlap=True)
+    assert duplicates_across(index, splits) == [[0, 2]]
+    assert splits.protocol["num_recordings_in_two_splits"] == 1
+    assert splits.protocol["speaker_overlap"] is True, "equal samples are one speaker, whatever the names"
+
+
+def test_recordings_without_a_digest_are_no_copies_of_one_another():
+    index = index_of(speaker=["a", "b"], split=["train", "test"], pcm_sha256=[None, None])
+    assert assign_splits(index, [StoredSplit()]).protocol["num_recordings_in_two_splits"] == 0
+
+
+@pytest.mark.parametrize("speakers", [[None, None], ["a", None], [None, "b"], ["a", "a"]])
+@pytest.mark.parametrize("files", [["call.wav", "call.wav"], ["./a/call.wav", "a/./call.wav"]])
+def test_one_file_in_two_splits_is_refused_where_one_person_may_speak_in_both(speakers, files):
+    index = recordings(1, 2, split=["train", "test"], speakers=speakers, source=files)
+    with pytest.raises(SplitError, match=r"those of 1 files .*first: 'c:(a/)?call.wav'.* data.allow_recording_overlap"):
+        assign_splits(index, [StoredSplit()], allow_speaker_overlap=True)
+    allowed = assign_splits(index, [StoredSplit()], allow_speaker_overlap=True, allow_recording_overlap=True)
+    assert allowed.protocol["num_files_in_two_splits"] == 1
+    assert allowed.protocol["speaker_overlap"] is (True if speakers == ["a", "a"] else None)
+
+
+def test_one_file_may_hold_people_of_two_splits():
+    index = recordings(1, 2, 3, split=["train", "test", "train"], speakers=["a", "b", "a"], source=["x", "x", "y"])
+    protocol = assign_splits(index, [StoredSplit()]).protocol
+    assert (protocol["num_files_in_two_splits"], protocol["speaker_overlap"]) == (1, False)
+
+
+# ---------------------------------------------------------------- dialogue partners
+
+
+def dialogues(people, *, field="session"):
+    """Two turns of each of several pairs (or trios), each of which shares a place."""
+    rows = [(who, place) for place, group in people.items() for who in group for _ in range(2)]
+    return index_of(speaker=[who for who, _ in rows], **{field: [place for _, place in rows]})
+
+
+def people_in(index, splits):
+    return {split: sorted(set(index.take(splits.rows(split)).values("speaker"))) for split in ("train", "dev", "test")}
+
+
+@pytest.mark.parametrize("field", ["session", "dialogue"])
+def test_the_partner_of_the_test_speaker_is_dev_in_every_fold(field):
+    pairs = {f"S{number}": [f"S{number}F", f"S{number}M"] for number in range(1, 6)}
+    index = dialogues(pairs, field=field)
+    for fold in range(10):
+        found = people_in(index, assign_splits(index, [LeaveOneOut(policy="leave_one_out", fold=fold)]))
+        (test,) = found["test"]
+        assert found["dev"] == [test[:2] + {"F": "M", "M": "F"}[test[2]]]
+        assert len(found["train"]) == 8
+
+
+def test_dev_is_filled_with_the_next_speakers_beside_partners_and_holds_them_all():
+    index = dialogues({"one": ["a", "c"], "two": ["b", "d", "e"], "three": ["f"]})
+    two = [LeaveOneOut(policy="leave_one_out", fold=0, num_dev_groups=2)]
+    assert people_in(index, assign_splits(index, two))["dev"] == ["b", "c"]
+    one = [LeaveOneOut(policy="leave_one_out", fold=1)]
+    assert people_in(index, assign_splits(index, one)) == {"test": ["b"], "dev": ["d", "e"], "train": ["a", "c", "f"]}
+
+
+def test_partners_of_all_are_refused_or_ignored_when_asked():
+    index = dialogues({"everybody": ["a", "b", "c"]})
+    with pytest.raises(
+        SplitError, match=r"with the test speaker 'a' must not train, but all 2 others .*partners: train"
+    ):
+        assign_splits(index, [LeaveOneOut(policy="leave_one_out")])
+    found = people_in(index, assign_splits(index, [LeaveOneOut(policy="leave_one_out", partners="train")]))
+    assert found == {"test": ["a"], "dev": ["b"], "train": ["c"]}

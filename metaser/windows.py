@@ -1,0 +1,99 @@
+"""What a model says of a recording's windows, joined into what it says of the recording.
+
+Classes: the mean of the windows' log-probabilities, renormalised (their geometric mean); numbers: the mean; both
+weighted by the seconds for which a window speaks, so that overlaps count once. Characters: the frames of all windows
+one after the other, each taken from the window that speaks for it, so that no word stands there twice. Silent windows
+say nothing.
+
+Legend: W windows, L frames, C outputs of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metaser.model.metaser import MetaSEROutput
+from metaser.tasks import CTC_BLANK, TaskSpec
+from shards.windows import Window
+
+_SURE = 30.0
+"""Logit of the blank that stands for a silent window; the other characters' are 0."""
+
+
+class WindowOutput(NamedTuple):
+    """What a model says of one window, without a batch dimension; None of a silent one."""
+
+    window: Window
+    logits: Mapping[str, Tensor] | None
+    """ctc: `L C`; classification and regression: `C`."""
+
+
+def join_windows(specs: Sequence[TaskSpec], outputs: Sequence[WindowOutput], *, hop_samples: int) -> MetaSEROutput:
+    """Return what all windows of one recording, in their order, say of it: a batch of one.
+
+    One window's outputs are returned as they are.
+
+    Args:
+        specs: Tasks; those that the windows have no outputs of are left out.
+        outputs: All windows, at least one of them not silent.
+        hop_samples: Samples from one frame of the model to the next.
+    """
+    speaking = [output for output in outputs if output.logits is not None]
+    names = (speaking[0].logits or {}).keys()
+    logits = {}
+    num_frames = 0
+    for spec in specs:
+        if spec.name not in names:
+            continue
+        if spec.kind == "ctc":
+            parts = [None if part is None else part[spec.name] for _, part in outputs]
+            joined = join_frames([output.window for output in outputs], parts, _sure_blank(parts), hop_samples)
+            num_frames = len(joined)
+        else:
+            joined = _mean(spec, [(window, part[spec.name]) for window, part in speaking if part is not None])
+        logits[spec.name] = joined[None]
+    return MetaSEROutput(logits, torch.tensor([num_frames]))
+
+
+def join_frames(windows: Sequence[Window], parts: Sequence[Tensor | None], gap: Tensor, hop_samples: int) -> Tensor:
+    """Return the frames (first dimension) of all windows one after the other, and `gap` where windows are silent."""
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0]
+    pieces: list[Tensor] = []
+    for window, part in zip(windows, parts, strict=True):
+        if part is not None:
+            pieces.append(part[_own_frames(window, hop_samples)])
+        elif pieces and pieces[-1] is not gap:
+            pieces.append(gap)
+    return torch.cat(pieces)
+
+
+def _own_frames(window: Window, hop_samples: int) -> slice:
+    # Halves go up, not to the even number: two neighbours must cut between the same frames.
+    first, last = (
+        (2 * (cut - window.start) + hop_samples) // (2 * hop_samples) for cut in (window.own_start, window.own_end)
+    )
+    return slice(first, None if window.own_end == window.end else last)
+
+
+def _sure_blank(parts: Sequence[Tensor | None]) -> Tensor:
+    (shape, *_) = (part.shape for part in parts if part is not None)
+    blank_1C = torch.zeros(1, shape[-1])
+    blank_1C[0, CTC_BLANK] = _SURE
+    return blank_1C
+
+
+def _mean(spec: TaskSpec, heard: Sequence[tuple[Window, Float[Tensor, "C"]]]) -> Float[Tensor, "C"]:
+    if len(heard) == 1:
+        return heard[0][1]
+    logits_WC = torch.stack([logits for _, logits in heard]).double()
+    if spec.kind == "classification":
+        logits_WC = logits_WC.log_softmax(dim=-1)
+    weights_W = torch.tensor([window.own_samples for window, _ in heard], dtype=torch.float64)
+    mean_C: Tensor = (weights_W / weights_W.sum()) @ logits_WC
+    return mean_C.float()

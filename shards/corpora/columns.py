@@ -1,0 +1,203 @@
+"""What a table's columns are: fields by their own names, by usual other names, or by what the user says."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.corpora.identities import tidy
+from shards.errors import CorpusError
+from shards.schema import METADATA_FIELDS, Note
+
+PLACE_FIELDS = ("file", "key", "start", "end", "duration", "channel")
+"""Columns that say which audio a row is about."""
+_FIELDS = (*PLACE_FIELDS, *METADATA_FIELDS)
+_ALIASES = {
+    "file": """path, filename, file_name, filepath, file_path, wav, wav_path, wav_file, wavfile, wav_filename, audio,
+        audio_path, audio_file, audiofile, audio_filepath, audio_filename, sound, recording""",
+    "start": "begin, start_time, starttime, begin_time, start_sec, start_seconds, onset, segment_start, tmin",
+    "end": "stop, end_time, endtime, stop_time, end_sec, end_seconds, segment_end, tmax",
+    "duration": "dur, length, duration_sec, duration_seconds",
+    "emotion": "label, emo, emotion_label, emotions, emo_label, emotion_class, emotion_category, emoclass",
+    "speaker": """spk, speaker_id, speakerid, spk_id, spkid, spkr, spkr_id, spkrid, client_id, actor, actor_id,
+        speaker_name, subject, subject_id, participant, participant_id""",
+    "gender": "sex, speaker_gender, speaker_sex",
+    "age": "speaker_age, age_years",
+    "text": "sentence, transcript, transcription, utterance, transcript_text, sentence_text",
+    "language": "lang, locale, language_code",
+    "split": "subset, partition, split_set",
+    "session": "session_id, sessionid",
+    "dialogue": "dialog, dialogue_id, dialog_id, conversation, conversation_id, call_id",
+    "turn": "turn_id",
+    "valence": "emoval, val_rating",
+    "arousal": "activation, emoact",
+    "dominance": "emodom",
+    "channel": "audio_channel, chan",
+}
+_BY_ALIAS = {alias.strip(): name for name, aliases in _ALIASES.items() for alias in aliases.split(",")}
+_TIMES = ("start", "end", "duration")
+_MILLISECONDS = re.compile(r"_(?:ms|msec|milliseconds?|millis)$")
+_SECONDS = re.compile(r"_(?:s|secs?|seconds?)$")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Each column's field, by its name in the table."""
+
+    fields: Mapping[str, str]
+    """Of columns that are a field."""
+    extra: tuple[str, ...]
+    """Columns that are none and are kept beside."""
+    units_s: Mapping[str, float]
+    """Seconds per unit of the fields that are times."""
+    notes: tuple[Note, ...]
+
+    def column(self, field: str) -> str | None:
+        """Return the column that is `field`, or None."""
+        return next((column for column, found in self.fields.items() if found == field), None)
+
+
+def columns_of(table: Path, names: Sequence[str], said: Mapping[str, str | None]) -> Columns:
+    """Return what the columns called `names` are, `said` being what the user says of some.
+
+    Raises:
+        CorpusError: if no column or more than one is the audio file, a name stands twice, or `said` names no column
+            or no field.
+    """
+    _check_said(table, names, said)
+    explicit = {name: said[_said_name(name, said)] for name in names if _said_name(name, said) in said}
+    own = {name: name.lower() for name in names if name not in explicit and name.lower() in _FIELDS}
+    fields = {name: field for name, field in explicit.items() if field is not None} | own
+    _check_unique(table, [name for name in names if explicit.get(name, name) is not None], fields)
+    if _is_emobox(names):
+        # Its channel is how many there are, not which one.
+        fields = {name: field for name, field in fields.items() if name != "channel"}
+    aliases, ambiguous = _aliases([name for name in names if name and name not in explicit | own], fields)
+    if "file" not in {*fields.values(), *aliases.values()}:
+        raise _no_file(table, names, ambiguous)
+    fields |= aliases
+    if "start" not in fields.values() or "end" in fields.values():
+        # Of a whole file it says what the file itself says; beside an end it is one number too many.
+        fields = {name: field for name, field in fields.items() if field != "duration" or name in explicit}
+    extra = tuple(name for name in names if name and name not in fields and name not in explicit)
+    used = {name: field for name, field in aliases.items() if name in fields}
+    units_s = {field: 0.001 for name, field in fields.items() if field in _TIMES and _MILLISECONDS.search(_plain(name))}
+    return Columns(fields, extra, units_s, tuple(_notes(used, extra, ambiguous, fields.values())))
+
+
+def metadata_columns(names: Sequence[str]) -> dict[str, str]:
+    """Return which of `names` are metadata fields, by their own or, where only one is, by a usual other name."""
+    own = {name: name for name in names if name in METADATA_FIELDS}
+    aliases, _ = _aliases([name for name in names if name not in own], own)
+    return own | {name: field for name, field in aliases.items() if field in METADATA_FIELDS}
+
+
+def _said_name(name: str, said: Mapping[str, str | None]) -> str:
+    """Return the spelling of the column `name` in `said`."""
+    return next((key for key in said if tidy(key) == name), name)
+
+
+def _check_said(table: Path, names: Sequence[str], said: Mapping[str, str | None]) -> None:
+    unknown = [name for name in said if tidy(name) not in names]
+    if unknown:
+        raise CorpusError(
+            f"--map must name columns of {table}, which has {', '.join(filter(None, names)) or 'none'}, got "
+            f"{', '.join(unknown)}"
+        )
+    strange = [field for field in said.values() if field is not None and field not in _FIELDS]
+    if strange:
+        raise CorpusError(f"--map must name fields ({', '.join(_FIELDS)}), got {', '.join(strange)}")
+
+
+def _check_unique(table: Path, names: Sequence[str], fields: Mapping[str, str]) -> None:
+    meant = [fields.get(name, name) for name in names if name]
+    repeated = sorted({name for name in meant if meant.count(name) > 1})
+    if repeated:
+        raise CorpusError(
+            f"{table} must name each column once, but repeats {', '.join(repeated)}; rename them, or leave one out "
+            "with --map NAME="
+        )
+
+
+def _is_emobox(names: Sequence[str]) -> bool:
+    return {"wav", "emo", "num_frame", "channel"} <= {*names}
+
+
+def _plain(name: str) -> str:
+    """Return a column's name as aliases are written: `Speaker ID` and `speakerId` are `speaker_id`."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", unicodedata.normalize("NFKC", name))
+    return re.sub(r"[\W_]+", "_", parted).strip("_").lower()
+
+
+def _aliases(names: Sequence[str], taken: Mapping[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return the columns that are a field by another name, and by field those of which only one could be."""
+    plain = {name: _plain(name) for name in names}
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, alias in plain.items():
+        field = _field_of(alias, plain.values())
+        if field is not None and field not in taken.values():
+            found[field].append(name)
+    single = {columns[0]: field for field, columns in found.items() if len(columns) == 1}
+    return single, {field: columns for field, columns in found.items() if len(columns) > 1}
+
+
+def _field_of(alias: str, others: Collection[str]) -> str | None:
+    # Beside an onset an offset is the end; beside a duration it is where that begins.
+    if re.fullmatch("offset(_.*)?", alias):
+        alias = alias.replace("offset", "end" if any(other.startswith("onset") for other in others) else "start")
+    for pattern in (None, _MILLISECONDS, _SECONDS):
+        stem = alias if pattern is None else pattern.sub("", alias)
+        field = stem if stem in _FIELDS else _BY_ALIAS.get(stem)
+        if field is not None and (pattern is None or field in _TIMES):
+            return field
+    return None
+
+
+def _no_file(table: Path, names: Sequence[str], ambiguous: Mapping[str, Sequence[str]]) -> CorpusError:
+    candidates = ambiguous.get("file")
+    if candidates:
+        return CorpusError(
+            f"{table} must have one column file, but each of {', '.join(candidates)} may be it; say which: "
+            f"--map {candidates[0]}=file"
+        )
+    return CorpusError(
+        f"{table} must have a column file, but its first row is {', '.join(filter(None, names)) or 'empty'}; name the "
+        "audio's column file (path, filename, wav or audio will do, too), or say which it is: --map NAME=file"
+    )
+
+
+def _notes(
+    used: Mapping[str, str], extra: Sequence[str], ambiguous: Mapping[str, Sequence[str]], taken: Collection[str]
+) -> Iterator[Note]:
+    if used:
+        found = ", ".join(f"{name} as {field}" for name, field in used.items())
+        first = next(iter(used))
+        yield Note(f"columns are read by their usual names: {found} (--map {first}= leaves one out)")
+    if not extra:
+        return
+    meant = {name: field for field, names in ambiguous.items() for name in names}
+    near = {name: meant.get(name) or nearest_field(name) for name in extra}
+    # Without a start, a duration is only what the file itself says.
+    hints = {name: field for name, field in near.items() if field is not None and field not in (*taken, "duration")}
+    hint = ""
+    if hints:
+        options = " ".join(f"--map {name}={field}" for name, field in hints.items())
+        hint = f"; did you mean {', '.join(dict.fromkeys(hints.values()))}? ({options})"
+    count = f"{len(extra)} column{'s are' if len(extra) > 1 else ' is'}"
+    yield Note(f"{count} kept as extra: {', '.join(extra)}{hint}", is_warning=bool(hints))
+
+
+def nearest_field(name: str) -> str | None:
+    """Return the field that a column's name may have meant, or None."""
+    known = {**{field: field for field in _FIELDS}, **_BY_ALIAS}
+    plain = _plain(name)
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.8)
+    if near:
+        return known[near[0]]
+    parts = [part for part in plain.split("_") if part in known and part not in ("audio", "label", "length", "sound")]
+    return known[parts[0]] if len(parts) == 1 else None

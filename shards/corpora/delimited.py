@@ -1,0 +1,282 @@
+"""Tables of separated cells, as spreadsheets, pandas, R and Common Voice write them.
+
+The one question that matters is whether a `"` encloses a cell or is a character: taken wrongly, a lone one swallows the
+rows up to the next. Both readings are made and compared; where neither is surely right, the table is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.corpora.encodings import read_text_in
+from shards.corpora.identities import tidy
+from shards.corpora.options import ReadOptions
+from shards.corpora.tables import Row, Table, checked
+from shards.errors import CorpusError
+from shards.schema import Note
+
+_SEPARATORS = (",", ";", "\t", "|")
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_DECLARED = re.compile(r'"?sep=(?P<separator>.)"?(?:\r\n|\n|\r|$)', re.IGNORECASE)
+"""Excel's first line."""
+_SAID = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_MAX_SHOWN = 60
+
+IsAudio = Callable[[str], bool]
+FindFields = Callable[[Sequence[str]], Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One way to cut the text into records: the cells of each, blank ones included."""
+
+    records: list[list[str]]
+    num_lines: list[int]
+    """Lines that each record takes."""
+    error: str | None = None
+    """Where the quotes do not match."""
+
+
+def delimited_table(path: Path, options: ReadOptions, find_fields: FindFields, is_audio: IsAudio) -> Table:
+    """Return the table in a text file; encoding, separator, quotes and line ends are found out unless given.
+
+    Args:
+        path: The file.
+        options: `encoding` and `quotes` are obeyed.
+        find_fields: Given the header, says in which places which fields stand.
+        is_audio: Says whether a cell names an audio file.
+
+    Raises:
+        CorpusError: if the encoding or the quotes cannot be told surely.
+    """
+    text = read_text_in(path, options.encoding)
+    notes = []
+    if text.is_guess:
+        notes.append(
+            Note(
+                f"the table {path.name} is read as {text.encoding}{f' ({text.sample})' if text.sample else ''}; "
+                "if that is wrong, name its encoding with --encoding"
+            )
+        )
+    content, declared = _without_declaration(text.content)
+    content, num_skipped = _from_header(content, declared, find_fields)
+    separator = declared or _separator(path, content, find_fields)
+    if not content:
+        return Table(path, (), (), tuple(notes))
+    reading, said = _read(path, content, separator, options, find_fields, is_audio)
+    if said:
+        notes.append(Note(f"in {path.name}, {said}"))
+    header = [tidy(cell) for cell in reading.records[0]]
+    header[:1] = [name.removeprefix("#").strip() for name in header[:1]]
+    rows = [
+        _row(number, cells, header)
+        for number, cells in enumerate(reading.records[1:], start=num_skipped + 2)
+        if any(map(str.strip, cells))
+    ]
+    notes += _nameless(path, header, reading.records[1:])
+    table = Table(path, tuple(header), tuple(rows), tuple(notes))
+    return checked(table, _num_records(content, separator, said) - 1)
+
+
+def _without_declaration(content: str) -> tuple[str, str | None]:
+    declared = _DECLARED.match(content)
+    return (content, None) if declared is None else (content[declared.end() :], declared["separator"])
+
+
+def _from_header(content: str, declared: str | None, find_fields: FindFields) -> tuple[str, int]:
+    """Return the text from the header on, and how many lines stand before it: blank ones and comments."""
+    num_skipped = 0
+    while content:
+        line = _LINE_END.split(content, maxsplit=1)[0]
+        if line.strip() and not (line.startswith("#") and not _is_header(line, declared, find_fields)):
+            break
+        end = _LINE_END.search(content)
+        content = "" if end is None else content[end.end() :]
+        num_skipped += 1
+    return content, num_skipped
+
+
+def _is_header(line: str, declared: str | None, find_fields: FindFields) -> bool:
+    """Return whether a line that begins with # names a column of files, as some programs write headers."""
+    separators = (declared,) if declared else _SEPARATORS
+    return any("file" in find_fields(_names(line, separator)) for separator in separators)
+
+
+def _names(line: str, separator: str) -> list[str]:
+    return [tidy(cell.strip().strip('"')).removeprefix("#").strip() for cell in line.split(separator)]
+
+
+def _separator(path: Path, content: str, find_fields: FindFields) -> str:
+    """Return what separates cells: what makes the header name a column of files, and most columns."""
+    header = _LINE_END.split(content, maxsplit=1)[0]
+    of_suffix = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
+    unquoted = re.sub(r'"[^"]*"', "", header)
+
+    def fitness(separator: str) -> tuple[bool, int, bool]:
+        has_file = "file" in find_fields(_names(header, separator))
+        return has_file, unquoted.count(separator), separator == of_suffix
+
+    return max(_SEPARATORS, key=fitness)
+
+
+# ---------------------------------------------------------------- quotes
+
+_LITERAL = '" is a character like any other'
+_ESCAPED = '" encloses cells, and \\ stands before one that does not'
+
+
+def _read(
+    path: Path, content: str, separator: str, options: ReadOptions, find_fields: FindFields, is_audio: IsAudio
+) -> tuple[_Reading, str]:
+    """Return the right reading, and what should be said of it."""
+    literal = _literal(content, separator)
+    if '"' not in content:
+        return literal, ""
+    if options.quotes == "none":
+        return literal, _LITERAL
+    quoted = _quoted(content, separator)
+    if quoted.error is not None and '\\"' in content:
+        escaped = _quoted(content, separator, escape="\\")
+        if escaped.error is None:
+            return escaped, _ESCAPED
+    if options.quotes == "double" or any(cell.strip().startswith('"') for cell in literal.records[0]):
+        return _whole(path, quoted), ""
+    width = len(literal.records[0])
+    fields = find_fields([tidy(name) for name in literal.records[0]])
+    torn = [cells for cells in literal.records[1:] if '"' in separator.join(cells) and not _has_width(cells, width)]
+    swallowed = _swallowed(quoted, literal, width, fields.get("file"), is_audio)
+    if quoted.error is None and not swallowed:
+        if torn or not (separator == "\t" and _are_said(quoted, literal, separator, fields.get("text"))):
+            return quoted, ""
+        return literal, _LITERAL
+    if not torn:
+        return literal, _LITERAL
+    if quoted.error is not None:
+        return _whole(path, quoted), ""
+    raise CorpusError(
+        f'{path} must be read in one way, but a " may enclose cells or stand for itself: read as enclosing, one cell '
+        f"holds the whole row {swallowed!r}; correct its quotes, or say what they are with --quotes double or --quotes "
+        "none"
+    )
+
+
+def _whole(path: Path, quoted: _Reading) -> _Reading:
+    if quoted.error is not None:
+        raise CorpusError(
+            f"{path} must be a well-formed table, but its {quoted.error}; correct its quotes, or pass --quotes none "
+            "where they are characters like any other"
+        )
+    return quoted
+
+
+def _literal(content: str, separator: str) -> _Reading:
+    records = [line.split(separator) for line in _LINE_END.split(content)]
+    return _Reading(records, [1] * len(records))
+
+
+def _quoted(content: str, separator: str, escape: str | None = None) -> _Reading:
+    reader = csv.reader(
+        io.StringIO(content, newline=""),
+        delimiter=separator,
+        strict=True,
+        doublequote=escape is None,
+        escapechar=escape,
+    )
+    records, num_lines, before = [], [], 0
+    try:
+        for cells in reader:
+            records.append(cells)
+            num_lines.append(reader.line_num - before)
+            before = reader.line_num
+    except csv.Error as error:
+        return _Reading(records, num_lines, f"line {before + 1} is not ({error})")
+    return _Reading(records, num_lines)
+
+
+def _has_width(cells: Sequence[str], width: int) -> bool:
+    return len(cells) == width or (len(cells) > width and not any(map(str.strip, cells[width:])))
+
+
+def _swallowed(
+    quoted: _Reading, literal: _Reading, width: int, file_column: int | None, is_audio: IsAudio
+) -> str | None:
+    """Return a line that is a whole row by itself, as is another one that lies in the same record; or None.
+
+    One line of a record may look like a row: where the cell of several lines is the first or the last.
+    """
+    line = 0
+    for num_lines in quoted.num_lines:
+        rows = [
+            cells
+            for cells in literal.records[line : line + num_lines]
+            if _has_width(cells, width) and file_column is not None and is_audio(tidy(cells[file_column]))
+        ]
+        if len(rows) > 1:
+            return " ".join(rows[1])[:_MAX_SHOWN]
+        line += num_lines
+    return None
+
+
+def _are_said(quoted: _Reading, literal: _Reading, separator: str, text_column: int | None) -> bool:
+    """Return whether quotes enclose cells that need none, in the column of texts alone.
+
+    A program that quotes cells leaves such a cell alone, or quotes the header and other columns, too. So `"Nein"` is
+    what somebody says, quotes included.
+    """
+    needless = set()
+    line = 0
+    for cells, num_lines in zip(quoted.records, quoted.num_lines, strict=True):
+        if num_lines == 1:
+            raw_cells = literal.records[line]
+            for column, (cell, raw) in enumerate(zip(cells, raw_cells, strict=False)):
+                if len(raw) > 1 and raw == f'"{cell}"' and separator not in cell:
+                    needless.add(column)
+        line += num_lines
+    return needless == {text_column}
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _row(number: int, cells: list[str], header: Sequence[str]) -> Row:
+    width = len(header)
+    # Columns at the end that have no name come of a separator there; what stands in them would be a row out of step.
+    num_named = max((place for place, name in enumerate(header, start=1) if name), default=0)
+    kept = list(cells)
+    while len(kept) > num_named and not kept[-1].strip():
+        kept.pop()
+    fault = None
+    if not num_named <= len(kept) <= width:
+        fault = f"a row must have the header's {width} cells, got {len(cells)}"
+    elif len(kept) > num_named:
+        fault = f"a row must end where the names of columns end, but goes on with {kept[-1][:_MAX_SHOWN]!r}"
+    elif any("\0" in cell for cell in kept):
+        fault = "a row must be text, but holds a NUL byte"
+    by_name = {name: cell for name, cell in zip(header, kept, strict=False) if name}
+    return Row(number, by_name, fault, is_comment=cells[0].lstrip().startswith("#"))
+
+
+def _nameless(path: Path, header: Sequence[str], records: Sequence[Sequence[str]]) -> list[Note]:
+    """Return what to say of columns without a name that hold something; the first is often a row's number."""
+    num_named = max((place for place, name in enumerate(header, start=1) if name), default=0)
+    places = [place for place, name in enumerate(header[:num_named]) if not name and place > 0]
+    num_cells = sum(bool(cells[place].strip()) for cells in records for place in places if place < len(cells))
+    if not num_cells:
+        return []
+    return [Note(f"the table {path.name} has {num_cells} cells in columns without a name, which are left out", True)]
+
+
+def _num_records(content: str, separator: str, said: str) -> int:
+    """Return the number of records that are not blank, counted without cutting any into cells."""
+    edge = re.escape(separator)
+    if said != _LITERAL:
+        inside = r'[^"\\]|\\.' if said == _ESCAPED else '[^"]|""'
+        enclosed = re.compile(rf'(?<![^{edge}\r\n])"(?P<cell>(?:{inside})*)"(?=[{edge}\r\n]|$)', re.DOTALL)
+        content = enclosed.sub(lambda match: "x" if match["cell"].strip() else "", content)
+    is_blank = re.compile(rf"[\s{edge}]*")
+    return sum(is_blank.fullmatch(line) is None for line in _LINE_END.split(content))
