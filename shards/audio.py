@@ -23,7 +23,7 @@ from shards.schema import RATE_HZ
 _FULL_SCALE = 32_768
 QUIET_PEAK = 33
 """Of 32,768: -60 dB below full scale."""
-_CANCELLED = 0.1
+CANCELLED = 0.1
 """Share of the channels' power that their mean keeps below which they cancel; it is 1 where they are unlike each
 other, 2 where two are the same, and 1 + r where two equally loud ones have the correlation r."""
 
@@ -103,10 +103,10 @@ def check_mixable(samples: Float32[np.ndarray, "T *channels"], name: str) -> Non
     num_channels = samples.shape[1]
     power = float(np.square(samples, dtype=np.float64).sum()) / num_channels**2
     kept = float(np.square(to_mono(samples), dtype=np.float64).sum())
-    if kept < _CANCELLED * power:
+    if kept < CANCELLED * power:
         raise AudioError(
             f"channels must not cancel each other when they are mixed, but those of {name} keep {kept / power:.2g} of "
-            f"their power; take one of its {num_channels} by `channel`, counted from 1"
+            f"their power; take one of its {num_channels} with --channel or a column channel"
         )
 
 
