@@ -106,7 +106,7 @@ def check_mixable(samples: Float32[np.ndarray, "T *channels"], name: str) -> Non
     if kept < CANCELLED * power:
         raise AudioError(
             f"channels must not cancel each other when they are mixed, but those of {name} keep {kept / power:.2g} of "
-            f"their power; take one of its {num_channels} by `channel`, counted from 1"
+            f"their power; take one of its {num_channels} with --channel or a column channel"
         )
 
 

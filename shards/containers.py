@@ -23,6 +23,8 @@ _MPEG_TAGS = (0x50, 0x55)
 _SNDFILE_TAGS = (0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x38, 0x40)
 """Those of the codecs that libsndfile reads in WAVE: PCM, MS ADPCM, float, A-law, u-law, IMA, GSM, NMS, G.721."""
 _EXTENSIBLE_TAG = 0xFFFE
+_GSM_TAG = 0x31
+_GSM_BLOCK_SAMPLES = 320
 _W64_CHUNK = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _SAME_HEADER_BYTES = 16
 """That stand once more behind the samples where files whose headers state no length were joined."""
@@ -46,6 +48,8 @@ class Samples:
     """Whether they are a row of MPEG frames."""
     is_foreign: bool = False
     """Whether they lie in several places or are of a codec that libsndfile lacks."""
+    block_samples: int | None = None
+    """Samples of each `frame_bytes`, of a codec of which libsndfile takes a byte of padding for one more block."""
     count_field: int | None = None
     """Where the header states the number of samples of a codec that libsndfile decodes no further than that."""
 
@@ -195,6 +199,7 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
                 _behind_chunks(order),
                 is_mpeg=tag in _MPEG_TAGS,
                 is_foreign=tag not in (*_MPEG_TAGS, *_SNDFILE_TAGS),
+                block_samples=_GSM_BLOCK_SAMPLES if tag == _GSM_TAG else None,
                 frame_bytes=frame_bytes,
             )
     raise _incomplete(name, "data chunk")

@@ -144,6 +144,10 @@ def _streams(data: bytes, name: str) -> list[Stream] | Foreign:
         mpeg_end = len(data) if found.stated_bytes is None else found.start + found.stated_bytes
         return mpeg.streams(data[found.start : mpeg_end], name)
     whole = with_length(without_end_tags(data) if found.stated_bytes is None else data[:end], found)
+    if found.block_samples is not None:
+        num_bytes = len(whole) - found.start if found.stated_bytes is None else found.stated_bytes
+        num_samples = num_bytes // max(1, found.frame_bytes) * found.block_samples
+        return [Stream(whole, num_samples, num_samples)]
     return [Stream(whole) if found.count_field is None else _counted(whole, found.count_field)]
 
 

@@ -6,6 +6,7 @@ file but this one.
 
 from __future__ import annotations
 
+import mmap
 import re
 import shlex
 import shutil
@@ -26,6 +27,9 @@ _MAX_OUTPUT_BYTES = 4 << 30
 """Five hours of stereo at 30 kHz."""
 _AU_HEADER = struct.Struct(">4s5I")
 _TS_PACKET_BYTES = 188
+_ROWS_OF_FRAMES = ("aac", "ac3", "eac3", "dts", "loas", "mpeg", "mpegts", "truehd", "wv")
+"""Formats without a header for the whole file: joined files are one."""
+_SAME_HEADER_BYTES = 16
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 """Differs from run to run."""
 
@@ -62,13 +66,10 @@ _SIGNATURES = {
     (0, b"FRM8"): Foreign("iff", "DSDIFF"),
     (0, b".RMF"): Foreign("rm", "RealMedia"),
     (0, b"ajkg"): Foreign("shn", "Shorten"),
-    (0, b".SoX"): Foreign("sox", "SoX"),
-    (0, b"XoS."): Foreign("sox", "SoX"),
     (0, b"#!iLBC"): Foreign("ilbc", "iLBC"),
     (0, b"\x00\x00\x01\xba"): Foreign("mpeg", "MPEG video"),
     (0, b"\x7f\xfe\x80\x01"): Foreign("dts", "DTS"),
     (4, b"\xf8\x72\x6f\xba"): Foreign("truehd", "TrueHD"),
-    (0, b"\x56\xe0"): Foreign("loas", "AAC"),
 }
 _REFUSED = {
     b"RIFF": Foreign("wav", "WAV with a codec that libsndfile lacks"),
@@ -90,6 +91,8 @@ def foreign_format(head: bytes) -> Foreign | None:
             return form
     if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:
         return Foreign("aac", "AAC")
+    if head[:1] == b"\x56" and len(head) > 1 and head[1] & 0xE0 == 0xE0:
+        return Foreign("loas", "AAC")
     if head[:2] == b"\x0b\x77" and len(head) > 5:
         return Foreign("ac3", "AC-3") if head[5] >> 3 <= 10 else Foreign("eac3", "E-AC-3")
     packet_starts = head[::_TS_PACKET_BYTES]
@@ -119,11 +122,24 @@ def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.n
     if isinstance(source, Path):
         if form is _MOV:
             _check_boxes(source, name)
+        elif form.demuxer not in _ROWS_OF_FRAMES:
+            _check_single(source, form, name)
         return _parsed(_run(program, source, form, name), form, name)
     with tempfile.NamedTemporaryFile() as file:
         file.write(source)
         file.flush()
         return decode_foreign(Path(file.name), form, name)
+
+
+def _check_single(path: Path, form: Foreign, name: str) -> None:
+    """Refuse files joined one after another, of which ffmpeg decodes the first without a word.
+
+    Raises:
+        AudioError: if the beginning stands once more in the file.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if len(data) > _SAME_HEADER_BYTES and data.find(data[:_SAME_HEADER_BYTES], 1) > 0:
+            raise AudioError(f"audio must be one file, but {name} joins several of {form.title}; split it")
 
 
 def _check_boxes(path: Path, name: str) -> None:

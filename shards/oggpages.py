@@ -30,6 +30,7 @@ class _Link:
     opus_samples: int = 0
     """In the packets of an Opus stream so far."""
     opus_before_last_page: int = 0
+    has_tags: bool = False
     has_data: bool = False
 
 
@@ -98,33 +99,37 @@ def _read_page(data: bytes, start: int, links: list[_Link], name: str) -> int:
         if granule < link.granules.get(serial, 0):
             raise _damaged(name, start, "time runs backwards from one OGG page to the next")
         link.granules[serial] = granule
-    if link.has_data and number > 1:
+    if link.has_data:
         link.opus_before_last_page = link.opus_samples
-        link.opus_samples += _opus_samples(data[start:end], sizes)
+        durations = _opus_durations(data[start:end], sizes)
+        # The first packet behind the head has the tags.
+        link.opus_samples += sum(durations if link.has_tags else durations[1:])
+        link.has_tags = link.has_tags or bool(durations)
     link.next_pages[serial] = number + 1
     link.end = end
     return end
 
 
-def _opus_samples(page: bytes, sizes: bytes) -> int:
-    """Return the samples of the Opus packets that begin in a page."""
-    position, total, is_beginning = _HEADER_BYTES + len(sizes), 0, not page[5] & _CONTINUES
+def _opus_durations(page: bytes, sizes: bytes) -> list[int]:
+    """Return the samples of each Opus packet that begins in a page."""
+    position, is_beginning = _HEADER_BYTES + len(sizes), not page[5] & _CONTINUES
+    durations = []
     for size in sizes:
         if is_beginning and size:
             code = page[position] & 3
             num_frames = page[position + 1] & 0x3F if code == 3 and size > 1 else 1 if code == 0 else 2
-            total += num_frames * _OPUS_SAMPLES[page[position] >> 3]
+            durations.append(num_frames * _OPUS_SAMPLES[page[position] >> 3])
         is_beginning = size < 255
         position += size
-    return total
+    return durations
 
 
 def _check_opus_length(link: _Link, name: str) -> None:
     stated = max(link.granules.values(), default=0)
     if not link.opus_before_last_page < stated <= link.opus_samples:
         raise AudioError(
-            f"audio must be as long as its header says, but the last OGG page of {name} states {stated} samples and the "
-            f"packets hold {link.opus_samples}; convert it again"
+            f"audio must be as long as its header says, but the last OGG page of {name} states {stated} samples and "
+            f"the packets hold {link.opus_samples}; convert it again"
         )
 
 

@@ -504,7 +504,7 @@ def _channel_warnings(total: int, counts: Sequence[AudioCounts]) -> Iterator[str
         first = next(count.first_mixed_down for count in counts if count.first_mixed_down)
         yield (
             f"{num_mixed_down} of {total} utterances had several channels and were mixed down to one, the first "
-            f"{first}; where each channel is another person, name one by `channel`"
+            f"{first}; where each channel is another person, take one with --channel or a column channel"
         )
     if num_half_silent:
         first = next(count.first_with_silent_channel for count in counts if count.first_with_silent_channel)

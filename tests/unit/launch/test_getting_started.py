@@ -28,6 +28,7 @@ TABLES = {
     "own.csv": "file,emotion\na.wav,Joyful\nb.wav,Schadenfreude\nc.wav,xxx\n",
     "labels.yaml": "joyful: happiness\nSchadenfreude: contempt\n",
     "calls.csv": "file,channel,emotion,speaker\ncall.wav,0,happy,agent\ncall.wav,1,angry,customer\n",
+    "long.csv": "file,emotion\na.wav,happy\n",
     "left.csv": "file,emotion\ncall.wav,happy\n",
     "messy.csv": "file,age\na.wav,old\nb.wav,31\nb.wav,31\ngone.wav,30\n",
     "hf/metadata.csv": "file_name,label\na.wav,happy\n",

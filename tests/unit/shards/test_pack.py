@@ -446,7 +446,7 @@ def test_mixing_down_and_mixed_rates_are_told(tmp_path):
     ]
     assert pack_items(items, tmp_path).warnings == (
         "1 of 3 utterances had several channels and were mixed down to one, the first a.wav; where each channel is "
-        "another person, name one by `channel`",
+        "another person, take one with --channel or a column channel",
         "the sources have several sample rates (1 at 16000 Hz, 2 at 44100 Hz); all are brought to 16000 Hz",
     )
     assert load_index([tmp_path]).num_samples.tolist() == [1_600, 1_600, 1_600]
