@@ -286,6 +286,33 @@ def test_one_field_under_two_usual_names_is_left_to_the_user(audio) -> None:
         read(audio, "wav,audio\n0.wav,1.wav\n")
 
 
+def test_a_usual_name_with_unusual_values_is_no_field(audio) -> None:
+    (utterance, _), _, said = read(audio, "file,partition,activation\n0.wav,A,high\n1.wav,B,low\n")
+    assert (utterance.split, utterance.extra) == (None, {"partition": "A", "activation": "high"})
+    assert "are not taken, partition for split, activation for arousal" in said
+    _, rejected, _ = read(audio, "file,partition\n0.wav,A\n1.wav,train\n")
+    assert [r.kind for r in rejected] == ["unknown label"]
+    _, rejected, _ = read(audio, "file,partition\n0.wav,A\n", columns={"partition": "split"})
+    assert [r.kind for r in rejected] == ["unknown label"]
+
+
+def test_a_table_as_common_voice_publishes_it(audio) -> None:
+    header = "client_id\tpath\tsentence_id\tsentence\tup_votes\tage\tgender\taccents\tlocale\tsegment\n"
+    row = 'abc\t0.wav\t7f\t"Ja", sagte er.\t2\ttwenties\tmale_masculine\t\tde\t\n'
+    (utterance,), _, said = read(audio, header + row, "validated.tsv")
+    assert utterance.model_dump(exclude_none=True) == {
+        "key": "validated/0",
+        "corpus": "validated",
+        "source": "0.wav",
+        "text": '"Ja", sagte er.',
+        "language": "de",
+        "gender": "male",
+        "speaker": "abc",
+        "extra": {"sentence_id": "7f", "up_votes": "2", "age": "twenties"},
+    }
+    assert "kept as extra, with the field that may be meant: age twenties (1)" in said
+
+
 def test_a_duration_without_a_start_cuts_nothing(audio) -> None:
     (item,) = items(audio, "file,duration\n0.wav,0.5\n")
     assert (item.audio.start_s, item.audio.end_s) == (None, None)
