@@ -10,9 +10,10 @@ from torch.nn import Parameter
 
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import ConfigError, TrainingError
+from metaser.eval.coverage import weighing_rows
 from metaser.eval.metrics import HEADLINE_METRICS
 from metaser.model.metaser import MetaSERModel
-from metaser.targets import Targets
+from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
 from shards.filter import select_rows
 from shards.index import Index
@@ -27,9 +28,14 @@ class StageData:
     dev: Index
 
 
+def passes_filter(stage: StageConfig, index: Index) -> np.ndarray:
+    """Return which utterances the stage's filter admits, shape (num_utterances,), bool."""
+    return np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+
+
 def select_utterances(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index) -> np.ndarray:
     """Return the rows of `index` that `stage` uses: its filter, and a label for at least one weighted task."""
-    selected = np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+    selected = passes_filter(stage, index)
     targets = Targets(specs, index)
     labelled = np.zeros(len(index), dtype=bool)
     for name in stage.weighted_tasks:
@@ -41,10 +47,23 @@ def training_rows(config: ExperimentConfig, index: Index, splits: SplitAssignmen
     """Return the training rows that some stage's filter admits: what alphabets and label sets are made from."""
     admitted = np.zeros(len(index), dtype=bool)
     for stage in config.stages:
-        admitted |= np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+        admitted |= passes_filter(stage, index)
     training = splits.rows("train")
     rows: np.ndarray = training[admitted[training]]
     return rows
+
+
+def experiment_specs(config: ExperimentConfig, index: Index, splits: SplitAssignment) -> tuple[TaskSpec, ...]:
+    """Return the experiment's tasks with all that its training utterances decide.
+
+    Raises:
+        TrainingError: if a label set or balanced class weights cannot be made.
+    """
+    training = splits.rows("train")
+    trained_on = {
+        task.name: index.take(training[weighing_rows(config, task.name, index)[training]]) for task in config.tasks
+    }
+    return resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)), trained_on)
 
 
 def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment) -> StageData:
