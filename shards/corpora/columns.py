@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.corpora.identities import tidy
@@ -30,7 +30,7 @@ _ALIASES = {
     "age": "speaker_age, age_years",
     "text": "sentence, transcript, transcription, utterance, transcript_text, sentence_text",
     "language": "lang, locale, language_code",
-    "split": "subset, partition, split_set",
+    "split": "subset, partition",
     "session": "session_id, sessionid",
     "dialogue": "dialog, dialogue_id, dialog_id, conversation, conversation_id, call_id",
     "turn": "turn_id",
@@ -88,6 +88,14 @@ def columns_of(table: Path, names: Sequence[str], said: Mapping[str, str | None]
     used = {name: field for name, field in aliases.items() if name in fields}
     units_s = {field: 0.001 for name, field in fields.items() if field in _TIMES and _MILLISECONDS.search(_plain(name))}
     return Columns(fields, extra, units_s, tuple(_notes(used, extra, ambiguous, fields.values())))
+
+
+def without(columns: Columns, table: Path, names: Sequence[str], reason: str) -> Columns:
+    """Return `columns`, of which `names` are no fields after all, for `reason`."""
+    fields = {name: field for name, field in columns.fields.items() if name not in names}
+    meant = ", ".join(f"{name} for {columns.fields[name]}" for name in names)
+    note = Note(f"columns of {table.name} are not taken, {meant}: {reason}", is_warning=True)
+    return replace(columns, fields=fields, extra=(*columns.extra, *names), notes=(*columns.notes, note))
 
 
 def metadata_columns(names: Sequence[str]) -> dict[str, str]:

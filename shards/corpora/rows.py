@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found
-from shards.corpora.cells import CellError, CellReader, labels_of
-from shards.corpora.columns import Columns, columns_of
+from shards.corpora.cells import CellError, CellReader, labels_of, number_in, split_in
+from shards.corpora.columns import Columns, columns_of, without
 from shards.corpora.identities import tidy
+from shards.corpora.missing import is_missing
 from shards.corpora.options import ReadOptions
 from shards.corpora.paths import AUDIO_SUFFIXES, find_audio
 from shards.corpora.tables import Row, Table
@@ -26,6 +28,21 @@ _SIDES = {"left": 1, "l": 1, "right": 2, "r": 2}
 _UPWARDS = 4
 """Folders above a table in which its audio is looked for."""
 _MAX_SHOWN = 60
+_FITTING: dict[str, Callable[[str], object]] = {
+    "split": split_in,
+    "valence": partial(number_in, "valence"),
+    "arousal": partial(number_in, "arousal"),
+    "dominance": partial(number_in, "dominance"),
+}
+"""What must read some cell of a column that has one of these fields' usual other names. Not times: without them a
+part would be the whole."""
+_AGE_WORDS = frozenset(
+    {
+        *("child", "teens", "twenties", "thirties", "fourties", "forties", "fifties"),
+        *("sixties", "seventies", "eighties", "nineties", "adult", "senior"),
+    }
+)
+"""Common Voice's are among them, misspelling included."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ def found_in(table: Table, place: Place, options: ReadOptions) -> Iterator[Found
     Raises:
         CorpusError: if the table has no column of files, or a row would be lost.
     """
-    columns = columns_of(table.path, table.columns, options.columns)
+    columns = _with_fitting_aliases(table, columns_of(table.path, table.columns, options.columns), options)
     reader = _RowReader(table, place, columns, CellReader(labels_of(options.labels)))
     num_found = 0
     for row in table.rows:
@@ -78,6 +95,30 @@ def found_in(table: Table, place: Place, options: ReadOptions) -> Iterator[Found
         raise CorpusError(f"each of {num_records} rows of {table.path} must be read or rejected, but {num_found} were")
     yield from (*table.notes, *columns.notes, *reader.notes())
     yield RowCount(num_records)
+
+
+def _with_fitting_aliases(table: Table, columns: Columns, options: ReadOptions) -> Columns:
+    """Return `columns` without those that have a field's usual other name, but not its values."""
+    said = {tidy(name) for name in options.columns}
+    aliases = {name: field for name, field in columns.fields.items() if name.lower() != field and name not in said}
+    strange = [name for name, field in aliases.items() if field in _FITTING and not _fits(table, name, _FITTING[field])]
+    if not strange:
+        return columns
+    return without(columns, table.path, strange, "they hold other things, so --map must say if they are")
+
+
+def _fits(table: Table, column: str, reads: Callable[[str], object]) -> bool:
+    """Return whether any cell reads; one that does not, among others that do, is a bad cell."""
+    cells = [tidy(_as_text(row.cells.get(column))) for row in table.rows if row.fault is None]
+    values = [cell for cell in cells if cell and not is_missing("", cell)]
+    return not values or any(_reads(reads, cell) for cell in values)
+
+
+def _reads(reads: Callable[[str], object], cell: str) -> bool:
+    try:
+        return reads(cell) is not None
+    except CellError:
+        return False
 
 
 @dataclass
@@ -124,6 +165,9 @@ class _RowReader:
     # ------------------------------------------------------------ one row
 
     def _item(self, row: Row) -> SourceUtterance:
+        for name, field_name in self.columns.fields.items():
+            if isinstance(row.cells.get(name), list | dict) and field_name != "emotion_votes":
+                raise CellError("bad value", f"{name} must be one value, got {_as_text(row.cells[name])[:_MAX_SHOWN]}")
         texts = {name: _as_text(value) for name, value in row.cells.items() if value is not None}
         by_field = {found: texts[name] for name, found in self.columns.fields.items() if name in texts}
         given = {name: cell for name, cell in self.place.given.items() if not by_field.get(name, "").strip()}
@@ -137,8 +181,12 @@ class _RowReader:
         start_s, end_s = self._times(cells)
         channel = self._channel(cells)
         key = self._key(cells, start_s, end_s, channel)
-        metadata = self.cells.metadata(cells)
         extra = {name: value for name in self.columns.extra if (value := _as_extra(row.cells.get(name))) is not None}
+        if cells.get("age", "").lower() in _AGE_WORDS:
+            # A decade is no age, and is not lost.
+            extra["age"] = cells.pop("age")
+            self.cells.tally.add("extra", "age", str(extra["age"]))
+        metadata = self.cells.metadata(cells)
         source = "/".join((*self.place.prefix, by_field["file"].strip()))
         identity = {"key": key, "corpus": make_key(self.place.corpus), "source": source}
         utterance = Utterance.model_validate({**identity, **metadata, "extra": extra})

@@ -21,11 +21,12 @@ from shards.corpora.paths import find_audio
 from shards.corpora.said import channel_number, columns_said, labels_said
 from shards.corpora.times import seconds_in
 from shards.emotionwords import KNOWN_WORDS
-from shards.errors import CorpusError
+from shards.errors import CorpusError, ShardError
 from shards.index import load_index
 from shards.labels import EMOTIONS, known_emotion
 from shards.manifest import read_manifest
 from shards.pack import pack_corpus
+from shards.publish import accounts
 from shards.schema import Note, Rejection, RowCount, SourceUtterance
 
 
@@ -284,6 +285,33 @@ def test_one_field_under_two_usual_names_is_left_to_the_user(audio) -> None:
     assert "did you mean emotion? (--map label=emotion --map emo=emotion)" in said
     with pytest.raises(CorpusError, match=r"each of wav, audio may be it; say which: --map wav=file"):
         read(audio, "wav,audio\n0.wav,1.wav\n")
+
+
+def test_a_usual_name_with_unusual_values_is_no_field(audio) -> None:
+    (utterance, _), _, said = read(audio, "file,partition,activation\n0.wav,A,high\n1.wav,B,low\n")
+    assert (utterance.split, utterance.extra) == (None, {"partition": "A", "activation": "high"})
+    assert "are not taken, partition for split, activation for arousal" in said
+    _, rejected, _ = read(audio, "file,partition\n0.wav,A\n1.wav,train\n")
+    assert [r.kind for r in rejected] == ["unknown label"]
+    _, rejected, _ = read(audio, "file,partition\n0.wav,A\n", columns={"partition": "split"})
+    assert [r.kind for r in rejected] == ["unknown label"]
+
+
+def test_a_table_as_common_voice_publishes_it(audio) -> None:
+    header = "client_id\tpath\tsentence_id\tsentence\tup_votes\tage\tgender\taccents\tlocale\tsegment\n"
+    row = 'abc\t0.wav\t7f\t"Ja", sagte er.\t2\ttwenties\tmale_masculine\t\tde\t\n'
+    (utterance,), _, said = read(audio, header + row, "validated.tsv")
+    assert utterance.model_dump(exclude_none=True) == {
+        "key": "validated/0",
+        "corpus": "validated",
+        "source": "0.wav",
+        "text": '"Ja", sagte er.',
+        "language": "de",
+        "gender": "male",
+        "speaker": "abc",
+        "extra": {"sentence_id": "7f", "up_votes": "2", "age": "twenties"},
+    }
+    assert "kept as extra, with the field that may be meant: age twenties (1)" in said
 
 
 def test_a_duration_without_a_start_cuts_nothing(audio) -> None:
@@ -567,7 +595,7 @@ def test_options_that_change_what_is_packed_make_another_corpus(tmp_path) -> Non
         ReadOptions(licence="CC0"),
         ReadOptions(columns={"emotion": None}),
     ):
-        with pytest.raises(CorpusError.__base__, match="was packed from other utterances"):
+        with pytest.raises(ShardError, match="was packed from other utterances"):
             pack_corpus("csv", table, tmp_path / "out", options=options)
     other = tmp_path / "other"
     pack_corpus("csv", table, other, options=ReadOptions(channel=2, licence="CC0", labels={"joyful": "happiness"}))
@@ -585,3 +613,17 @@ def test_a_channel_is_said_once(tmp_path) -> None:
     table = table_of(tmp_path, "file,channel\n0.wav,1\n")
     with pytest.raises(CorpusError, match="leave --channel or the column channel out"):
         pack_corpus("csv", table, tmp_path / "out", options=ReadOptions(channel=1))
+
+
+def test_a_row_that_is_neither_packed_nor_rejected_is_an_error() -> None:
+    rejected = [Rejection("mine.csv row 2", "is bad", "bad row")]
+    assert accounts([RowCount(1)], [], rejected) == [Note("1 rows: 0 packed, 1 rejected")]
+    with pytest.raises(
+        ShardError, match="each of 3 rows and 1 files must be packed or rejected, but 0 were packed and 1"
+    ):
+        accounts([RowCount(3), RowCount(1, "files")], [], rejected)
+
+
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    assert Note("speaker \x1b[2J").text == "speaker \\x1b[2J"
+    assert Rejection("a\nb.wav", "caf\udce9", "x").source == "a\\nb.wav"

@@ -168,6 +168,13 @@ def test_lines_that_are_no_objects_are_rejected_alone(tmp_path, line, words) -> 
     assert re.search(words, rejection.reason)
 
 
+def test_a_list_is_no_value(tmp_path) -> None:
+    write_audio(tmp_path / "a.wav")
+    path = write(tmp_path / "mine.jsonl", '{"file": "a.wav", "emotion": ["angry", "sad"]}\n')
+    _, (rejection,), _ = read("jsonl", path)
+    assert rejection.reason == 'emotion must be one value, got ["angry", "sad"]'
+
+
 def test_files_go_to_the_reader_that_knows_them(tmp_path) -> None:
     with pytest.raises(CorpusError, match=r"got .*x\.csv; pack it as csv"):
         read("jsonl", write(tmp_path / "x.csv", "file\n"))
