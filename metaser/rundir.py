@@ -33,6 +33,16 @@ class RunDir:
         return self.root / "config.yaml"
 
     @property
+    def data(self) -> Path:
+        """Corpora, licences, counts and splits that the run is made from."""
+        return self.root / "data.json"
+
+    @property
+    def trained_on(self) -> Path:
+        """Digests of the recordings that moved or chose the weights, and who speaks where in them."""
+        return self.root / "trained_on.parquet"
+
+    @property
     def environment(self) -> Path:
         """Git state, package versions and machine of every start."""
         return self.root / "environment.json"

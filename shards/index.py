@@ -117,7 +117,7 @@ class _Columns:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers; NaN where an optional one is absent."""
         if name not in self._numbers:
-            column = np.empty(self.num_rows, INDEX_SCHEMA.field(name).type.to_pandas_dtype())
+            column = np.empty(self.num_rows, pa.array([], INDEX_SCHEMA.field(name).type).to_numpy().dtype)
             end = 0
             for table, first_shard in zip(self._tables, self._first_shards, strict=True):
                 for piece in _stored_pieces(table, name):

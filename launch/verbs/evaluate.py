@@ -11,7 +11,10 @@ import typer
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run's folder.")],
     shards: Annotated[str | None, typer.Option(help="Other shards than the run was trained on.")] = None,
-    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, dev, test, or all.")] = "test",
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Judge what the run was trained on, too; the report says so.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Evaluate a run's best model and print the table."""
@@ -27,7 +30,9 @@ def evaluate(
     run_dir = existing_run(run)
     config = load_experiment(run_dir.config)
     with plain_logging():
-        report = evaluate_run(run_dir, config, DistInfo(0, 1, 0), shards=shards, split=split)
+        report = evaluate_run(
+            run_dir, config, DistInfo(0, 1, 0), shards=shards, split=split, allow_overlap=allow_overlap
+        )
     if json:
         print(json_module.dumps(report, indent=1))
     else:

@@ -57,10 +57,9 @@ def _show(found: Survey) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False)
-    genders = ", ".join(f"{count} {gender}" for gender, count in found.num_speakers_by_gender.items())
     console.print(
         f"{found.num_utterances} utterances, {found.duration_s / 3600:.2f} h, {found.num_shards} shards, "
-        f"{len(found.speakers)} speakers{f' ({genders})' if genders else ''}, "
+        f"{_speakers(found)}, "
         f"{found.shortest_s:.2f} to {found.longest_s:.2f} s each",
         soft_wrap=True,
     )
@@ -86,6 +85,15 @@ def _show(found: Survey) -> None:
         console.print(f"left out when packing: {kind}: {count}", soft_wrap=True, markup=False)
     for warning in found.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+
+
+def _speakers(found: Survey) -> str:
+    if not found.speakers:
+        return "speakers unknown"
+    genders = ", ".join(f"{count} {gender}" for gender, count in found.num_speakers_by_gender.items())
+    unknown = found.missing.get("speaker", 0)
+    more = f" and those of {unknown} utterances unknown" if unknown else ""
+    return f"{len(found.speakers)} speakers{f' ({genders})' if genders else ''}{more}"
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> RenderableType:

@@ -266,7 +266,9 @@ class ParallelConfig(Section):
     `auto`: `single`, or `ddp` when a launcher started several."""
     offload: Literal["none", "cpu"] = "none"
     """`cpu` keeps the optimizer in the computer's memory (`zero2`, `zero3`), and the weights too (`zero3`)."""
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """What the model computes in; weights, gradients and the optimizer stay in float32. `fp16`, for GPUs without bf16
+    (V100, T4), scales the loss."""
     activation_checkpointing: bool = False
     """Compute the encoder layers' activations again in the backward pass instead of keeping them."""
     compile_layers: bool = False
@@ -302,6 +304,9 @@ class ExperimentConfig(Section):
 
     output_dir: str
     seed: int = Field(default=0, ge=0)
+    init_from: str | None = None
+    """A run's folder or an exported model whose weights the first stage starts from; the encoder must be the same, and
+    what else does not fit starts fresh."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     tasks: tuple[TaskConfig, ...]

@@ -22,6 +22,7 @@ from pydantic import Field, NonNegativeInt, TypeAdapter
 from metaser.config.load import dump_experiment, parse_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError, RunError
+from metaser.eval.claims import FoldClaims, pooled_claims
 from metaser.eval.coverage import LeftOut, add_left_out, check_labels
 from metaser.eval.figures import confusion_figure
 from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
@@ -98,7 +99,12 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     root = root.parent if _FOLD.fullmatch(root.name) else root
     plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
     # What the first fold cannot be split by, none can.
-    assign_splits(index, plan.experiment(0).data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+    assign_splits(
+        index,
+        plan.experiment(0).data.splits,
+        allow_speaker_overlap=config.data.allow_speaker_overlap,
+        allow_recording_overlap=config.data.allow_recording_overlap,
+    )
     return plan
 
 
@@ -233,16 +239,11 @@ def read_crossval(root: Path) -> CrossValidation:
 
 
 @dataclass(frozen=True)
-class _Protocol:
-    speaker_overlap: bool
-
-
-@dataclass(frozen=True)
 class FoldReport:
     """What a cross-validation takes from a fold's `report.json`."""
 
     tasks: dict[str, dict[str, Any]]
-    protocol: _Protocol
+    protocol: FoldClaims
     left_out: dict[str, LeftOut] = field(default_factory=dict)
 
 
@@ -290,7 +291,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         split="test",
         protocol={
             "cross_validation": f"data.splits.{plan.rule}.fold = 0 to {len(plan.groups) - 1}",
-            "speaker_overlap": any(report.protocol.speaker_overlap for report in reports),
+            **pooled_claims([report.protocol for report in reports], config.main_task),
         },
         run={"folder": plan.root.name, "seed": config.seed},
         left_out=add_left_out([report.left_out for report in reports]),

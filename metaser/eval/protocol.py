@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
+from metaser.eval.claims import describe_rules, kinship_facts, kinship_notes, refuse_kinship
 from metaser.eval.coverage import all_left_out
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
+from metaser.export import write_card
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
+from metaser.record import is_own_folder, material, read_record, used_rows
 from metaser.rundir import RunDir, writing
+from metaser.targets import Targets
+from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
-from metaser.train.engine import Processes
-from metaser.train.stage import select_utterances
+from metaser.train.engine import Processes, autocast
+from metaser.train.stage import passes_filter, select_utterances
 from shards.batch import Batch
 from shards.config import SplitRule, StoredSplit
-from shards.errors import SplitError
+from shards.errors import ShardError, SplitError
 from shards.index import Index, load_index
-from shards.splits import SplitAssignment, assign_splits, duplicates_across
+from shards.kinship import Material, kinship
+from shards.schema import SPLITS
+from shards.splits import SplitAssignment, assign_splits
 
 log = logging.getLogger(__name__)
+
+
+ALL = "all"
+"""Beside the splits' names: every utterance, whatever split it stands in."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The utterances that a split's name stands for, before the stages' filters."""
+
+    index: Index
+    """Of all shards that were read."""
+    rows: np.ndarray
+    split: str
+    reasons: tuple[str, ...]
+    """Why just these."""
+    is_own: bool
+    """Whether the run was trained on these shards, so that its own split rules hold."""
+    protocol: dict[str, Any]
+    """What the report must say of the splits."""
 
 
 def evaluate_run_split(
@@ -44,7 +70,7 @@ def evaluate_run_split(
     folder: Path | None = None,
     at_boundary: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
-    """Judge the run's best model on `split` and write the report to `folder` (default: `report/`).
+    """Judge the run's best model on `split` of its own shards and write the report to `folder` (default: `report/`).
 
     Each task is judged on what any stage's filter admits, the main task on what the last stage's does.
     `at_boundary` is called between batches. Returns the report on every process; None, with a message, if the split is
@@ -53,109 +79,275 @@ def evaluate_run_split(
     Raises:
         RunError: if the run has no best model yet.
     """
+    choice = _own_choice(config, index, splits, split)
+
+    def made_from(specs: tuple[TaskSpec, ...]) -> Material:
+        return material(index, used_rows(config, specs, index, splits))
+
+    return _judge(
+        run, config, choice, made_from, processes, folder=folder or run.report, at_boundary=at_boundary, accept=True
+    )
+
+
+def _judge(
+    run: RunDir,
+    config: ExperimentConfig,
+    choice: Choice,
+    made_from: Callable[[tuple[TaskSpec, ...]], Material | str],
+    processes: Processes,
+    *,
+    folder: Path,
+    accept: bool,
+    at_boundary: Callable[[], None] = lambda: None,
+) -> dict[str, Any] | None:
+    """Judge the best model on chosen utterances; see `evaluate_run_split`.
+
+    Args:
+        run: where the model is, and the curves that are drawn.
+        config: the run's experiment.
+        choice: what is judged.
+        made_from: returns what moved or chose the weights, or why that is unknown.
+        processes: share the work.
+        folder: for the report.
+        accept: whether recordings and speakers that made the model may be judged.
+        at_boundary: called between batches.
+    """
     if not (run.best / "config.json").is_file():
         raise RunError(f"run {str(run.root)!r} has no best model yet; its last stage must be evaluated on dev first")
     model = MetaSERModel.from_pretrained(run.best)
     specs = model.task_specs
-    of_split = index.take(splits.rows(split))
-    by_stage = [select_utterances(stage, specs, of_split) for stage in config.stages]
-    part = of_split.take(np.unique(np.concatenate(by_stage)))
-    left_out = all_left_out(config, specs, of_split)
+    chosen = choice.index.take(choice.rows)
+    by_stage = [select_utterances(stage, specs, chosen) for stage in config.stages]
+    part = chosen.take(np.unique(np.concatenate(by_stage)))
+    left_out = all_left_out(config, specs, chosen)
     if not len(part):
         notes = "".join(f"; {some.describe(name)}" for name, some in left_out.items() if some.num_left_out)
-        log.warning("no %s utterances to evaluate on%s", split, notes)
+        log.warning("no %s utterances to evaluate on%s", choice.split, notes)
         return None
+    protocol = _protocol(config, specs, choice, part, made_from(specs), accept=accept)
+    protocol |= _used(config, specs, choice, chosen, by_stage)
     model.to(processes.device)  # type: ignore[arg-type]
-    use_bf16 = config.parallel.precision == "bf16"
 
     def forward(batch: Batch) -> MetaSEROutput:
-        with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+        with autocast(processes.device, config.parallel.precision):
             output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
         return output
 
     results = evaluate(forward, specs, part, config.data, processes, at_boundary=at_boundary)
-    main_keys = set(of_split.take(by_stage[-1]).values("key"))
+    main_keys = set(chosen.take(by_stage[-1]).values("key"))
     results = [result if result.key in main_keys else _without_task(result, config.main_task) for result in results]
     report = build_report(
         specs,
         config.main_task,
         results,
-        split=split,
-        protocol={
-            **splits.protocol,
-            "num_recordings_in_two_splits": len(duplicates_across(index, splits)),
-        },
+        split=choice.split,
+        protocol=protocol,
         run={"folder": run.root.name, "seed": config.seed},
         left_out=left_out,
     )
-    target = folder or run.report
 
     def write() -> None:
-        with writing(target):
-            write_report(target, report, results, specs)
-            write_figures(target, run, model, report)
+        with writing(folder):
+            write_report(folder, report, results, specs)
+            write_figures(folder, run, model, report)
+        if folder == run.report:
+            write_card(run, config, specs, report)
 
     processes.on_main(write)
     return report
 
 
 def evaluate_run(
-    run: RunDir, config: ExperimentConfig, info: DistInfo, *, shards: str | None = None, split: str = "test"
+    run: RunDir,
+    config: ExperimentConfig,
+    info: DistInfo,
+    *,
+    shards: str | None = None,
+    split: str = "test",
+    allow_overlap: bool = False,
 ) -> dict[str, Any]:
-    """Judge the run's best model on `split` of its own or other shards.
+    """Judge the run's best model on `split` (or `all`) of its own or other shards.
 
     The run's own test split goes to `report/report.json`; anything else to `report/NAME/`, which leaves that alone.
+    The run's split rules hold for its own shards only: other corpora count by their own split, or whole.
 
     Raises:
-        SplitError: if the split is empty, or unknown.
+        SplitError: if the split is empty, or unknown, or holds what the model was made from and neither the experiment
+            nor `allow_overlap` accepts that.
         RunError: if the run has no best model yet.
     """
+    if split not in (*SPLITS, ALL):
+        raise SplitError(f"split must be one of {', '.join(SPLITS)} or {ALL}, got {split!r}")
     folders = config.data.shard_folders if shards is None else (shards,)
     index = load_index(folders, config.data.remote)
-    rules = config.data.splits if shards is None else _rules_for(config, index)
-    splits = assign_splits(index, rules, allow_speaker_overlap=config.data.allow_speaker_overlap)
-    if shards is not None:
-        _compare_with_training(config, splits, index, split)
+    record = read_record(run)
+    if shards is None or is_own_folder(config, record, shards):
+        choice = _own_choice(config, index, _own_splits(config, index), split)
+    else:
+        choice = _other_choice(index, split, shards)
     own_test = shards is None and split == "test"
     name = split if shards is None else f"{Path(shards).name}-{split}"
     # However it was trained, the model fits one device to be judged.
     parallel = config.parallel.model_copy(update={"strategy": "auto", "offload": "none", "extra": {}})
     processes = Processes(parallel, info)
-    target = run.report if own_test else run.report / name
     try:
-        report = evaluate_run_split(run, config, index, splits, processes, split=split, folder=target)
+        report = _judge(
+            run,
+            config,
+            choice,
+            lambda specs: _made_earlier(run, config, specs),
+            processes,
+            folder=run.report if own_test else run.report / name,
+            accept=allow_overlap or shards is None or (choice.is_own and split != "test"),
+        )
     finally:
         processes.close()
     if report is None:
         raise SplitError(
             f"split {split!r} of {', '.join(map(str, folders))} must hold utterances that pass a stage's filter, "
-            f"got none; the splits hold {splits.protocol['num_utterances']}"
+            f"got none of {len(choice.rows)}; {_used_sentence(0, choice)}"
         )
     return report
 
 
-def _without_task(result: UtteranceResult, task: str) -> UtteranceResult:
-    return replace(result, tasks={name: value for name, value in result.tasks.items() if name != task})
+def _own_splits(config: ExperimentConfig, index: Index) -> SplitAssignment:
+    """Return the run's splits; that a recording stands in two is told, because the run has accepted it."""
+    overlap = config.data.allow_speaker_overlap
+    return assign_splits(index, _rules_for(config, index), allow_speaker_overlap=overlap, allow_recording_overlap=True)
 
 
-def _compare_with_training(config: ExperimentConfig, splits: SplitAssignment, index: Index, split: str) -> None:
-    """Note in the protocol whether the other shards' speakers were trained on.
+def _own_choice(config: ExperimentConfig, index: Index, splits: SplitAssignment, split: str) -> Choice:
+    if split == ALL:
+        counts = splits.protocol["num_utterances"]
+        reason = f"all were asked for: {counts['train']} of train, {counts['dev']} of dev, {counts['test']} of test"
+        return Choice(index, np.arange(len(index)), ALL, (reason,), True, splits.protocol)
+    rows = splits.rows(split)
+    rule = describe_rules(_rules_for(config, index))
+    others = len(index) - len(rows)
+    reason = f"{others} stand in other splits ({rule})" if others else f"all stand in split {split!r} ({rule})"
+    return Choice(index, rows, split, (reason,), True, splits.protocol)
+
+
+def _other_choice(index: Index, split: str, shards: str) -> Choice:
+    """Choose by each corpus's own split, or the whole corpus where it has none.
 
     Raises:
-        SplitError: if so, and the experiment does not allow it.
+        SplitError: if a corpus has a split for a part of its utterances, or none and another part than test is meant.
     """
-    own = load_index(config.data.shard_folders, config.data.remote)
-    rules, allowed = config.data.splits, config.data.allow_speaker_overlap
-    trained_on = assign_splits(own, rules, allow_speaker_overlap=allowed).rows("train")
-    shared = sorted(
-        (set(own.take(trained_on).values("speaker")) & set(index.take(splits.rows(split)).values("speaker"))) - {None}
-    )
-    if shared and not allowed:
-        raise SplitError(
-            f"split {split!r} must hold no speaker of the training set, but {len(shared)} are (first: {shared[0]!r}); "
-            "set data.allow_speaker_overlap in the experiment to accept it"
+    protocol = {"shards": shards, "num_recordings_in_two_splits": 0}
+    if split == ALL:
+        return Choice(index, np.arange(len(index)), ALL, ("all were asked for",), False, protocol)
+    corpora, stored = index.codes("corpus"), index.codes("split")
+    wanted = stored.words.index(split) if split in stored.words else None
+    is_chosen = np.zeros(len(index), dtype=bool)
+    reasons = []
+    for corpus in corpora.counts():
+        of_corpus = corpora.numbers == corpora.words.index(corpus)
+        num_all, num_split = int(of_corpus.sum()), int((of_corpus & (stored.numbers >= 0)).sum())
+        if num_split not in (0, num_all) or (num_split == 0 and split != "test"):
+            raise SplitError(
+                f"split {split!r} of corpus {corpus!r} must be known for every utterance, but {num_all - num_split} of "
+                f"{num_all} have no split of their own; pass --split all to judge the whole corpus"
+            )
+        if num_split == 0:
+            is_chosen |= of_corpus
+            reasons.append(f"corpus {corpus!r} has no split of its own and counts whole")
+            continue
+        found = of_corpus & (stored.numbers == wanted) if wanted is not None else np.zeros_like(of_corpus)
+        is_chosen |= found
+        others = num_all - int(found.sum())
+        reasons.append(
+            f"{others} of corpus {corpus!r} stand in other parts of its own split"
+            if others
+            else f"all of corpus {corpus!r} stand in {split!r} of its own split"
         )
-    splits.protocol["speaker_overlap"] = bool(shared) or splits.protocol["speaker_overlap"]
+    return Choice(index, np.flatnonzero(is_chosen), split, tuple(reasons), False, protocol)
+
+
+def _made_earlier(run: RunDir, config: ExperimentConfig, specs: tuple[TaskSpec, ...]) -> Material | str:
+    """Return what moved or chose the run's weights, from its record or from its shards, or why that is unknown."""
+    if run.trained_on.exists():
+        return Material.read(run.trained_on)
+    try:
+        index = load_index(config.data.shard_folders, config.data.remote)
+    except ShardError as error:
+        return f"the run has no {run.trained_on.name}, and its shards cannot be read ({error})"
+    return material(index, used_rows(config, specs, index, _own_splits(config, index)))
+
+
+def _protocol(
+    config: ExperimentConfig,
+    specs: tuple[TaskSpec, ...],
+    choice: Choice,
+    part: Index,
+    made: Material | str,
+    *,
+    accept: bool,
+) -> dict[str, Any]:
+    """Return what the report says of the judged utterances' relation to what made the model."""
+    if isinstance(made, str):
+        note = f"whether recordings or speakers made the model could not be checked: {made}"
+        return {**choice.protocol, "speaker_overlap": None, "notes": [note]}
+    if choice.is_own and choice.split == "dev":
+        made = made.of_split("train")
+    judged = Material.of(part, {choice.split: np.arange(len(part))})
+    kin = kinship(made, judged, same_shards=choice.is_own)
+    if not accept:
+        refuse_kinship(kin, f"split {choice.split!r}", config)
+    facts = kinship_facts(kin)
+    if choice.is_own:
+        facts["speaker_overlap"] = choice.protocol["speaker_overlap"] is True or kin.speaker_overlap
+    else:
+        facts["num_recordings_in_two_splits"] = kin.num_recordings
+    notes = kinship_notes(kin, specs, config.main_task)
+    if choice.is_own and choice.split == "dev":
+        notes.insert(0, "the weights were chosen on this split")
+    return {**choice.protocol, **facts, "notes": notes}
+
+
+def _used(
+    config: ExperimentConfig,
+    specs: tuple[TaskSpec, ...],
+    choice: Choice,
+    chosen: Index,
+    by_stage: Sequence[np.ndarray],
+) -> dict[str, Any]:
+    """Return how many utterances are used, by which task, and why not the others."""
+    num_used = len(np.unique(np.concatenate(by_stage)))
+    passes = np.zeros(len(chosen), dtype=bool)
+    for stage in config.stages:
+        passes |= passes_filter(stage, chosen)
+    num_filtered = int((~passes).sum())
+    left_out = {
+        "other splits": len(choice.index) - len(choice.rows),
+        "filter": num_filtered,
+        "no label": len(chosen) - num_filtered - num_used,
+    }
+    sentence = _used_sentence(num_used, choice, left_out)
+    num_main, num_labelled = (
+        len(by_stage[-1]),
+        int(Targets(specs, chosen.take(by_stage[-1])).present(config.main_task).sum()),
+    )
+    if num_labelled < num_used:
+        reasons = [
+            *([f"{num_used - num_main} are not for stage {config.stages[-1].name!r}"] if num_main < num_used else []),
+            *([f"{num_main - num_labelled} have no label that it knows"] if num_labelled < num_main else []),
+        ]
+        sentence += f"; {num_labelled} of them for {config.main_task}, because {' and '.join(reasons)}"
+    return {"num_left_out": left_out, "used": sentence}
+
+
+def _used_sentence(num_used: int, choice: Choice, left_out: Mapping[str, int] | None = None) -> str:
+    reasons = list(choice.reasons)
+    if left_out and left_out["filter"]:
+        reasons.append(f"{left_out['filter']} pass no stage's filter")
+    if left_out and left_out["no label"]:
+        reasons.append(f"{left_out['no label']} have no label for any task of a stage")
+    return f"{num_used} of {len(choice.index)} used, because {', '.join(reasons)}"
+
+
+def _without_task(result: UtteranceResult, task: str) -> UtteranceResult:
+    return replace(result, tasks={name: value for name, value in result.tasks.items() if name != task})
 
 
 def _rules_for(config: ExperimentConfig, index: Index) -> tuple[SplitRule, ...]:

@@ -31,6 +31,12 @@ _TITLES = {
     "ccc": "CCC",
     "mse": "MSE",
 }
+_SPEAKERS = {
+    True: "speaker overlap",
+    False: "unseen speakers",
+    None: "unknown whether these speakers were trained on",
+}
+"""By `speaker_overlap`."""
 _INTERVAL_TITLE = "UA, 95 % interval"
 
 
@@ -57,7 +63,8 @@ def build_report(
         main_task: name of the task that groups are compared by.
         results: every utterance of the split once; several folds' results may be pooled.
         split: `train`, `dev` or `test`.
-        protocol: how the split was made; `speaker_overlap` (bool) says whether its speakers were trained on.
+        protocol: how the split was made; `speaker_overlap` says whether its speakers made the model (None: unknown),
+            `used` and `notes` (sentences) are shown with the numbers.
         run: what was evaluated.
         left_out: what each classification task's labels leave out of the split.
 
@@ -130,7 +137,7 @@ def render_table(report: Mapping[str, Any], main_task: str, console: Console) ->
         table.add_row(*map(escape, row), style="bold" if row[0] == main_task else None)
     console.print(table)
     for line in _notes(report, main_task):
-        console.print(escape(line), highlight=False)
+        console.print(escape(line), highlight=False, soft_wrap=True)
 
     recall_rows = _recall_rows(report, main_task)
     if recall_rows:
@@ -194,9 +201,15 @@ def _group_row(spec: TaskSpec, metrics: Mapping[str, Any] | None) -> dict[str, A
 
 
 def _headline(report: Mapping[str, Any]) -> str:
-    trained_on = report["split"] == "train" or report["protocol"]["speaker_overlap"]
-    speakers = "speaker overlap" if trained_on else "unseen speakers"
+    is_trained_on = report["split"] in ("train", "all") and report["protocol"].get("shards") is None
+    overlap = True if is_trained_on else report["protocol"]["speaker_overlap"]
+    speakers = _SPEAKERS[overlap]
     return f"{report['split']}: {report['num_utterances']} utterances, {speakers}"
+
+
+def _protocol_notes(report: Mapping[str, Any]) -> list[str]:
+    used = report["protocol"].get("used")
+    return [*([used] if used else []), *report["protocol"].get("notes", ())]
 
 
 def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], list[list[str]]]:
@@ -227,7 +240,7 @@ def _recall_rows(report: Mapping[str, Any], main_task: str) -> list[list[str]]:
 def _notes(report: Mapping[str, Any], main_task: str) -> list[str]:
     """Return what a reader of the numbers must know; sentences without their full stops."""
     main = report["tasks"].get(main_task, {})
-    notes = []
+    notes = _protocol_notes(report)
     absent = [label for label in main.get("labels", ()) if label not in main["classes"]]
     if absent:
         notes.append(
@@ -283,7 +296,11 @@ def _markdown(report: Mapping[str, Any]) -> str:
     for title in ("protocol", "run"):
         if report[title]:
             lines += ["", f"## {title.capitalize()}", ""]
-            lines += [f"- {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in report[title].items()]
+            lines += [
+                f"- {name}: {json.dumps(value, ensure_ascii=False)}"
+                for name, value in report[title].items()
+                if name not in ("used", "notes")
+            ]
     return "\n".join(lines) + "\n"
 
 

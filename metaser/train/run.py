@@ -27,6 +27,7 @@ from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state
+from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
 from metaser.targets import Targets
@@ -35,22 +36,24 @@ from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters, check_stretched
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
 from metaser.train.engine import Processes, build_engine
+from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import experiment_specs, freeze_all_but, select_parameters, stage_data
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
-from metaser.train.timing import StepProfiler
+from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
 from shards.schema import RATE_HZ
-from shards.splits import SplitAssignment, assign_splits, duplicates_across
+from shards.splits import SplitAssignment, assign_splits, describe_splits, duplicates_across
 
 log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never"]
+_ACCEPTED = "allow_recording_overlap"
 OnMetrics = Callable[[dict[str, Any]], None]
 
 
@@ -109,14 +112,16 @@ def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Res
     return RunLock(run)
 
 
-def _record_start(run: RunDir, config: ExperimentConfig, info: DistInfo) -> None:
+def _record_start(
+    run: RunDir, config: ExperimentConfig, info: DistInfo, initial_weights: InitialWeights | None
+) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
         temporary = run.config.with_suffix(".tmp")
         temporary.write_text(dump_experiment(config))
         temporary.replace(run.config)
     with writing(run.environment):
-        _append_environment(run, info)
+        _append_environment(run, info, initial_weights)
 
 
 def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
@@ -127,7 +132,11 @@ def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir)
     Raises:
         RunError: naming every changed value.
     """
-    old, new = (config.model_dump(mode="json", exclude={"output_dir", "parallel"}) for config in (before, now))
+    old, new = (
+        # What is accepted changes no number; runs from before recordings were compared must be able to go on.
+        config.model_dump(mode="json", exclude={"output_dir": True, "parallel": True, "data": {_ACCEPTED}})
+        for config in (before, now)
+    )
     for number, (old_stage, new_stage) in enumerate(zip(old["stages"], new["stages"], strict=False), start=1):
         is_built_on = run.checkpoints(number + 1).is_dir()
         if new_stage["num_steps"] >= old_stage["num_steps"] and not is_built_on:
@@ -164,7 +173,12 @@ class _Training:
     def run(self) -> bool:
         config = self.config
         index = load_index(config.data.shard_folders, config.data.remote)
-        splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+        splits = assign_splits(
+            index,
+            config.data.splits,
+            allow_speaker_overlap=config.data.allow_speaker_overlap,
+            allow_recording_overlap=config.data.allow_recording_overlap,
+        )
         _warn_of_duplicates(index, splits)
         specs = experiment_specs(config, index, splits)
         # Everything a user may have got wrong is found before the first step of the first stage.
@@ -182,6 +196,11 @@ class _Training:
             check_stretched(stage.augment, part.training.num_samples, config.data.max_slot_s)
         augmenters = build_augmenters(config)
         model = self._fresh_model(specs)
+        resumed = self._newest()
+        initial_weights = None
+        if config.init_from is not None and resumed is None:
+            initial_weights = load_initial_weights(model, config.init_from)
+            log.info("%s", initial_weights)
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
@@ -190,14 +209,16 @@ class _Training:
             for note in notes:
                 log.warning(note)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
-        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info))
+        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
+        self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits))
+        log.info("%s", describe_splits(splits.protocol))
 
-        resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
         step = resumed.state.step if resumed is not None else 0
         tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=first, step=step))
         self.processes.on_main(lambda: cut_back_keys(self.run_dir, stage=first, step=step))
         key_log = KeyLog(self.run_dir, self.processes.info.rank) if config.log_keys else None
+        cpu_wait = CpuWait()
         try:
             for number in range(first, len(config.stages) + 1):
                 stage = config.stages[number - 1]
@@ -207,9 +228,10 @@ class _Training:
                 elif resumed is None and number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
                 loop = self._stage_loop(
-                    number, stage, model, specs, data[number - 1], augmenters[number - 1], splits, resumed, tracker
+                    number, stage, model, specs, data[number - 1], augmenters[number - 1], resumed, tracker
                 )
                 loop.key_log = key_log
+                loop.cpu_wait = cpu_wait
                 done = loop.run()
                 loop.runner.engine.close()
                 if not done:
@@ -265,7 +287,6 @@ class _Training:
         specs: tuple[TaskSpec, ...],
         data: Any,
         augmenter: Augmenter,
-        splits: SplitAssignment,
         resumed: Checkpoint | None,
         tracker: Tracker | None,
     ) -> StageLoop:
@@ -317,7 +338,7 @@ class _Training:
         is_last = number == len(config.stages)
 
         def export() -> None:
-            self.processes.on_main(lambda: self._export(model.config, stage, splits, state))
+            self.processes.on_main(lambda: self._export(model.config, state))
 
         if is_last and state.best_step:
             # Anew: the process may have died between saving the best checkpoint and exporting it.
@@ -341,14 +362,14 @@ class _Training:
             tracker.log(line)
             self.on_metrics(line)
 
-    def _export(self, form: PreTrainedConfig, stage: StageConfig, splits: SplitAssignment, state: TrainState) -> None:
+    def _export(self, form: PreTrainedConfig, state: TrainState) -> None:
         """Export the selected checkpoint: whatever holds the weights in training, its files hold them whole."""
         selected = read_checkpoint(step_folder(self.run_dir.checkpoints(state.stage), state.best_step))
         if self._shelf is None:
             self._shelf = MetaSERModel(form)  # type: ignore[arg-type]
         self._shelf.load_state_dict(selected.selected_tensors())
-        dev = f"Selected at step {state.best_step} by dev {stage.select} = {state.best_value:.4f}."
-        export_model(self._shelf, self.run_dir.best, card=model_card(self._shelf, trained_on=splits.protocol, dev=dev))
+        card = model_card(self.run_dir, self.config, self._shelf.task_specs)
+        export_model(self._shelf, self.run_dir.best, card=card)
 
     def _log_size(self, model: MetaSERModel, index: Index) -> None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -366,7 +387,7 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
 _validate_starts = TypeAdapter(list[dict[str, Any]]).validate_json
 
 
-def _append_environment(run: RunDir, info: DistInfo) -> None:
+def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWeights | None) -> None:
     starts = read_json(run.environment, _validate_starts) or []
     starts.append(
         {
@@ -378,6 +399,7 @@ def _append_environment(run: RunDir, info: DistInfo) -> None:
             "num_processes": info.num_processes,
             "num_threads": torch.get_num_threads(),
             "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+            "init_from": None if initial_weights is None else initial_weights.to_dict(),
             "git": git_state(),
             "packages": dict(sorted((package.name, package.version) for package in distributions())),
         }

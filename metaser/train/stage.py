@@ -28,9 +28,14 @@ class StageData:
     dev: Index
 
 
+def passes_filter(stage: StageConfig, index: Index) -> np.ndarray:
+    """Return which utterances the stage's filter admits, shape (num_utterances,), bool."""
+    return np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+
+
 def select_utterances(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index) -> np.ndarray:
     """Return the rows of `index` that `stage` uses: its filter, and a label for at least one weighted task."""
-    selected = np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+    selected = passes_filter(stage, index)
     targets = Targets(specs, index)
     labelled = np.zeros(len(index), dtype=bool)
     for name in stage.weighted_tasks:
@@ -42,7 +47,7 @@ def training_rows(config: ExperimentConfig, index: Index, splits: SplitAssignmen
     """Return the training rows that some stage's filter admits: what alphabets and label sets are made from."""
     admitted = np.zeros(len(index), dtype=bool)
     for stage in config.stages:
-        admitted |= np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+        admitted |= passes_filter(stage, index)
     training = splits.rows("train")
     rows: np.ndarray = training[admitted[training]]
     return rows

@@ -41,8 +41,9 @@ def finish_fold(plan, fold, answers):
     run.metrics.write_text(json.dumps({"stage": len(plan.config.stages), "step": last.num_steps, **speed}) + "\n")
     correct = sum(reference == prediction for reference, prediction in answers)
     task = {"num_utterances": len(answers), "wa": correct / len(answers), "ua": 0.5, "macro_f1": 0.25}
+    protocol = {"speaker_overlap": False, "num_with_text": 4, "num_texts_in_training": 3}
     left_out = {"emotion": {"num_utterances": len(answers) + fold, "num_left_out": fold, "words": {"fear": fold}}}
-    report = {"tasks": {"emotion": task}, "protocol": {"speaker_overlap": False}, "left_out": left_out}
+    report = {"tasks": {"emotion": task}, "protocol": protocol, "left_out": left_out}
     (run.report / "report.json").write_text(json.dumps(report))
     with (run.report / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -95,6 +96,8 @@ def test_the_report_pools_all_folds_and_gives_mean_and_deviation(corpus, tmp_pat
     assert pooled["confusion"][0] == [21, 0, 0, 0]
     assert pooled["confusion"][3] == [6, 0, 0, 0]
     assert pooled["ua"] == 0.5
+    assert report["protocol"]["speaker_overlap"] is False
+    assert "18 of 24 utterances with a text (75%)" in report["protocol"]["notes"][0]
     assert pooled["ua_interval_95"][0] < 0.5 < pooled["ua_interval_95"][1]
     assert json.loads((tmp_path / "runs/report/report.json").read_text()) == json.loads(json.dumps(report))
     text = (tmp_path / "runs/report/report.md").read_text()

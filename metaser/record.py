@@ -1,0 +1,149 @@
+"""What a run is made from, written when it starts: for its model card, and to compare it with other shards later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from metaser.config.schema import ExperimentConfig
+from metaser.rundir import RunDir, read_json, writing
+from metaser.tasks import TaskSpec
+from metaser.train.stage import select_utterances
+from shards.index import Index
+from shards.kinship import Material
+from shards.manifest import read_manifest
+from shards.schema import SPLITS
+from shards.splits import SplitAssignment
+
+
+@dataclass(frozen=True)
+class FolderRecord:
+    """A shard folder, as its manifest describes it."""
+
+    folder: str
+    index_sha256: str
+    reader: str
+    """Of the corpus, e.g. `emodb` or `csv`."""
+    corpora: tuple[str, ...]
+    """As its utterances name them."""
+    licence: str
+    citation: str
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """The utterances of one corpus in one split that some stage's filter admits."""
+
+    corpus: str
+    split: str
+    num_utterances: int
+    duration_s: float
+    num_speakers: int
+    num_without_speaker: int
+    languages: dict[str, int]
+    styles: dict[str, int]
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What `data.json` holds."""
+
+    folders: tuple[FolderRecord, ...]
+    parts: tuple[PartRecord, ...]
+    protocol: dict[str, Any]
+    """Of the splits: `SplitAssignment.protocol`."""
+
+
+_validate = TypeAdapter(DataRecord).validate_json
+
+
+def read_record(run: RunDir) -> DataRecord | None:
+    """Return what the run is made from, None if it was started before this was written down.
+
+    Raises:
+        RunError: if the record is damaged.
+    """
+    return read_json(run.data, _validate)
+
+
+def used_rows(
+    config: ExperimentConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment
+) -> dict[str, np.ndarray]:
+    """Return, per split, the rows that some stage admits: its filter, and a label for one of its weighted tasks."""
+    found = {}
+    for split in SPLITS:
+        rows = splits.rows(split)
+        part = index.take(rows)
+        admitted = [select_utterances(stage, specs, part) for stage in config.stages]
+        found[split] = rows[np.unique(np.concatenate(admitted))]
+    return found
+
+
+def material(index: Index, rows: Mapping[str, np.ndarray]) -> Material:
+    """Return what moves and what chooses the weights, of `used_rows`."""
+    return Material.of(index, {split: rows[split] for split in ("train", "dev")})
+
+
+def write_record(
+    run: RunDir, config: ExperimentConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment
+) -> None:
+    """Write `data.json` and `trained_on.parquet` into the run; what an earlier start trained on stays in the latter.
+
+    Raises:
+        RunError: if the disk refuses.
+        ShardError: if what an earlier start left is damaged.
+    """
+    rows = used_rows(config, specs, index, splits)
+    folders = tuple(_folder_record(folder, config) for folder in config.data.shard_folders)
+    parts = tuple(part for split in SPLITS for part in _parts(index.take(rows[split]), split))
+    made = material(index, rows)
+    if run.trained_on.exists():
+        made = made.joined(Material.read(run.trained_on))
+    text = json.dumps(asdict(DataRecord(folders, parts, splits.protocol)), indent=1, ensure_ascii=False)
+    with writing(run.data):
+        made.write(run.trained_on)
+        temporary = run.data.with_suffix(".tmp")
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(run.data)
+
+
+def _folder_record(folder: str, config: ExperimentConfig) -> FolderRecord:
+    manifest = read_manifest(folder, config.data.remote)
+    corpora = tuple(sorted(manifest.labels["corpus"]))
+    return FolderRecord(folder, manifest.index.sha256, manifest.corpus, corpora, manifest.licence, manifest.citation)
+
+
+def _parts(index: Index, split: str) -> Sequence[PartRecord]:
+    corpora = index.codes("corpus")
+    return [
+        _part(index.take(np.flatnonzero(corpora.numbers == corpora.words.index(corpus))), corpus, split)
+        for corpus in corpora.counts()
+    ]
+
+
+def _part(index: Index, corpus: str, split: str) -> PartRecord:
+    speakers = index.codes("speaker")
+    return PartRecord(
+        corpus=corpus,
+        split=split,
+        num_utterances=len(index),
+        duration_s=float(index.duration_s.sum()),
+        num_speakers=len(speakers.counts()),
+        num_without_speaker=int((speakers.numbers < 0).sum()),
+        languages=index.codes("language").counts(),
+        styles=index.codes("style").counts(),
+    )
+
+
+def is_own_folder(config: ExperimentConfig, record: DataRecord | None, folder: str) -> bool:
+    """Return whether the run was trained on this very shard folder, or on a copy of it."""
+    if Path(folder).resolve() in [Path(own).resolve() for own in config.data.shard_folders]:
+        return True
+    known = [] if record is None else [own.index_sha256 for own in record.folders]
+    return bool(known) and read_manifest(folder, config.data.remote).index.sha256 in known
