@@ -21,7 +21,11 @@ from shards.schema import SPLITS
 from shards.splits import SplitAssignment
 
 _MAX_WORDS = 100
-"""A speaker task leaves out every unseen speaker, of whom there may be thousands."""
+"""A field that anything may stand in can hold thousands."""
+
+
+_HELD_APART = ("speaker", "session")
+"""Fields whose values splits hold apart on purpose."""
 
 
 class LeftOut(Section):
@@ -67,11 +71,11 @@ def label_counts(spec: TaskSpec, index: Index) -> Counter[str]:
 def all_left_out(config: ExperimentConfig, specs: Sequence[TaskSpec], index: Index) -> dict[str, LeftOut]:
     """Return per classification task what its labels leave out of `index`.
 
-    What a stage's filter excludes was not left out by labels.
+    What a stage's filter excludes was not left out by labels, nor are speakers and sessions that training has not seen.
     """
     found = {}
     for spec in specs:
-        if spec.kind == "classification":
+        if spec.kind == "classification" and spec.fields[0] not in _HELD_APART:
             counts = label_counts(spec, index.take(np.flatnonzero(weighing_rows(config, spec.name, index))))
             words = Counter({word: count for word, count in counts.items() if word not in spec.labels})
             found[spec.name] = LeftOut.of(words, counts.total(), words.total())

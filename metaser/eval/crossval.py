@@ -33,8 +33,8 @@ from metaser.rundir import RunDir, lock_holder, read_json, reading
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
-from shards.index import load_index
-from shards.splits import assign_splits
+from shards.index import Index, load_index
+from shards.splits import SplitAssignment, assign_splits
 
 _FOLD = re.compile(r"fold(0|[1-9][0-9]*)")
 
@@ -99,13 +99,17 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     root = root.parent if _FOLD.fullmatch(root.name) else root
     plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
     # What the first fold cannot be split by, none can.
-    assign_splits(
+    _splits_of(plan.experiment(0), index)
+    return plan
+
+
+def _splits_of(config: ExperimentConfig, index: Index) -> SplitAssignment:
+    return assign_splits(
         index,
-        plan.experiment(0).data.splits,
+        config.data.splits,
         allow_speaker_overlap=config.data.allow_speaker_overlap,
         allow_recording_overlap=config.data.allow_recording_overlap,
     )
-    return plan
 
 
 def check_folds(plan: CrossValidation) -> list[str]:
@@ -122,7 +126,7 @@ def check_folds(plan: CrossValidation) -> list[str]:
     for fold in range(len(plan.groups)):
         config = plan.experiment(fold)
         try:
-            splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+            splits = _splits_of(config, index)
             specs = experiment_specs(config, index, splits)
             for stage in config.stages:
                 stage_data(stage, specs, index, splits)

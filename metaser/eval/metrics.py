@@ -260,10 +260,10 @@ def _ctc(spec: TaskSpec, pairs: Sequence[TaskResult]) -> dict[str, Any]:
     }
     if not judged:
         return {"wer": None, "cer": None, "wer_reason": "no transcript has more than punctuation", **counts}
-    words, characters = ([(form(true), form(said)) for true, said in judged] for form in (score_words, score_text))
+    references, predictions = ([pair[side] for pair in judged] for side in (0, 1))
     return {
-        "wer": float(jiwer.wer(*map(list, zip(*words, strict=True)))),
-        "cer": float(jiwer.cer(*map(list, zip(*characters, strict=True)))),
+        "wer": float(jiwer.wer([*map(score_words, references)], [*map(score_words, predictions)])),
+        "cer": float(jiwer.cer([*map(score_text, references)], [*map(score_text, predictions)])),
         **counts,
     }
 

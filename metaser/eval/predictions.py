@@ -28,14 +28,14 @@ def predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec
         header += [f"{column}.{side}" for column in _columns(spec) for side in ("reference", "prediction")]
         if spec.kind == "classification":
             header += [f"{spec.name}.probability.{label}" for label in spec.labels]
-    rows: list[list[str | None]] = []
+    rows: list[list[str | None]] = [[*header]]
     for result in sorted(results, key=lambda result: result.key):
         row = [result.key, result.corpus, result.speaker, *(result.groups.get(field) for field in fields)]
         row.append(_exact(result.duration_s))
         for spec in answered:
             row += _cells(spec, result.tasks.get(spec.name))
         rows.append(row)
-    return "".join(_line(row) for row in (header, *rows))
+    return "".join(_line(row) for row in rows)
 
 
 def _columns(spec: TaskSpec) -> list[str]:

@@ -56,6 +56,10 @@ def test_what_a_filter_excludes_or_a_merge_renames_is_not_left_out_by_labels():
     assert notes(experiment('emotion != "surprise"', merge={"fury": "anger"}), index) == []
 
 
+def test_unseen_speakers_are_what_splits_are_for():
+    assert notes(experiment(field="speaker"), corpus(FOUR)) == []
+
+
 def test_the_report_counts_per_split_and_folds_add_up():
     config, index = experiment(), corpus(FOUR, test=[*FOUR, "fear", "fear", "calm"])
     splits = assign_splits(index, config.data.splits)

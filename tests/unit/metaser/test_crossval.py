@@ -121,9 +121,9 @@ def test_the_report_pools_all_folds_and_gives_mean_and_deviation(corpus, tmp_pat
 
 
 def test_folds_may_know_different_speakers(corpus, tmp_path):
-    plan = plan_folds(
-        corpus.experiment(tmp_path / "runs", LEAVE_ONE_OUT, "tasks.3={name: speaker, kind: classification}")
-    )
+    speakers = "tasks.3={name: speaker, kind: classification}"
+    weights = ("stages.0.weights={asr: 1}", "stages.1.weights={emotion: 1}")
+    plan = plan_folds(corpus.experiment(tmp_path / "runs", LEAVE_ONE_OUT, speakers, *weights))
     for fold in range(6):
         finish_fold(plan, fold, [("anger", "anger")])
         path = plan.run(fold).report / "predictions.csv"
