@@ -1,4 +1,4 @@
-"""What `make oldest` runs beside the unit tests: import every module, train a tiny model, load and ask what it exports."""
+"""What `make oldest` does beside the unit tests: import all modules, train a tiny model, load and ask its export."""
 
 from __future__ import annotations
 
