@@ -4,13 +4,22 @@ BIN := .venv/bin
 CLUSTER := /tmp/metaser-slurm-test
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench reliability cluster clean
+# Not newer than 3.12: the oldest numpy has no wheel for it.
+OLDEST_PYTHON ?= $(shell for python in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3.12 python3.11 $(PYTHON); do \
+	$$python -c "" 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test oldest lint bench reliability cluster clean
 
 demo: .venv/demo-ready
 	$(BIN)/metaser demo --out runs/demo
 
 test: .venv/all-ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# On the oldest versions that pyproject.toml allows.
+oldest: .venv-oldest/ready
+	.venv-oldest/bin/python tests/oldest.py
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal tests/unit
 
 lint: .venv/all-ready
 	$(BIN)/ruff check .
@@ -41,5 +50,10 @@ cluster: .venv/all-ready
 	DS_BUILD_OPS=0 $(PIP) --editable ".[all]"
 	touch $@ .venv/demo-ready
 
+.venv-oldest/ready: pyproject.toml | .venv/all-ready
+	$(BIN)/uv venv --quiet --clear --python $(OLDEST_PYTHON) .venv-oldest
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable ".[all]"
+	touch $@
+
 clean:
-	rm -rf .venv dist runs data
+	rm -rf .venv .venv-oldest dist runs data

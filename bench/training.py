@@ -69,7 +69,7 @@ def main() -> None:
     """Time both stages and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bf16", "fp16"), default="float32")
     parser.add_argument("--batch", type=int, default=16, help="clips of a step")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each kind and stage")
     arguments = parser.parse_args()

@@ -20,6 +20,7 @@ from launch.verbs.predict import predict
 from launch.verbs.status import status
 from launch.verbs.stop import stop
 from launch.verbs.submit import submit
+from launch.waiting import wait_passively
 from shards.errors import InputError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ for verb in (demo, pack, inspect, train, evaluate, crossval, predict, submit, st
 
 def exit_code(action: Callable[[], object]) -> int:
     """Run `action`; return 0, or 2 after one sentence on stderr for the caller's mistakes, or 1 after the traceback."""
+    wait_passively()
     try:
         action()
     except InputError as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from metaser.config.load import load_section
 from shards.config import Section
 from shards.errors import InputError
 
@@ -22,10 +23,25 @@ class ClusterError(InputError):
     """The cluster cannot or must not be used as asked."""
 
 
+_TIME = re.compile(r"(?:(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+))?)?|(?:(?P<H>\d+):)?(?P<M>\d+):(?P<S>\d+))")
+
+
+def _minutes(value: Any) -> Any:
+    """Return in minutes, rounded up, a time in SLURM's words: `M:SS`, `H:MM:SS`, `D-HH`, `D-HH:MM`, `D-HH:MM:SS`."""
+    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return value
+    days, hours, minutes, seconds = (sum(int(found[name] or 0) for name in names) for names in ("d", "hH", "mM", "sS"))
+    return ((24 * days + hours) * 60 + minutes) + (seconds > 0) * (seconds + 59) // 60
+
+
 class ClusterConfig(Section):
     """Where a training runs: `configs/cluster/*.yaml`. What it computes is the experiment's matter."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     nodes: PositiveInt = 1
+    """Machines of one job."""
     gpus_per_node: NonNegativeInt = 0
     """One training process per GPU."""
     tasks_per_node: PositiveInt | None = None
@@ -34,11 +50,14 @@ class ClusterConfig(Section):
     """The training process and its `data.num_workers` readers."""
     mem_gb: PositiveFloat | None = None
     """Of each node; None takes the partition's default."""
-    time_min: PositiveInt
-    """After so long the job is stopped, requeued and goes on."""
+    time_min: Annotated[PositiveInt, BeforeValidator(_minutes)]
+    """After so many minutes the job is stopped, requeued and goes on; as text also H:MM:SS or D-HH:MM."""
     partition: str | None = None
+    """A partition of the cluster's; None takes its default one, here and below."""
     account: str | None = None
+    """Who pays."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
     """Node features, as in `--constraint`."""
     grace_s: PositiveInt = 300
@@ -61,7 +80,7 @@ class ClusterConfig(Section):
     check_node_names: bool = True
     """Refuse to submit when a node's name does not resolve on this host; false where login nodes know none of them."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Further options of sbatch by their long names, e.g. `{exclude: node7}`."""
+    """Further options of sbatch by their long names, e.g. `{exclude: node7}`; not those that follow from the above."""
 
     @model_validator(mode="after")
     def _check(self) -> ClusterConfig:
@@ -72,7 +91,28 @@ class ClusterConfig(Section):
             )
         if self.grace_s >= 60 * self.time_min:
             raise ValueError(f"grace_s must be shorter than time_min ({60 * self.time_min} s), got {self.grace_s}")
+        problems = [problem for name, value in self.sbatch.items() if (problem := self._conflict(name, value))]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
+
+    def _conflict(self, name: str, value: str | int | bool) -> str | None:
+        """Return why the entry `name` of `sbatch` must go, None if it may stay."""
+        plain = name.lstrip("-").replace("_", "-")
+        if len(plain) == 1:
+            ours = _SHORT_NAMES.get(plain)
+        else:
+            # sbatch takes any beginning of a name that no other option shares.
+            ours = next((long for long in _SET_BY if plain and long.startswith(plain.lower())), None)
+        if ours == "gres" and "gpu" not in str(value):
+            return None
+        if ours in ("mem-per-cpu", "mem-per-gpu") and self.mem_gb is None:
+            return None
+        if ours is not None:
+            return f"sbatch.{name} must be left out, because MetaSER sets it: {_SET_BY[ours]}, got {value!r}"
+        if len(plain) < 2 or name.startswith("-"):
+            return f"sbatch must have options of sbatch by their long names, such as exclude, got {name!r}"
+        return None
 
     @property
     def num_tasks_per_node(self) -> int:
@@ -84,6 +124,48 @@ class ClusterConfig(Section):
         """Training processes in all."""
         return self.nodes * self.num_tasks_per_node
 
+
+_SET_BY = {
+    "nodes": "use nodes",
+    "ntasks-per-node": "use gpus_per_node or tasks_per_node",
+    "ntasks": "use nodes and gpus_per_node or tasks_per_node",
+    "ntasks-per-gpu": "there is one for each GPU of gpus_per_node",
+    "gpus-per-node": "use gpus_per_node",
+    "gpus": "use gpus_per_node",
+    "gpus-per-task": "use gpus_per_node",
+    "gres": "use gpus_per_node",
+    "cpus-per-task": "use cpus_per_task",
+    "cpus-per-gpu": "use cpus_per_task",
+    "mem": "use mem_gb",
+    "mem-per-cpu": "use mem_gb",
+    "mem-per-gpu": "use mem_gb",
+    "time": "use time_min",
+    "partition": "use partition",
+    "account": "use account",
+    "qos": "use qos",
+    "constraint": "use constraint",
+    "signal": "use grace_s",
+    "requeue": "use max_requeues",
+    "no-requeue": "use max_requeues",
+    "array": "use max_parallel_folds",
+    "export": "use pass_environment",
+    "export-file": "use environment_file",
+    "job-name": "it follows from the experiment's output_dir",
+    "output": "it follows from the experiment's output_dir",
+    "error": "it follows from the experiment's output_dir",
+    "open-mode": "a requeued job's logs are appended to",
+    "chdir": "it is the folder in which you submit",
+    "parsable": "it reads what sbatch prints",
+    "wait": "use --follow",
+    "wrap": "it is the training",
+    "test-only": "use --dry-run",
+}
+"""Options of sbatch that the cluster's other values decide, each with what to do instead."""
+_SHORT_NAMES = {
+    **{"N": "nodes", "n": "ntasks", "G": "gpus", "c": "cpus-per-task", "t": "time", "p": "partition", "A": "account"},
+    **{"q": "qos", "C": "constraint", "a": "array", "J": "job-name", "o": "output", "e": "error", "D": "chdir"},
+    "W": "wait",
+}
 
 PASSED_VARIABLES = (
     *(
@@ -103,13 +185,15 @@ PASSED_VARIABLES = (
 """All that a job sees of the submitting shell: where programs and caches lie, and nothing that may be a secret."""
 
 
-def load_cluster(path: str | Path) -> ClusterConfig:
-    """Return the cluster described in the YAML file at `path`.
+def load_cluster(path: str | Path, changes: Sequence[str] = ()) -> ClusterConfig:
+    """Return the cluster described in the YAML file at `path`, with `changes` such as `nodes=4` applied.
 
     Raises:
         ConfigError: if it cannot be read or values are wrong.
     """
-    return load_section(ClusterConfig, path, name="--cluster", whole="the cluster")
+    from metaser.config.load import load_section
+
+    return load_section(ClusterConfig, path, changes, name="--cluster", whole="the cluster")
 
 
 def ask(*command: str, stdin: str | None = None) -> str:

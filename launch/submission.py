@@ -81,7 +81,8 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
     executor = Executor(folder, max_num_timeout=cluster.max_requeues)
     further: dict[str, str | int | bool] = {
         "export": ",".join((*PASSED_VARIABLES, *cluster.pass_environment)),
-        "requeue": True,
+        # Without it a preempted job would be queued again, too.
+        "requeue" if cluster.max_requeues else "no-requeue": True,
         **cluster.sbatch,
     }
     further = {name: value for name, value in further.items() if value is not False}

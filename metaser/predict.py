@@ -17,6 +17,8 @@ from torch import Tensor
 
 from metaser.errors import ConfigError, ModelError
 from metaser.eval.evaluate import greedy_text, predict_task
+from metaser.model.checkpoints import check_export
+from metaser.model.encoder import FAMILIES
 from metaser.model.metaser import MetaSERModel
 from metaser.tasks import CTC_BLANK, TaskSpec
 from metaser.windows import WindowOutput, join_frames, join_windows
@@ -67,7 +69,7 @@ def load_model(path: str | Path) -> MetaSERModel:
     """Return the model in an exported folder, or the best model of a run's folder, ready to predict.
 
     Raises:
-        ModelError: if there is none.
+        ModelError: if there is none, or it is damaged.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -79,7 +81,19 @@ def load_model(path: str | Path) -> MetaSERModel:
             raise ModelError(
                 f"MODEL must be a run's folder or an exported model's, but {str(folder)!r} holds no {name}"
             )
-    model: MetaSERModel = MetaSERModel.from_pretrained(folder)
+    check_export(folder, FAMILIES)
+    model: MetaSERModel
+    try:
+        model, loaded = MetaSERModel.from_pretrained(folder, output_loading_info=True)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # What config.json says and what model.safetensors holds do not belong together.
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"MODEL must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"MODEL must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are missing); "
+            "export it again"
+        )
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return model
 

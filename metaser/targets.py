@@ -6,7 +6,7 @@ Legend: B utterances, U target characters, F regression fields.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +15,26 @@ from torch import Tensor
 
 from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask, TaskConfig
 from metaser.errors import TrainingError
-from metaser.tasks import CTC_SPECIAL, CTC_UNKNOWN, TaskSpec, fold_text, loss_denominator
+from metaser.tasks import CTC_SPECIAL, CTC_UNKNOWN, TaskSpec, count_words, fold_text, loss_denominator
 from shards.index import Codes, Index
 
 
-def resolve_tasks(tasks: Sequence[TaskConfig], training: Index) -> tuple[TaskSpec, ...]:
+def resolve_tasks(
+    tasks: Sequence[TaskConfig], training: Index, trained_on: Mapping[str, Index] | None = None
+) -> tuple[TaskSpec, ...]:
     """Fill in what the training utterances decide: alphabets, open label sets, class weights.
+
+    Args:
+        tasks: what the experiment wants.
+        training: the training utterances that any stage's filter admits.
+        trained_on: for tasks whose labels are `all`, those that the stages which weigh the task admit; else `training`.
 
     Raises:
         TrainingError: if a label set or balanced class weights cannot be made.
     """
-    return tuple(_resolve(task, training) for task in tasks)
+    own = trained_on or {}
+    takes_all = {task.name for task in tasks if isinstance(task, ClassificationTask) and task.labels == "all"}
+    return tuple(_resolve(task, own.get(task.name, training) if task.name in takes_all else training) for task in tasks)
 
 
 def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
@@ -44,7 +53,7 @@ def _resolve(task: TaskConfig, training: Index) -> TaskSpec:
     counts: Counter[str] = Counter()
     for value, count in training.codes(task.field).counts().items():
         counts[task.merge.get(str(value), str(value))] += count
-    labels = task.labels or tuple(sorted(counts))
+    labels = task.listed or tuple(sorted(counts))
     if len(labels) < 2:
         raise TrainingError(
             f"task {task.name!r} needs at least two labels, but the {len(training)} training utterances have "
@@ -68,7 +77,8 @@ def _class_weights(task: ClassificationTask, labels: tuple[str, ...], counts: Co
     if absent:
         raise TrainingError(
             f"class_weights 'balanced' of task {task.name!r} needs training utterances of every label, but {absent} "
-            "have none; remove the labels or give the weights as a list"
+            f"have none (training has {count_words(counts) or 'no label'}); remove the labels, change data.splits, or "
+            "give the weights as a list"
         )
     total = sum(counts[label] for label in labels)
     return tuple(total / (len(labels) * counts[label]) for label in labels)
@@ -96,8 +106,6 @@ class Targets:
         self._index = index
         self._values: dict[str, np.ndarray] = {}
         self._weights: dict[str, np.ndarray] = {}
-        self.num_unknown: dict[str, int] = {}
-        """Labels per task that the model has no class for; they count as missing."""
         for spec in self._specs:
             if spec.kind == "ctc":
                 texts = index.stream(spec.fields[0])
@@ -114,9 +122,6 @@ class Targets:
     def _add_classes(self, spec: TaskSpec, words: Codes) -> None:
         number_of = {label: number for number, label in enumerate(spec.labels)}
         classes = words.lookup((number_of.get(spec.label_of(word), -1) for word in words.words), -1)
-        num_unknown = int(((words.numbers >= 0) & (classes < 0)).sum())
-        if num_unknown:
-            self.num_unknown[spec.name] = num_unknown
         self._values[spec.name] = classes
         self._weights[spec.name] = np.asarray([*(spec.class_weights or (1.0,) * len(spec.labels)), 0.0])[classes]
 

@@ -6,6 +6,7 @@ stored in its config.json.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -43,11 +44,18 @@ class TaskSpec(Section):
         return self.merge.get(str(value), str(value))
 
 
+def count_words(counts: Mapping[str, int], at_most: int = 12) -> str:
+    """Return `surprise 30, fear 10`: words by how often they occur, the rest as a number."""
+    found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = [f"and {len(found) - at_most} more"] if len(found) > at_most else []
+    return ", ".join([*(f"{word} {count}" for word, count in found[:at_most]), *rest])
+
+
 def loss_denominator(total_weight: float) -> float:
     """Return what a task's summed losses are divided by: the weight of the labels present, 1 where none is."""
     return total_weight if total_weight > 0 else 1.0
 
 
 def fold_text(text: str) -> str:
-    """Return `text` case-folded with single blanks: what CTC learns and what CER and WER compare."""
+    """Return `text` case-folded with single blanks: what CTC learns; `metaser.eval.text` says what is compared."""
     return " ".join(text.casefold().split())

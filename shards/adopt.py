@@ -22,15 +22,17 @@ from pydantic import ValidationError
 from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
 from shards.corpora.base import OWNERS_LICENCE
 from shards.corpora.cells import CellError, CellReader, labels_of
+from shards.corpora.columns import metadata_columns, nearest_field
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.corpora.tally import Tally
 from shards.decoding import decode
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
-from shards.manifest import MANIFEST_NAME, Settings, canonical_json
+from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME, Settings, canonical_json
 from shards.pack import audio_objection, complete_folder
 from shards.publish import (
+    STATE_FOLDER,
     AudioCounts,
     OnBad,
     Origin,
@@ -99,6 +101,7 @@ def adopt_shards(
         return complete_folder(out, fingerprint, on_bad)
     if out.exists() and not out.is_dir():
         raise ShardError(f"OUT must be a folder, but {out} is a file; choose another")
+    _check_foreign(out)
     with locked(out) as state:
         notes, num_kept = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
         rejections = [without_place(item, source) for note in notes for item in note.rejections]
@@ -117,6 +120,13 @@ def adopt_shards(
             tally.add_rows(note.tally)
         manifest = publish(out, state, origin, notes, rejections, tuple(tally.notes(labels)))
     return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
+
+
+def _check_foreign(out: Path) -> None:
+    """Refuse to overwrite what is not ours: without a manifest or unfinished work, nothing of ours can be there."""
+    foreign = [name for name in (INDEX_NAME, REJECTED_NAME) if (out / name).exists()]
+    if foreign and not (out / STATE_FOLDER).exists():
+        raise ShardError(f"OUT must hold no {foreign[0]} of others, but {out} does; choose another folder or move it")
 
 
 def _tars(source: Path) -> list[Path]:
@@ -182,6 +192,10 @@ class _AdoptJob:
         if len(sample.audio) != 1:
             held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
+        if sample.repeated:
+            return Rejection(
+                name, f"a key must hold each member once, got .{sample.repeated[0]} twice", "repeated member"
+            )
         try:
             utterance = self._utterance(sample, cells)
             canonical_json(utterance.model_dump())
@@ -225,8 +239,12 @@ class _AdoptJob:
                 raise CellError("bad metadata", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
             if not is_key(utterance.key) or not utterance.key.startswith(f"{utterance.corpus}/"):
                 raise CorpusError(f"a key must match {utterance.corpus}/[A-Za-z0-9_%-]+, got {utterance.key!r}")
-            return utterance
-        cells = {name: _as_cell(value) for name, value in described.items() if name in METADATA_FIELDS}
+            return composed(utterance)
+        fields = metadata_columns(tuple(described))
+        for name, field_name in fields.items():
+            if name != field_name:
+                reader.tally.add("column", field_name, name)
+        cells = {field_name: _as_cell(described[name]) for name, field_name in fields.items()}
         cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
         if "txt" in sample.meta:
             cells.setdefault("text", sample.meta["txt"].text)
@@ -237,10 +255,14 @@ class _AdoptJob:
             extra={
                 name: value
                 for name, value in described.items()
-                if name not in METADATA_FIELDS and isinstance(value, str | int | float | bool)
+                if name not in fields and isinstance(value, str | int | float | bool)
             },
             **reader.metadata(reader.present(cells)),
         )
+        for name in utterance.extra:
+            reader.tally.add("extra", "extra", name, nearest_field(name) or "")
+        for suffix in sample.unread:
+            reader.tally.add("unread", "member", f".{suffix}")
         return composed(utterance)
 
 
@@ -258,7 +280,15 @@ class _Member:
 
     @property
     def text(self) -> str:
-        return self.data.decode("utf-8", errors="replace")
+        """What the member says.
+
+        Raises:
+            CellError: if it is not UTF-8, which WebDataset's own writer makes of every text.
+        """
+        try:
+            return self.data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise CellError("bad metadata", f"text must be UTF-8, but {self.data[:40]!r} is not") from error
 
 
 @dataclass
@@ -268,6 +298,10 @@ class _Sample:
     name: str
     audio: dict[str, _Member] = field(default_factory=dict)
     meta: dict[str, _Member] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)
+    """Suffixes of members that stand there twice."""
+    unread: list[str] = field(default_factory=list)
+    """Suffixes of members that mean nothing here."""
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -280,7 +314,7 @@ class _Sample:
             return {}
         try:
             described = json.loads(self.meta["json"].data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CellError("bad metadata", f".json must be JSON, but {error}") from error
         if not isinstance(described, dict):
             raise CellError("bad metadata", f".json must hold an object, got {str(described)[:60]!r}")
@@ -313,10 +347,13 @@ def _samples(path: Path) -> Iterator[_Sample | Rejection]:
                 kind = suffix.lower()
                 kept = current.audio if kind in _AUDIO_SUFFIXES else current.meta if kind in _META_SUFFIXES else None
                 if kept is None or (kept is current.meta and member.size > _MAX_META_BYTES):
+                    current.unread.append(kind)
                     continue
+                if kind in kept:
+                    current.repeated.append(kind)
                 data = tar.extractfile(member)
                 kept[kind] = _Member(member.offset_data, b"" if data is None else data.read())
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         yield Rejection(str(path), f"a shard must be a whole, uncompressed tar, but {error}", "broken tar")
         return
     if current is not None:

@@ -20,8 +20,12 @@ _STREAMED_BYTES = 0x7FFFF000
 _UNKNOWN_BYTES = 1 << 62
 _MPEG_TAGS = (0x50, 0x55)
 """WAVE's numbers for MPEG audio."""
+_SNDFILE_TAGS = (0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x38, 0x40)
+"""Those of the codecs that libsndfile reads in WAVE: PCM, MS ADPCM, float, A-law, u-law, IMA, GSM, NMS, G.721."""
+_EXTENSIBLE_TAG = 0xFFFE
 _W64_CHUNK = bytes.fromhex("f3acd3118cd100c04f8edb8a")
-_MAX_ZEROS = 4096
+_SAME_HEADER_BYTES = 16
+"""That stand once more behind the samples where files whose headers state no length were joined."""
 _MAX_HEADER_BYTES = 1 << 16
 
 
@@ -40,8 +44,10 @@ class Samples:
     frame_bytes: int = 1
     is_mpeg: bool = False
     """Whether they are a row of MPEG frames."""
-    is_scattered: bool = False
-    """Whether they lie in several places, which libsndfile does not join."""
+    is_foreign: bool = False
+    """Whether they lie in several places or are of a codec that libsndfile lacks."""
+    count_field: int | None = None
+    """Where the header states the number of samples of a codec that libsndfile decodes no further than that."""
 
 
 def find_samples(file: BinaryIO, size: int, name: str) -> Samples | None:
@@ -57,14 +63,16 @@ def find_samples(file: BinaryIO, size: int, name: str) -> Samples | None:
     return None
 
 
-def check_length(file: BinaryIO, size: int, samples: Samples, name: str) -> None:
-    """Hold the stated length against the file's.
+def check_length(file: BinaryIO, size: int, samples: Samples, name: str) -> int:
+    """Hold the stated length against the file's; return where the file ends without tags that others wrote behind it.
 
     Raises:
         AudioError: if bytes are missing, or some follow that are no part of the format.
     """
     if samples.stated_bytes is None:
-        return
+        if _at(file, 0, _SAME_HEADER_BYTES) in _at(file, samples.start, size):
+            raise AudioError(f"audio must be one file, but {name} holds its header twice; were files joined? Split it")
+        return size
     end = samples.start + samples.stated_bytes
     if end > size:
         raise AudioError(
@@ -82,6 +90,7 @@ def check_length(file: BinaryIO, size: int, samples: Samples, name: str) -> None
             f"{samples.stated_bytes} bytes of samples that it states{joined}; were files joined, or is the header "
             "wrong? Convert it again"
         )
+    return end
 
 
 def with_length(data: bytes, samples: Samples) -> bytes:
@@ -162,6 +171,8 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
     for chunk in _chunks(file, 12, size, order):
         if chunk.name == b"fmt ":
             tag = _number(file, chunk.start, 2, order)
+            # The codec's own number then begins a longer name behind.
+            tag = _number(file, chunk.start + 24, 2, order) if tag == _EXTENSIBLE_TAG else tag
             frame_bytes = _number(file, chunk.start + 12, 2, order)
         elif chunk.name == b"ds64":
             long_at = chunk.start + 8
@@ -183,6 +194,7 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
                 order,
                 _behind_chunks(order),
                 is_mpeg=tag in _MPEG_TAGS,
+                is_foreign=tag not in (*_MPEG_TAGS, *_SNDFILE_TAGS),
                 frame_bytes=frame_bytes,
             )
     raise _incomplete(name, "data chunk")
@@ -190,10 +202,12 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
 
 def _iff(file: BinaryIO, size: int, name: str) -> Samples:
     wanted, skipped = (b"SSND", 8) if _at(file, 8, 3) == b"AIF" else (b"BODY", 0)
-    frame_bytes = 1
+    frame_bytes, count_field = 1, None
     for chunk in _chunks(file, 12, size, "big"):
         if chunk.name == b"COMM":
             frame_bytes = _number(file, chunk.start, 2, "big") * ((_number(file, chunk.start + 6, 2, "big") + 7) // 8)
+            is_counted = _at(file, chunk.start + 18, 4) in (b"GSM ", b"DWVW")
+            count_field = chunk.start + 2 if is_counted else None
         elif chunk.name == wanted:
             is_streamed = chunk.num_bytes >= _STREAMED_BYTES and chunk.end > size
             is_unfinished = (
@@ -205,11 +219,12 @@ def _iff(file: BinaryIO, size: int, name: str) -> Samples:
             )
             return Samples(
                 chunk.start + skipped,
-                None if is_streamed or is_unfinished else chunk.num_bytes - skipped,
+                None if is_streamed or is_unfinished else max(0, chunk.num_bytes - skipped),
                 fields,
                 "big",
                 _behind_chunks("big"),
                 frame_bytes=frame_bytes,
+                count_field=count_field,
             )
     raise _incomplete(name, f"{wanted.decode()} chunk")
 
@@ -303,12 +318,14 @@ def _voc(file: BinaryIO, size: int, name: str) -> Samples:
         position += 4 + num_bytes
     if not found:
         raise _incomplete(name, "block of sound")
-    return Samples(
-        found[0].start,
-        found[0].stated_bytes,
-        is_scattered=len(found) > 1,
-        chunks_follow=lambda _, end, size: min(size, end + 1),
-    )
+    if len(found) > 1:
+        return Samples(found[0].start, None, is_foreign=True)
+    stated = max(0, found[0].stated_bytes or 0)
+    return Samples(found[0].start, stated, chunks_follow=lambda _, end, size: min(size, end + 1))
+
+
+def _endless(header_bytes: int) -> Callable[[BinaryIO, int, str], Samples]:
+    return lambda _file, _size, _name: Samples(header_bytes, None)
 
 
 def _avr(file: BinaryIO, _size: int, _name: str) -> Samples:
@@ -321,14 +338,6 @@ def _wve(file: BinaryIO, _size: int, _name: str) -> Samples:
     return Samples(32, _number(file, 18, 4, "big"))
 
 
-def _sds(file: BinaryIO, _size: int, _name: str) -> Samples:
-    bits = _number(file, 6, 1, "little")
-    in_7_bits = _at(file, 10, 3)
-    num_samples = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(in_7_bits))
-    per_packet = 120 // max(1, (bits + 6) // 7)
-    return Samples(21, -(-num_samples // per_packet) * 127)
-
-
 _READERS: dict[bytes, Callable[[BinaryIO, int, str], Samples | None]] = {
     **dict.fromkeys((b"RIFF", b"RIFX", b"RF64", b"BW64"), _riff),
     b"FORM": _iff,
@@ -338,6 +347,8 @@ _READERS: dict[bytes, Callable[[BinaryIO, int, str], Samples | None]] = {
     b"NIST_1A": _sphere,
     b"Creative Voice File": _voc,
     b"2BIT": _avr,
+    **dict.fromkeys((b" paf", b"fap "), _endless(28)),
+    **dict.fromkeys((b"\x64\xa3", b"\x00\x00\xa3\x64", b"\x00\x01\xa3\x64"), _endless(16)),
+    b"PVF1": _endless(12),
     b"ALawSoundFile**": _wve,
-    b"\xf0\x7e": _sds,
 }

@@ -19,8 +19,10 @@ _UNKNOWN_FRAMES = 1 << 36
 """FLAC, the format with the widest counter, has 36 bits for it; libsndfile says more where there is no length."""
 _GIT_LFS_POINTER = b"version https://git-lfs"
 """What a clone holds in place of audio (CREMA-D's, for one) where Git LFS is not installed."""
-_UNVERIFIABLE = {"MAT4", "MAT5", "MPC2K", "XI"}
-"""Data of Matlab and of samplers, whose length libsndfile takes from that of the file."""
+_UNVERIFIABLE = {"MAT4", "MAT5", "MPC2K", "SDS", "XI"}
+"""Data of Matlab and of samplers: their length cannot be told from that of the file."""
+_COUNTED_FRAME = 160
+"""Samples of a frame of GSM 6.10; more than the bits that fill a byte can make in DWVW."""
 _BLOCK_VALUES = 1 << 24
 _LOUDEST = 64.0
 """Times full scale. Samples of 16 or 24 bit that somebody stored as floats without dividing them are far louder."""
@@ -31,7 +33,7 @@ DECODER_ERRORS = (sf.SoundFileError, RuntimeError, ValueError, TypeError, Assert
 """All that soundfile raises for the sake of a file's content."""
 
 
-class SequentialFile(sf.SoundFile):  # type: ignore[misc]
+class SequentialFile(sf.SoundFile):
     """Read from its beginning to its end: soundfile seeks after each read, which many codecs cannot, or not exactly."""
 
     def seekable(self) -> bool:
@@ -105,7 +107,9 @@ def _decode_known(data: bytes, name: str) -> tuple[np.ndarray, int]:
         decoded = [_decode_stream(stream, name) for stream in streams]
     except DECODER_ERRORS as error:
         refused = refused_format(data[:HEAD_BYTES])
-        if refused is not None and getattr(error, "code", None) in _UNSUPPORTED:
+        # libsndfile opens few OGG files with FLAC; the pages are whole here.
+        is_for_ffmpeg = data.startswith(b"OggS") or getattr(error, "code", None) in _UNSUPPORTED
+        if refused is not None and is_for_ffmpeg:
             return decode_foreign(data, refused, name)
         raise AudioError(
             f"audio must be readable and whole, but decoding {name} failed: {decoder_reason(error)}"
@@ -133,13 +137,21 @@ def _streams(data: bytes, name: str) -> list[Stream] | Foreign:
     if found is None:
         is_compressed = data.startswith(b"NIST_1A") and refused is not None
         return refused if is_compressed and refused is not None else [Stream(data)]
-    check_length(file, len(data), found, name)
-    if found.is_scattered and refused is not None:
+    end = check_length(file, len(data), found, name)
+    if found.is_foreign and refused is not None:
         return refused
     if found.is_mpeg:
-        end = len(data) if found.stated_bytes is None else found.start + found.stated_bytes
-        return mpeg.streams(data[found.start : end], name)
-    return [Stream(with_length(data, found))]
+        mpeg_end = len(data) if found.stated_bytes is None else found.start + found.stated_bytes
+        return mpeg.streams(data[found.start : mpeg_end], name)
+    whole = with_length(without_end_tags(data) if found.stated_bytes is None else data[:end], found)
+    return [Stream(whole) if found.count_field is None else _counted(whole, found.count_field)]
+
+
+def _counted(data: bytes, position: int) -> Stream:
+    """Return a stream that libsndfile decodes to its end although its header states a number of samples."""
+    stated = int.from_bytes(data[position : position + 4], "big")
+    uncounted = data[:position] + b"\x7f\xff\xff\xff" + data[position + 4 :]
+    return Stream(uncounted, stated, stated, stated + _COUNTED_FRAME)
 
 
 def _decode_stream(stream: Stream, name: str) -> tuple[np.ndarray, int]:
@@ -151,21 +163,26 @@ def _decode_stream(stream: Stream, name: str) -> tuple[np.ndarray, int]:
             )
         frames = int(file.frames) if file.frames < _UNKNOWN_FRAMES else 0
         num_stated = frames if stream.num_stated is None else stream.num_stated
-        samples = _read_to_end(file, num_stated)[: stream.num_samples]
+        samples = _read_to_end(file, num_stated)
         rate_hz = int(file.samplerate)
     if len(samples) < num_stated:
         raise AudioError(
             f"audio must be whole, but {name} is truncated: its header promises {num_stated} samples and "
             f"{len(samples)} are there; copy it again"
         )
-    return samples, rate_hz
+    if stream.num_most is not None and len(samples) > stream.num_most:
+        raise AudioError(
+            f"audio must be as long as its header says, but {name} states {num_stated} samples and {len(samples)} are "
+            "there; convert it again"
+        )
+    return samples[: stream.num_samples], rate_hz
 
 
 def _read_to_end(file: SequentialFile, num_expected: int) -> np.ndarray:
     """Return all samples; memory grows with those that come, not with what a header promises."""
     most = max(1, _BLOCK_VALUES // file.channels)
     wanted = min(num_expected + 1, most) if num_expected else most
-    parts = []
+    parts: list[np.ndarray] = []
     while not parts or len(parts[-1]) == wanted:
         wanted = most if parts else wanted
         parts.append(file.read(wanted, dtype="float32"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _WORDS = {
     "anger": """
@@ -75,6 +76,7 @@ _WORDS = {
 }
 
 
+@lru_cache(maxsize=4096)
 def folded(word: str) -> str:
     """Return `word` as it is compared: no case, no accents, single blanks."""
     decomposed = unicodedata.normalize("NFKD", word.casefold().replace("ı", "i").replace("ł", "l"))

@@ -6,6 +6,7 @@ file but this one.
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import struct
@@ -25,6 +26,8 @@ _MAX_OUTPUT_BYTES = 4 << 30
 """Five hours of stereo at 30 kHz."""
 _AU_HEADER = struct.Struct(">4s5I")
 _TS_PACKET_BYTES = 188
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
+"""Differs from run to run."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,40 @@ def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.n
             f"PATH; install it, or convert: ffmpeg -i {shlex.quote(shown)} {shlex.quote(Path(shown).stem + '.wav')}"
         )
     if isinstance(source, Path):
+        if form is _MOV:
+            _check_boxes(source, name)
         return _parsed(_run(program, source, form, name), form, name)
     with tempfile.NamedTemporaryFile() as file:
         file.write(source)
         file.flush()
-        return _parsed(_run(program, Path(file.name), form, name), form, name)
+        return decode_foreign(Path(file.name), form, name)
+
+
+def _check_boxes(path: Path, name: str) -> None:
+    """Refuse MPEG-4 files that are cut or joined, of which ffmpeg decodes the first without a word.
+
+    Raises:
+        AudioError: if so.
+    """
+    position, num_movies, size = 0, 0, path.stat().st_size
+    with path.open("rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            head = file.read(16)
+            num_bytes = int.from_bytes(head[:4], "big")
+            if num_bytes == 1:
+                num_bytes = int.from_bytes(head[8:16], "big")
+            if num_bytes < 8:
+                break
+            num_movies += head[4:8] == b"moov"
+            position += num_bytes
+    if position > size:
+        raise AudioError(
+            f"audio must be whole, but {name} is truncated: its boxes promise {position - size} bytes more than its "
+            f"{size}; copy it again"
+        )
+    if num_movies > 1:
+        raise AudioError(f"audio must be one file, but {name} joins {num_movies} MPEG-4 files; split it")
 
 
 def _run(program: str, path: Path, form: Foreign, name: str) -> bytes:
@@ -134,11 +166,11 @@ def _run(program: str, path: Path, form: Foreign, name: str) -> bytes:
         ) from None
     except OSError as error:
         raise AudioError(f"ffmpeg must start to decode {name}, but {program} does not ({error.strerror})") from error
-    complaint = done.stderr.decode("utf-8", "replace").strip()
+    complaint = done.stderr.decode("utf-8", "replace").replace(f"file:{path}", name).strip()
     if done.returncode or complaint:
-        last = complaint.splitlines()[0] if complaint else f"exit code {done.returncode}"
+        first = _ADDRESS.sub("", complaint.splitlines()[0])[:200] if complaint else f"exit code {done.returncode}"
         raise AudioError(
-            f"audio must be readable and whole, but ffmpeg decoding {name} as {form.title} failed: {last[:200]}"
+            f"audio must be readable and whole, but ffmpeg decoding {name} as {form.title} failed: {first}"
         )
     if len(done.stdout) >= _MAX_OUTPUT_BYTES:
         raise AudioError(f"audio must take less than {_MAX_OUTPUT_BYTES} bytes decoded, but {name} takes more; cut it")

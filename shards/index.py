@@ -117,7 +117,7 @@ class _Columns:
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers; NaN where an optional one is absent."""
         if name not in self._numbers:
-            column = np.empty(self.num_rows, INDEX_SCHEMA.field(name).type.to_pandas_dtype())
+            column = np.empty(self.num_rows, pa.array([], INDEX_SCHEMA.field(name).type).to_numpy().dtype)
             end = 0
             for table, first_shard in zip(self._tables, self._first_shards, strict=True):
                 for piece in _stored_pieces(table, name):
@@ -163,10 +163,12 @@ def _heads(piece: pa.Array) -> np.ndarray:
     if not len(piece):
         return np.empty(0, np.uint64)
     if piece.type == _DIGEST:
-        return np.frombuffer(piece.buffers()[1], dtype="<u8")[:: 32 // 8][piece.offset :][: len(piece)]
+        whole: np.ndarray = np.frombuffer(piece.buffers()[1], dtype="<u8")[:: 32 // 8]
+        return whole[piece.offset :][: len(piece)]
     encoded = piece.dictionary_encode()
     of_word = np.asarray([*(hash(word) for word in encoded.dictionary.to_pylist()), 0], np.int64)
-    return of_word[encoded.indices.fill_null(len(of_word) - 1).to_numpy()].view(np.uint64)
+    heads: np.ndarray = of_word[encoded.indices.fill_null(len(of_word) - 1).to_numpy()].view(np.uint64)
+    return heads
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:

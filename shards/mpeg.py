@@ -112,9 +112,10 @@ class _Stream:
             num_samples = self.num_frames * form.num_samples
             filling = frames[: form.num_bytes] * (4 + self.num_frames // 8)
             return Stream(frames + filling, num_samples, num_samples)
-        is_right = self.info is not None and stated == self.num_frames
-        info = self.info if self.info is not None and is_right else _info_frame(self.header, self.num_frames)
-        return Stream(info + frames)
+        if self.info is None or stated is None:
+            return Stream(_info_frame(self.header, self.num_frames) + frames)
+        position = form.info_offset + 8
+        return Stream(self.info[:position] + self.num_frames.to_bytes(4, "big") + self.info[position + 4 :] + frames)
 
 
 def streams(data: bytes, name: str) -> list[Stream]:

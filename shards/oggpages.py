@@ -11,6 +11,9 @@ from shards.tags import skip_tags
 _HEADER_BYTES = 27
 _IS_FIRST = 2
 _UNKNOWN = (1 << 64) - 1
+_CONTINUES = 1
+_OPUS_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
+"""At 48 kHz, by the configuration that a packet begins with."""
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -24,6 +27,9 @@ class _Link:
     """By serial number."""
     next_pages: dict[int, int] = field(default_factory=dict)
     granules: dict[int, int] = field(default_factory=dict)
+    opus_samples: int = 0
+    """In the packets of an Opus stream so far."""
+    opus_before_last_page: int = 0
     has_data: bool = False
 
 
@@ -56,6 +62,9 @@ def read_pages(data: bytes, name: str) -> OggStreams:
             position = following
             continue
         position = _read_page(data, position, links, name)
+    for link in links:
+        if len(link.first_packets) == 1 and _codec(next(iter(link.first_packets.values()))) == "Opus":
+            _check_opus_length(link, name)
     return OggStreams(
         parts=[data[link.start : link.end] for link in links],
         codecs=frozenset(_codec(packet) for link in links for packet in link.first_packets.values()),
@@ -89,9 +98,34 @@ def _read_page(data: bytes, start: int, links: list[_Link], name: str) -> int:
         if granule < link.granules.get(serial, 0):
             raise _damaged(name, start, "time runs backwards from one OGG page to the next")
         link.granules[serial] = granule
+    if link.has_data and number > 1:
+        link.opus_before_last_page = link.opus_samples
+        link.opus_samples += _opus_samples(data[start:end], sizes)
     link.next_pages[serial] = number + 1
     link.end = end
     return end
+
+
+def _opus_samples(page: bytes, sizes: bytes) -> int:
+    """Return the samples of the Opus packets that begin in a page."""
+    position, total, is_beginning = _HEADER_BYTES + len(sizes), 0, not page[5] & _CONTINUES
+    for size in sizes:
+        if is_beginning and size:
+            code = page[position] & 3
+            num_frames = page[position + 1] & 0x3F if code == 3 and size > 1 else 1 if code == 0 else 2
+            total += num_frames * _OPUS_SAMPLES[page[position] >> 3]
+        is_beginning = size < 255
+        position += size
+    return total
+
+
+def _check_opus_length(link: _Link, name: str) -> None:
+    stated = max(link.granules.values(), default=0)
+    if not link.opus_before_last_page < stated <= link.opus_samples:
+        raise AudioError(
+            f"audio must be as long as its header says, but the last OGG page of {name} states {stated} samples and the "
+            f"packets hold {link.opus_samples}; convert it again"
+        )
 
 
 def _damaged(name: str, position: int, what: str) -> AudioError:

@@ -113,7 +113,7 @@ def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | 
     is_flac = file.read(4) == b"fLaC"
     if not is_flac:
         found = find_samples(file, size, str(path))
-        if found is None or found.stated_bytes is None or found.is_mpeg or found.is_scattered:
+        if found is None or found.stated_bytes is None or found.is_mpeg or found.is_foreign:
             return None
         check_length(file, size, found, str(path))
     file.seek(0)

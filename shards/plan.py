@@ -133,11 +133,11 @@ def cut_slots(num_samples: np.ndarray, num_processes: int, max_slot_samples: int
 
 
 def _fill(num_samples: np.ndarray, bound: int) -> list[np.ndarray]:
-    """Return contiguous slots, longest clips first, each as full as `bound` padded samples allow."""
+    """Return contiguous slots, longest clips first, each as full as `bound` padded samples allow, or of one clip."""
     slots = []
     end = len(num_samples)
     while end > 0:
-        start = max(0, end - bound // max(1, int(num_samples[end - 1])))
+        start = max(0, end - max(1, bound // max(1, int(num_samples[end - 1]))))
         slots.append(np.arange(start, end))
         end = start
     return slots
@@ -174,7 +174,8 @@ def evaluation_slots(
     """Yield this rank's slots of one pass in which every utterance stands exactly once.
 
     Every rank gets the same number of slots, the last of them perhaps a dummy. A slot holds clips of one exact padded
-    cost bound; the cut does not depend on the number of processes, so that results are the same on any number.
+    cost bound, a longer clip stands alone (other shards may have some); the cut does not depend on the number of
+    processes, so that results are the same on any number.
     """
     order = np.argsort(num_samples, kind="stable")
     slots = [order[slot] for slot in _fill(num_samples[order], max_slot_samples)]

@@ -92,6 +92,16 @@ class SourceUtterance:
     audio: AudioSource
 
 
+def visible(text: str) -> str:
+    """Return `text` with escapes for all that a terminal would obey or not show.
+
+    A file's name may be no Unicode at all (Latin-1 from an old disk), a cell may hold anything.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 @dataclass(frozen=True)
 class Rejection:
     """Something in a corpus that is not an utterance: a row without audio, audio without a row, an unknown label."""
@@ -104,9 +114,8 @@ class Rejection:
     """A short category to count by, e.g. `unknown label`."""
 
     def __post_init__(self) -> None:
-        # A file's name may be no Unicode at all (Latin-1 from an old disk); what is written down must be.
         for name in ("source", "reason"):
-            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "backslashreplace").decode())
+            object.__setattr__(self, name, visible(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,9 @@ class Note:
     text: str
     is_warning: bool = False
     """Whether something may be wrong, not only decided."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", visible(self.text))
 
 
 @dataclass(frozen=True)

@@ -14,3 +14,5 @@ class Stream:
     """Fewer mean that something is missing; None believes libsndfile."""
     num_samples: int | None = None
     """More are not the stream's own; None takes all that come."""
+    num_most: int | None = None
+    """More mean that the stated number is wrong."""

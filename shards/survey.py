@@ -14,6 +14,7 @@ import numpy as np
 
 from shards.audio import decode_stored, pcm16, pcm_sha256
 from shards.config import RemoteConfig
+from shards.corpora.identities import composed
 from shards.errors import AudioError, ShardError
 from shards.index import INDEX_SCHEMA, Index, duplicate_rows, index_row, label_tables, load_index
 from shards.manifest import (
@@ -214,9 +215,10 @@ def _meta_problem(data: bytes, row: dict[str, Any]) -> str | None:
     try:
         meta = json.loads(data)
         version, *audio = (meta.pop(name) for name in ("schema_version", "num_samples", "pcm_sha256"))
-        found = index_row(Utterance.model_validate(meta))
+        utterance = Utterance.model_validate(meta)
+        found = [index_row(form) for form in (utterance, composed(utterance))]
     except (ValueError, KeyError, AttributeError) as error:
         return f"metadata cannot be read ({type(error).__name__})"
-    expected = {name: value for name, value in row.items() if name in found}
+    expected = {name: value for name, value in row.items() if name in found[0]}
     is_same = version in READABLE_VERSIONS and audio == [row["num_samples"], row["pcm_sha256"].hex()]
-    return None if is_same and found == expected else "metadata differs from the index"
+    return None if is_same and expected in found else "metadata differs from the index"

@@ -1,18 +1,27 @@
-"""What holds for every test: checked types and shapes, reproducible examples, one thread, no network."""
+"""What holds for every test: nothing of the machine is seen, shapes are checked, examples are reproducible."""
 
 from __future__ import annotations
 
-import os
+from hermetic import hide, show, show_cluster
 
-from hypothesis import settings
-from jaxtyping import install_import_hook
+# Before torch or huggingface_hub is imported; the processes that tests start inherit it.
+hide()
 
-# Set before torch or huggingface_hub is imported, and inherited by the processes that tests start.
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Where tensors cross boundaries; elsewhere in shards mypy is enough.
 install_import_hook(["metaser", "shards.batch", "shards.read"], "typechecking.checked")
 
 settings.register_profile("reproducible", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("reproducible")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Show what the chosen tests are about."""
+    marks = {mark.name for item in session.items for mark in item.iter_markers()}
+    if "cluster" in marks:
+        show_cluster()
+    elif "ffmpeg" in marks:
+        show(("ffmpeg", "ffprobe"))

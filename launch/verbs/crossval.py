@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.clusteroptions import with_cluster_options
+
 if TYPE_CHECKING:
     from metaser.eval.crossval import CrossValidation
 
@@ -22,6 +24,7 @@ _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 5.0
 
 
+@with_cluster_options
 def crossval(
     config: Annotated[str, typer.Argument(help="YAML file of the experiment; one split rule has a fold.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changed values, e.g. stages.0.num_steps=9.")] = None,
@@ -31,14 +34,17 @@ def crossval(
     cluster: Annotated[str | None, typer.Option(help="YAML file of the cluster: folds as one job array.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch file of a fold and stop.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Wait for the cluster's jobs.")] = False,
+    changes: tuple[str, ...] = (),
 ) -> None:
     """Train and evaluate every fold, then show one table; the same command runs what is missing."""
     from metaser.config.load import load_experiment
     from metaser.errors import ConfigError
-    from metaser.eval.crossval import plan_folds
+    from metaser.eval.crossval import check_folds, plan_folds
 
     if cluster is None and (dry_run or follow):
         raise ConfigError("--dry-run and --follow belong to --cluster, which is not given")
+    if cluster is None and changes:
+        raise ConfigError(f"options of the cluster belong to --cluster, which is not given, got {', '.join(changes)}")
     if cluster is not None and parallel is not None:
         raise ConfigError(
             f"--parallel is of this machine and must come without --cluster, got {parallel}; "
@@ -47,10 +53,13 @@ def crossval(
     if dry_run and follow:
         raise ConfigError("--dry-run starts nothing, so it must come without --follow")
     plan = plan_folds(load_experiment(config, overrides or []))
+    if plan.missing:
+        for note in check_folds(plan):
+            _say(note)
     if cluster is None:
         _train_here(plan, parallel or 1)
     else:
-        _train_on_cluster(plan, cluster, dry_run=dry_run, follow=follow)
+        _train_on_cluster(plan, cluster, changes, dry_run=dry_run, follow=follow)
 
 
 def _show_table(plan: CrossValidation) -> None:
@@ -181,7 +190,9 @@ def _passing_signals_on(running: dict[int, subprocess.Popen[bytes]]) -> Iterator
 # ---------------------------------------------------------------- on a cluster
 
 
-def _train_on_cluster(plan: CrossValidation, cluster: str, *, dry_run: bool, follow: bool) -> None:
+def _train_on_cluster(
+    plan: CrossValidation, cluster: str, changes: tuple[str, ...], *, dry_run: bool, follow: bool
+) -> None:
     from dataclasses import replace
 
     from launch import submission
@@ -189,7 +200,7 @@ def _train_on_cluster(plan: CrossValidation, cluster: str, *, dry_run: bool, fol
     from metaser.eval.crossval import check_crossval, fold_runs, start_crossval
     from metaser.progress import is_finished
 
-    where = load_cluster(cluster)
+    where = load_cluster(cluster, changes)
     parallel = plan.config.parallel.model_copy(update={"expected_num_processes": where.num_tasks})
     plan = replace(plan, config=plan.config.model_copy(update={"parallel": parallel}))
     executor = submission.slurm_executor(where, plan.root.absolute() / "jobs", f"metaser-{plan.root.name}")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.clusteroptions import with_cluster_options
+
 if TYPE_CHECKING:
     from launch.submission import Submission
     from metaser.rundir import RunDir
@@ -20,6 +22,7 @@ _LOOK_EVERY_S = 2.0
 _ASK_EVERY_S = 10.0
 
 
+@with_cluster_options
 def submit(
     config: Annotated[str, typer.Argument(help="YAML file of the experiment.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changed values, e.g. stages.0.num_steps=9.")] = None,
@@ -27,6 +30,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch file and stop.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Show what the job says until it ends.")] = False,
     local: Annotated[bool, typer.Option("--local", help="As many processes on this machine, without SLURM.")] = False,
+    changes: tuple[str, ...] = (),
 ) -> None:
     """Queue a training on a SLURM cluster; the same command continues a run that was stopped."""
     from launch import submission
@@ -37,7 +41,7 @@ def submit(
 
     if dry_run and (local or follow):
         raise ConfigError(f"--dry-run starts nothing, so it must come without --{'local' if local else 'follow'}")
-    where = load_cluster(cluster)
+    where = load_cluster(cluster, changes)
     expected = f"parallel.expected_num_processes={where.num_tasks}"
     experiment = load_experiment(config, [*(overrides or []), expected])
     run = RunDir(Path(experiment.output_dir))

@@ -121,9 +121,10 @@ class ClassificationTask(Section):
     name: str
     field: str = ""
     """Metadata field; empty means the task's name."""
-    labels: tuple[str, ...] = ()
-    """In the order of the logits. Empty: the built-in inventory of this field, or (`speaker`, `language`, `session`,
-    `extra.*`) the sorted values of the training set."""
+    labels: Literal["all"] | tuple[str, ...] = ()
+    """In the order of the logits, any words. `all`: the sorted values of the training utterances of the stages that
+    weigh the task. Empty: the built-in inventory of this field, or (`speaker`, `language`, `session`, `extra.*`) the
+    sorted values of the training set."""
     merge: dict[str, str] = Field(default_factory=dict)
     """Metadata values that count as one of the labels: `{excitement: happiness}` is IEMOCAP's usual four-class set."""
     class_weights: Literal["balanced"] | tuple[PositiveFloat, ...] | None = None
@@ -139,18 +140,31 @@ class ClassificationTask(Section):
             filled["labels"] = _BUILT_IN_LABELS.get(str(filled["field"]), ())
         return filled
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The labels as far as the experiment says them; empty where the data does."""
+        return () if self.labels == "all" else self.labels
+
+    @property
+    def has_own_labels(self) -> bool:
+        """Whether someone chose these labels, as opposed to the inventory that the field has anyway."""
+        return self.listed not in ((), _BUILT_IN_LABELS.get(self.field))
+
     @model_validator(mode="after")
     def _check(self) -> ClassificationTask:
-        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
-            raise ValueError(f"labels must be at least two different words, got {list(self.labels)}")
-        strange = sorted(set(self.merge.values()) - set(self.labels)) if self.labels else []
+        labels = self.listed
+        if len(set(labels)) != len(labels) or len(labels) == 1:
+            raise ValueError(f"labels must be at least two different words, or `all`, got {list(labels)}")
+        strange = sorted(set(self.merge.values()) - set(labels)) if labels else []
         if strange:
-            raise ValueError(f"merge must lead to labels, which are {list(self.labels)}, but leads to {strange}")
-        both = sorted(set(self.merge) & {*self.labels, *self.merge.values()})
+            raise ValueError(f"merge must lead to labels, which are {list(labels)}, but leads to {strange}")
+        both = sorted(set(self.merge) & {*labels, *self.merge.values()})
         if both:
             raise ValueError(f"merge must rename values that are no labels, but {both} are; remove them from one place")
-        if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(self.labels):
-            raise ValueError(f"class_weights has {len(self.class_weights)} values for {len(self.labels)} labels")
+        if isinstance(self.class_weights, tuple) and not labels:
+            raise ValueError("class_weights as a list follows the order of labels, which must be a list, too")
+        if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(labels):
+            raise ValueError(f"class_weights has {len(self.class_weights)} values for {len(labels)} labels")
         return self
 
 
@@ -252,7 +266,9 @@ class ParallelConfig(Section):
     `auto`: `single`, or `ddp` when a launcher started several."""
     offload: Literal["none", "cpu"] = "none"
     """`cpu` keeps the optimizer in the computer's memory (`zero2`, `zero3`), and the weights too (`zero3`)."""
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """What the model computes in; weights, gradients and the optimizer stay in float32. `fp16`, for GPUs without bf16
+    (V100, T4), scales the loss."""
     activation_checkpointing: bool = False
     """Compute the encoder layers' activations again in the backward pass instead of keeping them."""
     compile_layers: bool = False
@@ -288,6 +304,9 @@ class ExperimentConfig(Section):
 
     output_dir: str
     seed: int = Field(default=0, ge=0)
+    init_from: str | None = None
+    """A run's folder or an exported model whose weights the first stage starts from; the encoder must be the same, and
+    what else does not fit starts fresh."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     tasks: tuple[TaskConfig, ...]

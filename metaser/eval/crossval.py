@@ -6,13 +6,13 @@ The folds lie in `NAME/fold0`, `NAME/fold1`, ...; the report over them in `NAME/
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import re
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,16 +20,19 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from metaser.config.load import dump_experiment, parse_experiment
-from metaser.config.schema import ExperimentConfig, RegressionTask
+from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError, RunError
 from metaser.eval.claims import FoldClaims, pooled_claims
+from metaser.eval.coverage import LeftOut, add_left_out, check_labels
 from metaser.eval.figures import confusion_figure
-from metaser.eval.metrics import HEADLINE_METRICS, TaskResult, UtteranceResult
+from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
+from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, write_report
 from metaser.progress import is_finished
 from metaser.rundir import RunDir, lock_holder, read_json, reading
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
+from shards.errors import InputError
 from shards.index import load_index
 from shards.splits import assign_splits
 
@@ -103,6 +106,45 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
         allow_recording_overlap=config.data.allow_recording_overlap,
     )
     return plan
+
+
+def check_folds(plan: CrossValidation) -> list[str]:
+    """Do for every fold the checks that its training would begin with; return what a user should know before.
+
+    Raises:
+        ConfigError: if a fold cannot be trained, naming all such folds and why.
+    """
+    from metaser.train.stage import experiment_specs, stage_data
+
+    index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
+    folds_of: dict[str, list[int]] = defaultdict(list)
+    failing: dict[str, list[int]] = defaultdict(list)
+    for fold in range(len(plan.groups)):
+        config = plan.experiment(fold)
+        try:
+            splits = assign_splits(index, config.data.splits, allow_speaker_overlap=config.data.allow_speaker_overlap)
+            specs = experiment_specs(config, index, splits)
+            for stage in config.stages:
+                stage_data(stage, specs, index, splits)
+            for note in check_labels(config, specs, index, splits):
+                folds_of[note].append(fold)
+        except InputError as error:
+            failing[str(error)].append(fold)
+    if failing:
+        num_failing = sum(map(len, failing.values()))
+        reasons = "; ".join(f"{_name_folds(plan, folds)}: {reason}" for reason, folds in failing.items())
+        raise ConfigError(
+            f"every fold must be able to train before the first starts, but {num_failing} of {len(plan.groups)} are "
+            f"not: {reasons}"
+        )
+    return [f"{_name_folds(plan, folds)}: {note}" for note, folds in folds_of.items()]
+
+
+def _name_folds(plan: CrossValidation, folds: Sequence[int]) -> str:
+    if len(folds) == len(plan.groups):
+        return "every fold"
+    names = ", ".join(f"{fold} ({plan.groups[fold]})" for fold in folds)
+    return f"fold {names}" if len(folds) == 1 else f"folds {names}"
 
 
 def check_crossval(plan: CrossValidation, *, is_queued: bool = False) -> None:
@@ -202,6 +244,7 @@ class FoldReport:
 
     tasks: dict[str, dict[str, Any]]
     protocol: FoldClaims
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
 
 
 _validate_report = TypeAdapter(FoldReport).validate_json
@@ -224,10 +267,10 @@ def read_fold_report(run: RunDir) -> FoldReport:
 
 
 def write_crossval(plan: CrossValidation) -> dict[str, Any]:
-    """Pool the folds' predictions of the main task, write `NAME/report/`, and return what its report.json holds.
+    """Pool the folds' predictions of all tasks, write `NAME/report/`, and return what its report.json holds.
 
     To the keys of a run's report come `folds` (per fold its group and metrics), `mean` and `std` (sample standard
-    deviation) of the metrics over the folds.
+    deviation) of the metrics over the folds; these three are of the main task.
 
     Raises:
         RunError: if a fold is missing.
@@ -239,9 +282,10 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         )
     config = plan.config
     reports = [read_fold_report(plan.run(fold)) for fold in range(len(plan.groups))]
-    spec, results = _pool(plan)
+    specs, results = _pool(plan)
+    spec = next(spec for spec in specs if spec.name == config.main_task)
     pooled = build_report(
-        [spec],
+        specs,
         config.main_task,
         results,
         split="test",
@@ -250,6 +294,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
             **pooled_claims([report.protocol for report in reports], config.main_task),
         },
         run={"folder": plan.root.name, "seed": config.seed},
+        left_out=add_left_out([report.left_out for report in reports]),
     )
     metrics = HEADLINE_METRICS[spec.kind]
     folds: list[dict[str, Any]] = [
@@ -268,51 +313,45 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         # Folds that end together, maybe on two nodes, both write.
         fcntl.flock(lock, fcntl.LOCK_EX)
         folder = plan.root / "report"
-        write_report(folder, pooled, results, [spec])
-        if spec.kind == "classification":
+        write_report(folder, pooled, results, specs)
+        if "confusion" in pooled["tasks"].get(spec.name, {}):
             title = f"{spec.name}, {len(folds)} folds"
             confusion_figure(spec.labels, pooled["tasks"][spec.name]["confusion"], folder / "confusion.png", title)
     return pooled
 
 
-def _pool(plan: CrossValidation) -> tuple[TaskSpec, list[UtteranceResult]]:
-    task = next(task for task in plan.config.tasks if task.name == plan.config.main_task)
-    fields = task.fields if isinstance(task, RegressionTask) else (task.field,)
-    labels: tuple[str, ...] = ()
-    results: list[UtteranceResult] = []
-    for fold in range(len(plan.groups)):
-        path = plan.run(fold).report / "predictions.csv"
-        prefix = f"{task.name}.probability."
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                here = tuple(name.removeprefix(prefix) for name in reader.fieldnames or () if name.startswith(prefix))
-                found = [_result(row, task.name, task.kind, fields) for row in reader]
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise RunError(f"{path} is damaged: {error!r}; evaluate the fold again with `metaser evaluate`") from error
-        if labels not in ((), here):
-            raise RunError(f"all folds must tell apart the same labels, but fold {fold} has {here} and others {labels}")
-        labels = here
-        results += found
-    return TaskSpec(name=task.name, kind=task.kind, fields=fields, labels=labels or fields), results
+def _pool(plan: CrossValidation) -> tuple[list[TaskSpec], list[UtteranceResult]]:
+    """Return the tasks with the labels of all folds, and every fold's utterances.
+
+    Folds may know different labels where these come from training (speakers): a class that a fold's model does not
+    have, it gives the probability 0.
+    """
+    parts = [
+        read_predictions(plan.run(fold).report / "predictions.csv", plan.config.tasks)
+        for fold in range(len(plan.groups))
+    ]
+    pooled: dict[str, TaskSpec] = {}
+    for specs, _ in parts:
+        for spec in specs:
+            pooled[spec.name] = _joined(pooled.get(spec.name, spec), spec)
+    if plan.config.main_task not in pooled:
+        raise RunError(f"some fold must have answers of task {plan.config.main_task!r}, but none of {len(parts)} has")
+    results = [_with_labels(result, specs, pooled) for specs, found in parts for result in found]
+    return [pooled[task.name] for task in plan.config.tasks if task.name in pooled], results
 
 
-def _result(row: dict[str, str], task: str, kind: str, fields: Sequence[str]) -> UtteranceResult:
-    columns = [f"{task}.{field}" for field in fields] if kind == "regression" else [task]
-    references = [row[f"{column}.reference"] or None for column in columns]
-    predictions = [row[f"{column}.prediction"] for column in columns]
-    answer: TaskResult
-    if kind == "regression":
-        numbers = tuple(None if value is None else float(value) for value in references)
-        answer = TaskResult(numbers, tuple(float(value or "nan") for value in predictions), None, None)
-    else:
-        answer = TaskResult(references[0], predictions[0], None, None)
-    return UtteranceResult(
-        key=row["key"],
-        corpus=row["corpus"],
-        speaker=row["speaker"] or None,
-        groups={},
-        duration_s=0.0,
-        # Where nothing is predicted, the stage's filter kept the utterance from this task.
-        tasks={task: answer} if any(predictions) or kind == "ctc" else {},
-    )
+def _joined(one: TaskSpec, other: TaskSpec) -> TaskSpec:
+    if one.labels == other.labels:
+        return one
+    return one.model_copy(update={"labels": tuple(sorted({*one.labels, *other.labels}))})
+
+
+def _with_labels(result: UtteranceResult, specs: Sequence[TaskSpec], pooled: Mapping[str, TaskSpec]) -> UtteranceResult:
+    changed = {}
+    for spec in specs:
+        task = result.tasks.get(spec.name)
+        if task is not None and task.probabilities is not None and spec.labels != pooled[spec.name].labels:
+            share_of = dict(zip(spec.labels, task.probabilities, strict=True))
+            shares = tuple(share_of.get(label, 0.0) for label in pooled[spec.name].labels)
+            changed[spec.name] = replace(task, probabilities=shares)
+    return replace(result, tasks=result.tasks | changed) if changed else result

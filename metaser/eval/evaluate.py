@@ -22,7 +22,8 @@ from shards.plan import evaluation_slots
 from shards.read import read_slots
 from shards.schema import RATE_HZ
 
-GROUP_FIELDS = ("gender", "age_group", "language", "corpus")
+GROUP_FIELDS = ("gender", "age_group", "language", "corpus", "extra.split_set")
+"""Results are compared by these; `extra.split_set` tells MSP-Podcast's several test sets apart."""
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 Forward = Callable[[Batch], MetaSEROutput]
@@ -89,7 +90,11 @@ def utterance_results(
         for spec in specs
         if spec.name in output.logits
     }
-    groups = {field: part.values(field) for field in GROUP_FIELDS}
+    groups = {
+        field.removeprefix("extra."): [None if value is None else str(value) for value in part.values(field)]
+        for field in GROUP_FIELDS
+        if field in index.fields
+    }
     durations_s = part.duration_s
     for row, (key, corpus, speaker) in enumerate(
         zip(part.values("key"), part.values("corpus"), part.values("speaker"), strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from metaser.errors import ConfigError, TrainingError
+from metaser.eval.text import lacks_word_boundaries, score_text, score_words
 from metaser.tasks import TaskSpec, fold_text, loss_denominator
 
 HEADLINE_METRICS: dict[str, tuple[str, ...]] = {
@@ -74,7 +75,9 @@ def task_metrics(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str
     - classification: `wa` (accuracy), `ua` and `macro_f1` (means over `classes`, the labels that occur in the
       reference), `recall` of each of these, and `confusion`, whose rows (reference) and columns (prediction) are
       all `labels`.
-    - ctc: `wer` and `cer` of folded text, errors of the whole set over its length; an empty transcript is no label.
+    - ctc: `wer` and `cer` of normalised text (`metaser.eval.text`), errors of the whole set over its length; an empty
+      transcript is no label. `num_empty_references` counts those of which nothing is left, which both leave out (None
+      with `wer_reason` if that is all), and `num_without_word_boundaries` those in which WER counts characters.
     - regression: `ccc_by_field` (Lin's concordance correlation), `ccc` (their mean), `mse` over all present numbers.
       The coefficient of a field whose reference never varies is None, and `ccc_reason` says so.
 
@@ -249,11 +252,19 @@ def _classification(spec: TaskSpec, pairs: Sequence[TaskResult]) -> dict[str, An
 def _ctc(spec: TaskSpec, pairs: Sequence[TaskResult]) -> dict[str, Any]:
     import jiwer
 
-    references = [fold_text(str(task.reference)) for task in pairs]
-    predictions = [fold_text(str(task.prediction)) for task in pairs]
+    texts = [(str(task.reference), str(task.prediction)) for task in pairs]
+    judged = [(true, said) for true, said in texts if score_text(true)]
+    counts = {
+        "num_empty_references": len(texts) - len(judged),
+        "num_without_word_boundaries": sum(lacks_word_boundaries(true) for true, _ in judged),
+    }
+    if not judged:
+        return {"wer": None, "cer": None, "wer_reason": "no transcript has more than punctuation", **counts}
+    words, characters = ([(form(true), form(said)) for true, said in judged] for form in (score_words, score_text))
     return {
-        "wer": float(jiwer.wer(references, predictions)),
-        "cer": float(jiwer.cer(references, predictions)),
+        "wer": float(jiwer.wer(*map(list, zip(*words, strict=True)))),
+        "cer": float(jiwer.cer(*map(list, zip(*characters, strict=True)))),
+        **counts,
     }
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
 from metaser.eval.claims import describe_rules, kinship_facts, kinship_notes, refuse_kinship
+from metaser.eval.coverage import all_left_out
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
@@ -26,7 +26,7 @@ from metaser.rundir import RunDir, writing
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
-from metaser.train.engine import Processes
+from metaser.train.engine import Processes, autocast
 from metaser.train.stage import passes_filter, select_utterances
 from shards.batch import Batch
 from shards.config import SplitRule, StoredSplit
@@ -119,16 +119,17 @@ def _judge(
     chosen = choice.index.take(choice.rows)
     by_stage = [select_utterances(stage, specs, chosen) for stage in config.stages]
     part = chosen.take(np.unique(np.concatenate(by_stage)))
+    left_out = all_left_out(config, specs, chosen)
     if not len(part):
-        log.warning("no %s utterances to evaluate on", choice.split)
+        notes = "".join(f"; {some.describe(name)}" for name, some in left_out.items() if some.num_left_out)
+        log.warning("no %s utterances to evaluate on%s", choice.split, notes)
         return None
     protocol = _protocol(config, specs, choice, part, made_from(specs), accept=accept)
     protocol |= _used(config, specs, choice, chosen, by_stage)
     model.to(processes.device)  # type: ignore[arg-type]
-    use_bf16 = config.parallel.precision == "bf16"
 
     def forward(batch: Batch) -> MetaSEROutput:
-        with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+        with autocast(processes.device, config.parallel.precision):
             output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
         return output
 
@@ -142,6 +143,7 @@ def _judge(
         split=choice.split,
         protocol=protocol,
         run={"folder": run.root.name, "seed": config.seed},
+        left_out=left_out,
     )
 
     def write() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from metaser.errors import TrainingError
+from metaser.eval.coverage import LeftOut
 from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult, task_metrics, ua_interval_95
+from metaser.eval.predictions import predictions_csv
+from metaser.eval.text import TEXT_NORMALISATION
 from metaser.tasks import TaskSpec
 
 UNKNOWN_GROUP = "(unknown)"
@@ -47,13 +48,15 @@ def build_report(
     split: str,
     protocol: dict[str, Any],
     run: dict[str, Any],
+    left_out: Mapping[str, LeftOut] | None = None,
 ) -> dict[str, Any]:
     """Return everything `report.json` holds.
 
     Keys: `split`, `num_utterances`, `main_task`, `tasks` (per task its metrics, for classification also
     `ua_interval_95` and, where that is None, `ua_interval_reason`; tasks that no utterance has a label for are left
     out), `groups` (per group field and value, the number of utterances with the main task's label and its headline
-    metrics), `protocol` and `run`.
+    metrics), `left_out` (per classification task the utterances whose word is none of its labels), `protocol` (with
+    `text_normalisation` where transcripts are judged) and `run`.
 
     Args:
         specs: the model's tasks.
@@ -63,6 +66,7 @@ def build_report(
         protocol: how the split was made; `speaker_overlap` says whether its speakers made the model (None: unknown),
             `used` and `notes` (sentences) are shown with the numbers.
         run: what was evaluated.
+        left_out: what each classification task's labels leave out of the split.
 
     Raises:
         TrainingError: if an utterance occurs twice or there is none.
@@ -92,9 +96,15 @@ def build_report(
         "main_task": main_task,
         "tasks": tasks,
         "groups": _group_tables(main_spec, results),
-        "protocol": protocol,
+        "left_out": {name: part.model_dump() for name, part in (left_out or {}).items()},
+        "protocol": protocol | _text_protocol(specs, tasks),
         "run": run,
     }
+
+
+def _text_protocol(specs: Sequence[TaskSpec], tasks: Mapping[str, Any]) -> dict[str, str]:
+    judged = [spec.name for spec in specs if spec.kind == "ctc" and spec.name in tasks]
+    return {"text_normalisation": TEXT_NORMALISATION} if judged else {}
 
 
 def write_report(
@@ -114,7 +124,7 @@ def write_report(
     text = json.dumps(report, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     _write_whole(folder / "report.json", text + "\n")
     _write_whole(folder / "report.md", _markdown(report))
-    _write_whole(folder / "predictions.csv", _predictions_csv(results, specs))
+    _write_whole(folder / "predictions.csv", predictions_csv(results, specs))
 
 
 def render_table(report: Mapping[str, Any], main_task: str, console: Console) -> None:
@@ -126,7 +136,7 @@ def render_table(report: Mapping[str, Any], main_task: str, console: Console) ->
     for row in rows:
         table.add_row(*map(escape, row), style="bold" if row[0] == main_task else None)
     console.print(table)
-    for line in (*_protocol_notes(report), *_interval_notes(report, main_task)):
+    for line in _notes(report, main_task):
         console.print(escape(line), highlight=False, soft_wrap=True)
 
     recall_rows = _recall_rows(report, main_task)
@@ -177,14 +187,17 @@ def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[st
         if set(members) == {UNKNOWN_GROUP}:
             continue
         measured = {value: task_metrics(spec, members[value]) for value in sorted(members)}
-        table = {
-            value: {name: metrics[name] for name in ("num_utterances", *HEADLINE_METRICS[spec.kind])}
-            for value, metrics in measured.items()
-            if metrics is not None
-        }
-        if table:
-            tables[field] = table
+        if any(measured.values()):
+            tables[field] = {value: _group_row(spec, metrics) for value, metrics in measured.items()}
     return tables
+
+
+def _group_row(spec: TaskSpec, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    names = HEADLINE_METRICS[spec.kind]
+    # A group without the label (MSP-Podcast's Test3) is said to have none.
+    if metrics is None:
+        return {"num_utterances": 0, **dict.fromkeys(names)}
+    return {name: metrics[name] for name in ("num_utterances", *names)}
 
 
 def _headline(report: Mapping[str, Any]) -> str:
@@ -224,9 +237,32 @@ def _recall_rows(report: Mapping[str, Any], main_task: str) -> list[list[str]]:
     return [[label, str(num_of[label]), _number(metrics["recall"][label])] for label in metrics.get("classes", ())]
 
 
-def _interval_notes(report: Mapping[str, Any], main_task: str) -> list[str]:
-    reason = report["tasks"].get(main_task, {}).get("ua_interval_reason")
-    return [f"no interval for {main_task}: {reason}"] if reason else []
+def _notes(report: Mapping[str, Any], main_task: str) -> list[str]:
+    """Return what a reader of the numbers must know; sentences without their full stops."""
+    main = report["tasks"].get(main_task, {})
+    notes = _protocol_notes(report)
+    absent = [label for label in main.get("labels", ()) if label not in main["classes"]]
+    if absent:
+        notes.append(
+            f"{main_task}: no utterance is {', '.join(absent)}; UA and macro-F1 are means over "
+            f"{', '.join(main['classes'])}"
+        )
+    if "ua_interval_reason" in main:
+        notes.append(f"no interval for {main_task}: {main['ua_interval_reason']}")
+    parts = {name: LeftOut.model_validate(part) for name, part in report.get("left_out", {}).items()}
+    notes += [part.describe(name) for name, part in parts.items() if part.num_left_out]
+    for name, metrics in sorted(report["tasks"].items()):
+        if metrics.get("num_empty_references"):
+            notes.append(
+                f"{name}: {metrics['num_empty_references']} of {metrics['num_utterances']} transcripts are "
+                "punctuation alone, so WER and CER leave them out"
+            )
+        if metrics.get("num_without_word_boundaries"):
+            notes.append(
+                f"{name}: {metrics['num_without_word_boundaries']} of {metrics['num_utterances']} transcripts are in a "
+                "script that sets no blanks between words; there WER counts characters"
+            )
+    return notes
 
 
 def _number(value: float | None) -> str:
@@ -236,8 +272,8 @@ def _number(value: float | None) -> str:
 def _markdown(report: Mapping[str, Any]) -> str:
     main_task = report["main_task"]
     lines = ["# Evaluation", "", f"{_headline(report)}.", "", *_markdown_table(*_task_rows(report, main_task))]
-    for note in (*_protocol_notes(report), *_interval_notes(report, main_task)):
-        lines += ["", f"{note[0].upper()}{note[1:]}."]
+    for note in _notes(report, main_task):
+        lines += ["", f"{note}."]
     if "folds" in report:
         lines += ["", "## Folds", "", *_markdown_table(*_fold_rows(report))]
     recall_rows = _recall_rows(report, main_task)
@@ -272,39 +308,6 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return ["| " + " | ".join(cells) + " |" for cells in (escaped[0], rule, *escaped[1:])]
-
-
-def _predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]) -> str:
-    header = ["key", "corpus", "speaker"]
-    answered = [spec for spec in specs if any(spec.name in result.tasks for result in results)]
-    for spec in answered:
-        parts = [f".{field}" for field in spec.fields] if spec.kind == "regression" else [""]
-        header += [f"{spec.name}{part}.{side}" for part in parts for side in ("reference", "prediction")]
-        if spec.kind == "classification":
-            header += [f"{spec.name}.probability.{label}" for label in spec.labels]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for result in sorted(results, key=lambda result: result.key):
-        row: list[str | None] = [result.key, result.corpus, result.speaker]
-        for spec in answered:
-            row += _csv_cells(spec, result)
-        writer.writerow(row)
-    return text.getvalue()
-
-
-def _csv_cells(spec: TaskSpec, result: UtteranceResult) -> list[str | None]:
-    task = result.tasks.get(spec.name)
-    if task is None:
-        num_sides = 2 * len(spec.fields) if spec.kind == "regression" else 2
-        return [None] * (num_sides + (len(spec.labels) if spec.kind == "classification" else 0))
-    if spec.kind == "regression":
-        references = task.reference or (None,) * len(spec.fields)
-        pairs = zip(references, task.prediction, strict=True)
-        return [None if value is None else f"{value:.6g}" for pair in pairs for value in pair]
-    shares = [f"{share:.6g}" for share in task.probabilities or ()]
-    reference = None if task.reference is None else str(task.reference)
-    return [reference, str(task.prediction), *shares]
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -10,18 +10,14 @@ Legend: B utterances, T samples, L frames (20 ms), D hidden, F maskable features
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
@@ -31,16 +27,16 @@ from transformers import initialization as init
 from metaser.config.schema import EncoderConfig, LogMelEncoderConfig
 from metaser.errors import ModelError
 from metaser.model.attention import AttentionMask, attend, relative_position_bias
+from metaser.model.checkpoints import open_checkpoint, read_weights
 from metaser.model.logmel import HOP_SAMPLES, WINDOW_SAMPLES, PreNormLayer, Subsampling, log_mel
 
-_LOG = logging.getLogger(__name__)
-
-_FAMILIES: dict[str, Any] = {
+FAMILIES: dict[str, Any] = {
     "wav2vec2": Wav2Vec2Model,
     "hubert": HubertModel,
     "wavlm": WavLMModel,
     "data2vec-audio": Data2VecAudioModel,
 }
+"""transformers' models by the `model_type` in config.json."""
 
 LayerMix = Callable[[int, Sequence[Tensor], Tensor], Tensor]
 """`mix(l, [g_0 .. g_{l-1}], Layer_l(g_{l-1}))` gives `g_l`, for l = 1 .. N."""
@@ -223,7 +219,7 @@ class HuggingFaceEncoder(SpeechEncoder):
             windows=list(zip(config.conv_kernel, config.conv_stride, strict=True)),
         )
         config.add_adapter = False
-        model = _FAMILIES[config.model_type](config)
+        model = FAMILIES[config.model_type](config)
         self.feature_extractor = model.feature_extractor
         self.feature_projection = model.feature_projection
         self.encoder = model.encoder
@@ -375,12 +371,20 @@ class LogMelEncoder(SpeechEncoder):
         if masks is not None:
             time_BM = masks.time_BL.repeat_interleave(2, dim=1)[:, : mel_BMF.shape[1]]
             seen_BMF = seen_BMF & ~time_BM[:, :, None] & ~masks.feature_BD[:, None, :]
-        frames_BLD: Tensor = self.subsampling(mel_BMF * seen_BMF, real_BM, real_BL)
+        # Frames that masks hide entirely are constant: through each of two norms their gradients grow by 1 / sqrt(eps).
+        with _without_float16(wave_BT.device):
+            frames_BLD: Tensor = self.subsampling(mel_BMF * seen_BMF, real_BM, real_BL)
         return frames_BLD
 
     def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:
         output_BLD: Tensor = layer(frames_BLD, mask)
         return output_BLD
+
+
+def _without_float16(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that leaves autocast as it is, unless that is to float16: its range is too small."""
+    computes_in_float16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.half
+    return torch.autocast(device.type, enabled=False) if computes_in_float16 else nullcontext()
 
 
 # ---------------------------------------------------------------- building and loading
@@ -394,7 +398,7 @@ def build_encoder(architecture: dict[str, Any]) -> SpeechEncoder:
     else:
         config = architecture["config"]
         encoder = HuggingFaceEncoder(
-            _FAMILIES[config["model_type"]].config_class.from_dict(config),
+            FAMILIES[config["model_type"]].config_class.from_dict(config),
             do_normalize=architecture["do_normalize"],
             freeze_feature_encoder=architecture["freeze_feature_encoder"],
         )
@@ -405,39 +409,31 @@ def build_encoder(architecture: dict[str, Any]) -> SpeechEncoder:
 def load_encoder(config: EncoderConfig) -> SpeechEncoder:
     """Return the encoder that a configuration asks for: fresh for `logmel`, else with the checkpoint's weights.
 
-    Whether clips are normalised is the checkpoint's `do_normalize`. Without `preprocessor_config.json` they are, as
-    in transformers; for models whose CNN has group norm this makes no difference beyond rounding.
+    Whether clips are normalised is the checkpoint's `do_normalize`. Where no file tells they are, as in transformers;
+    for models whose CNN has group norm this makes no difference beyond rounding.
 
     Raises:
-        ModelError: The checkpoint does not exist, has no weights, lacks some, or is of another kind of model.
+        ModelError: The checkpoint does not exist, is damaged, lacks weights, or is of another kind of model.
     """
     if isinstance(config, LogMelEncoderConfig):
         return build_encoder(config.model_dump())
-    folder = _checkpoint_folder(config.name, config.revision)
-    settings = json.loads((folder / "config.json").read_text())
-    model_type = settings.get("model_type")
-    if model_type not in _FAMILIES:
-        raise ModelError(
-            f"model.encoder.name must be a model of type {', '.join(_FAMILIES)}, got {config.name!r} of type "
-            f"{model_type!r}; choose another checkpoint"
-        )
+    checkpoint = open_checkpoint(config.name, config.revision, FAMILIES)
+    settings = dict(checkpoint.config)
     if config.dropout is not None:
         for part in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"):
             settings[part] = config.dropout
-    preprocessing = folder / "preprocessor_config.json"
-    do_normalize = not preprocessing.is_file() or json.loads(preprocessing.read_text()).get("do_normalize", True)
     # On the meta device no time goes into random weights.
     with torch.device("meta"):
         encoder = build_encoder(
             {
                 "kind": "huggingface",
                 "config": settings,
-                "do_normalize": do_normalize,
+                "do_normalize": checkpoint.do_normalize,
                 "freeze_feature_encoder": config.freeze_feature_encoder,
             }
         )
-    prefix = f"{_FAMILIES[model_type].base_model_prefix}."
-    _load_weights(encoder, _read_weights(folder, prefix), config.name)
+    prefix = f"{FAMILIES[settings['model_type']].base_model_prefix}."
+    encoder.load_state_dict(read_weights(checkpoint, encoder.state_dict(), prefix), assign=True)
     return encoder
 
 
@@ -470,80 +466,6 @@ def init_encoder_weights(module: nn.Module) -> None:
         init.zeros_(held.num_batches_tracked)
     if isinstance(getattr(module, "bias", None), Tensor):
         init.zeros_(held.bias)
-
-
-def _checkpoint_folder(name: str, revision: str | None) -> Path:
-    """Return the folder with the checkpoint's files, fetched from the hub unless it is one already."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        wanted = ["config.json", "preprocessor_config.json"]
-        try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, "model*.safetensors"]))
-            if not list(folder.glob("model*.safetensors")):
-                wanted.append("pytorch_model*.bin")
-                folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-        except (OSError, HFValidationError) as error:
-            raise ModelError(
-                f"model.encoder.name must be an encoder folder or a model on the hub, got {name!r}, which is no "
-                f"folder here and could not be fetched ({type(error).__name__}); correct it"
-            ) from error
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"an encoder folder must hold config.json, got {name!r} without; point to a checkpoint")
-    if not _weight_files(folder):
-        raise ModelError(
-            f"an encoder folder must hold weights (model.safetensors or pytorch_model.bin), got {name!r}, an "
-            "encoder folder without weights; point to a complete checkpoint"
-        )
-    return folder
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files of the checkpoint's weights, one or several parts, safetensors preferred."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def _read_weights(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the checkpoint's tensors in float32 under the names of the bare encoder."""
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        if file.suffix == ".safetensors":
-            tensors = load_file(file)
-        else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
-        for name, tensor in tensors.items():
-            name = name.removeprefix(prefix)
-            if name.endswith((".weight_g", ".weight_v")):
-                name = name.replace(".weight_g", ".parametrizations.weight.original0")
-                name = name.replace(".weight_v", ".parametrizations.weight.original1")
-            # A copy, because the file is mapped into memory and may be replaced.
-            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-            weights[name] = tensor.to(kind, copy=True)
-    return weights
-
-
-def _load_weights(encoder: SpeechEncoder, weights: dict[str, Tensor], name: str) -> None:
-    """Fill an encoder on the meta device; report what the checkpoint lacks and what it has besides."""
-    expected = encoder.state_dict()
-    missing = [key for key in expected if key not in weights]
-    unexpected = sorted(set(weights) - set(expected))
-    if unexpected:
-        _LOG.info("%s: %d tensors outside the encoder are ignored: %s", name, len(unexpected), unexpected)
-    if "masked_spec_embed" in missing:
-        _LOG.warning("%s: the checkpoint lacks masked_spec_embed; time masks hide frames by zeros", name)
-        weights["masked_spec_embed"] = torch.zeros(encoder.width)
-        missing.remove("masked_spec_embed")
-    if missing:
-        raise ModelError(
-            f"an encoder checkpoint must hold every weight of the encoder, got {name!r} without {missing[0]} "
-            f"({len(missing)} of {len(expected)} are missing); point to a complete checkpoint"
-        )
-    for key, tensor in expected.items():
-        if weights[key].shape != tensor.shape:
-            raise ModelError(
-                f"{key} must have the shape {tuple(tensor.shape)} that config.json implies, got "
-                f"{tuple(weights[key].shape)} in {name!r}; point to a checkpoint whose files belong together"
-            )
-    encoder.load_state_dict({key: weights[key] for key in expected}, assign=True)
 
 
 # ---------------------------------------------------------------- arithmetic over true samples and frames

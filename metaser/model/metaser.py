@@ -73,6 +73,8 @@ class MetaSERConfig(PreTrainedConfig):
     """What config.json holds: enough to build the model without its encoder's checkpoint."""
 
     model_type = "metaser"
+    # Until 5.17 at least, transformers compares what it saves with a configuration built without arguments.
+    has_no_defaults_at_init = True
 
     def __init__(
         self,

@@ -39,6 +39,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a model with float32 weights computes in `precision`."""
+    return torch.autocast(device.type, dtype=_AUTOCAST.get(precision), enabled=precision in _AUTOCAST)
+
+
 def choose_strategy(parallel: ParallelConfig, num_processes: int) -> Strategy:
     """Return the strategy that `auto` stands for on so many processes, or the one that is named.
 
@@ -101,6 +109,11 @@ class Processes:
                 f"{self.accelerator.num_processes}; start with `accelerate launch --multi_gpu` or torchrun"
             )
         self.device: torch.device = self.accelerator.device
+        if use_cuda and parallel.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            log.warning(
+                "%s computes bf16 slowly, because it has no units for it; set parallel.precision to fp16",
+                torch.cuda.get_device_name(self.device),
+            )
         # Flags and results travel beside the gradients, on the CPU.
         self._group: dist.ProcessGroup | None = None
         if info.num_processes > 1:
@@ -255,7 +268,9 @@ class Engine:
         self.trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.shapes = {name: value.shape for name, value in model.named_parameters()}
         self._max_grad_norm = max_grad_norm
-        self._autocast = precision == "bf16"
+        self._precision = precision
+        self.loss_scale = 1.0
+        """What the next step's loss is multiplied by, and its gradients divided by before they are clipped."""
         self._ema_decay = ema_decay
         self.clock = StepClock(processes.device)
         self._wrapped = self._wrap()
@@ -269,11 +284,15 @@ class Engine:
         return wrapped
 
     def forward(self, batch: Batch, masks: FrameMasks | None, tasks: tuple[str, ...] | None = None) -> MetaSEROutput:
-        """Run the model on a batch that lies on the device; bf16 is autocast over float32 parameters."""
-        autocast = torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=self._autocast)
-        with self.clock.part("forward"), autocast:
+        """Run the model on a batch that lies on the device; bf16 and fp16 are autocast over float32 parameters."""
+        with self.clock.part("forward"), autocast(self.processes.device, self._precision):
             output: MetaSEROutput = self._wrapped(batch.wave_BT, batch.num_samples_B, masks=masks, tasks=tasks)
         return output
+
+    @property
+    def needs_loss_scale(self) -> bool:
+        """Whether small gradients would vanish without one."""
+        return self._precision == "fp16"
 
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
@@ -302,9 +321,10 @@ class Engine:
             return self._step()
 
     def _backward(self, loss: Tensor) -> None:
-        self.processes.accelerator.backward(loss)
+        self.processes.accelerator.backward(loss * self.loss_scale)
 
     def _step(self) -> float:
+        self._unscale()
         norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), self._max_grad_norm))
         if math.isfinite(norm):
             self.optimizer.step()
@@ -312,13 +332,22 @@ class Engine:
         self.discard_gradients()
         return norm
 
+    def _unscale(self) -> None:
+        if self.loss_scale == 1.0:
+            return
+        for parameter in self.trainable.values():
+            if parameter.grad is not None:
+                parameter.grad.div_(self.loss_scale)
+
     def discard_gradients(self) -> None:
         """Clear the gradients without an update."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the whole gradient by parameter name, between the last backward and `step`; all call this."""
-        return {name: cast(Tensor, value.grad).detach().cpu() for name, value in self.trainable.items()}
+        return {
+            name: cast(Tensor, value.grad).detach().cpu() / self.loss_scale for name, value in self.trainable.items()
+        }
 
     def model_state(self) -> dict[str, Tensor]:
         """Return the full float32 weights, on the main process only; every process must call this."""

@@ -18,7 +18,7 @@ from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest, reason_flags, strongest_reason
-from metaser.train.timing import StepProfiler
+from metaser.train.timing import CpuWait, StepProfiler
 from shards.batch import Batch
 from shards.index import Index
 from shards.read import read_slots
@@ -40,6 +40,7 @@ class StageLoop:
     """Called on every process after a checkpoint with a new best dev value is complete."""
     profiler: StepProfiler | None = None
     key_log: KeyLog | None = None
+    cpu_wait: CpuWait = field(default_factory=CpuWait)
     _saved_step: int = field(default=-1, init=False)
 
     def run(self) -> bool:
@@ -106,6 +107,9 @@ class StageLoop:
         self.write_metrics(line)
         if self.key_log is not None:
             self.key_log.write(state.stage, step, runner.keys_of(mine))
+        crowded = self.cpu_wait.after_step()
+        if crowded is not None:
+            log.info("%s", crowded)
         if self.profiler is not None:
             self._report_profile(self.profiler.after_step(line["step_s"], line["time_s"]))
         return reason

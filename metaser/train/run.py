@@ -22,6 +22,7 @@ from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
+from metaser.eval.coverage import check_labels
 from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, model_card
 from metaser.model.metaser import MetaSERModel, build_model
@@ -29,19 +30,20 @@ from metaser.provenance import git_state
 from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
-from metaser.targets import Targets, resolve_tasks
+from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters, check_stretched
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
 from metaser.train.engine import Processes, build_engine
+from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
-from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
+from metaser.train.stage import experiment_specs, freeze_all_but, select_parameters, stage_data
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
-from metaser.train.timing import StepProfiler
+from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, check_sizes, stable_seed
 from shards.sampling import sampling_weights
@@ -110,14 +112,16 @@ def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Res
     return RunLock(run)
 
 
-def _record_start(run: RunDir, config: ExperimentConfig, info: DistInfo) -> None:
+def _record_start(
+    run: RunDir, config: ExperimentConfig, info: DistInfo, initial_weights: InitialWeights | None
+) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
         temporary = run.config.with_suffix(".tmp")
         temporary.write_text(dump_experiment(config))
         temporary.replace(run.config)
     with writing(run.environment):
-        _append_environment(run, info)
+        _append_environment(run, info, initial_weights)
 
 
 def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
@@ -176,9 +180,10 @@ class _Training:
             allow_recording_overlap=config.data.allow_recording_overlap,
         )
         _warn_of_duplicates(index, splits)
-        specs = resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)))
+        specs = experiment_specs(config, index, splits)
         # Everything a user may have got wrong is found before the first step of the first stage.
         data = [stage_data(stage, specs, index, splits) for stage in config.stages]
+        notes = check_labels(config, specs, index, splits)
         for part in data:
             for split in (part.training, part.dev):
                 check_sizes(
@@ -191,21 +196,29 @@ class _Training:
             check_stretched(stage.augment, part.training.num_samples, config.data.max_slot_s)
         augmenters = build_augmenters(config)
         model = self._fresh_model(specs)
+        resumed = self._newest()
+        initial_weights = None
+        if config.init_from is not None and resumed is None:
+            initial_weights = load_initial_weights(model, config.init_from)
+            log.info("%s", initial_weights)
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
         self._log_size(model, index)
+        if self.processes.info.is_main:
+            for note in notes:
+                log.warning(note)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
-        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info))
+        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
         self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits))
         log.info("%s", describe_splits(splits.protocol))
 
-        resumed = self._newest()
         first = resumed.state.stage if resumed is not None else 1
         step = resumed.state.step if resumed is not None else 0
         tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=first, step=step))
         self.processes.on_main(lambda: cut_back_keys(self.run_dir, stage=first, step=step))
         key_log = KeyLog(self.run_dir, self.processes.info.rank) if config.log_keys else None
+        cpu_wait = CpuWait()
         try:
             for number in range(first, len(config.stages) + 1):
                 stage = config.stages[number - 1]
@@ -218,6 +231,7 @@ class _Training:
                     number, stage, model, specs, data[number - 1], augmenters[number - 1], resumed, tracker
                 )
                 loop.key_log = key_log
+                loop.cpu_wait = cpu_wait
                 done = loop.run()
                 loop.runner.engine.close()
                 if not done:
@@ -373,7 +387,7 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
 _validate_starts = TypeAdapter(list[dict[str, Any]]).validate_json
 
 
-def _append_environment(run: RunDir, info: DistInfo) -> None:
+def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWeights | None) -> None:
     starts = read_json(run.environment, _validate_starts) or []
     starts.append(
         {
@@ -385,6 +399,7 @@ def _append_environment(run: RunDir, info: DistInfo) -> None:
             "num_processes": info.num_processes,
             "num_threads": torch.get_num_threads(),
             "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
+            "init_from": None if initial_weights is None else initial_weights.to_dict(),
             "git": git_state(),
             "packages": dict(sorted((package.name, package.version) for package in distributions())),
         }

@@ -10,9 +10,10 @@ from torch.nn import Parameter
 
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import ConfigError, TrainingError
+from metaser.eval.coverage import weighing_rows
 from metaser.eval.metrics import HEADLINE_METRICS
 from metaser.model.metaser import MetaSERModel
-from metaser.targets import Targets
+from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
 from shards.filter import select_rows
 from shards.index import Index
@@ -50,6 +51,19 @@ def training_rows(config: ExperimentConfig, index: Index, splits: SplitAssignmen
     training = splits.rows("train")
     rows: np.ndarray = training[admitted[training]]
     return rows
+
+
+def experiment_specs(config: ExperimentConfig, index: Index, splits: SplitAssignment) -> tuple[TaskSpec, ...]:
+    """Return the experiment's tasks with all that its training utterances decide.
+
+    Raises:
+        TrainingError: if a label set or balanced class weights cannot be made.
+    """
+    training = splits.rows("train")
+    trained_on = {
+        task.name: index.take(training[weighing_rows(config, task.name, index)[training]]) for task in config.tasks
+    }
+    return resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)), trained_on)
 
 
 def stage_data(stage: StageConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment) -> StageData:

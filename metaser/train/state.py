@@ -22,6 +22,13 @@ class TrainState:
     num_skipped: int = 0
     """Steps left out because a loss or gradient was not finite."""
     num_skipped_in_a_row: int = 0
+    """Without those that only told that the loss scale was too high."""
+    num_overflows: int = 0
+    """Steps left out, and counted in `num_skipped`, whose scaled gradients overflowed float16."""
+    loss_scale: float = 2.0**16
+    """What float16 training multiplies the next step's loss by."""
+    num_since_scaled: int = 0
+    """Updates since `loss_scale` last changed."""
     bad_keys: list[str] = field(default_factory=list)
     """Utterances that could not be decoded."""
 

@@ -23,6 +23,7 @@ from metaser.train.engine import Engine
 from metaser.train.masks import draw_masks
 from metaser.train.objective import num_ctc_too_long, slot_loss
 from metaser.train.optim import learning_rates, schedule_factor, set_learning_rates
+from metaser.train.scale import LOWEST_SCALE, adapt_loss_scale
 from metaser.train.state import TrainState
 from metaser.train.stop import reason_flags, strongest_reason
 from shards.batch import Batch
@@ -76,6 +77,8 @@ class StepRunner:
         started = time.perf_counter()
         factor = schedule_factor(self.stage.schedule, step, self.stage.num_steps)
         set_learning_rates(self.engine.optimizer, factor)
+        if self.engine.needs_loss_scale:
+            self.engine.loss_scale = state.loss_scale
         sums = self.forward_backward(step, batches)
         norm = self.engine.step()
         problems = [problem for batch in batches for problem in batch.problems]
@@ -85,7 +88,7 @@ class StepRunner:
         totals = dict(zip((*sums, "problems"), numbers, strict=False))
         if totals["problems"]:
             self._count_problems(state, problems)
-        self._count_skips(state, step, norm)
+        self._count_skips(state, step, norm, totals["loss"])
         parts_s = self.engine.clock.take()
         seconds = time.perf_counter() - started + parts_s["data"]
         audio_s = totals["audio_samples"] / RATE_HZ
@@ -106,6 +109,8 @@ class StepRunner:
             "num_skipped": state.num_skipped,
             "num_ctc_too_long": int(totals["ctc_too_long"]),
         }
+        if self.engine.needs_loss_scale:
+            line |= {"loss_scale": self.engine.loss_scale, "num_overflows": state.num_overflows}
         if self._flops_per_s:
             line["mfu"] = self._flops_per_s["device"] * line["audio_s_per_s"] / self._peak_flops()
         return line, strongest_reason(flags)
@@ -197,18 +202,26 @@ class StepRunner:
             )
         return sums
 
-    def _count_skips(self, state: TrainState, step: int, norm: float) -> None:
+    def _count_skips(self, state: TrainState, step: int, norm: float, loss: float) -> None:
+        scaled = self.engine.needs_loss_scale
         if math.isfinite(norm):
             state.num_skipped_in_a_row = 0
+            if scaled:
+                adapt_loss_scale(state, overflowed=False)
             return
         state.num_skipped += 1
+        if scaled and math.isfinite(loss) and state.loss_scale > LOWEST_SCALE:
+            # No fault of the training: the scale starts as high as can be, and rises until this happens.
+            state.num_overflows += 1
+            adapt_loss_scale(state, overflowed=True)
+            return
         state.num_skipped_in_a_row += 1
         if state.num_skipped_in_a_row > self.config.max_skipped_steps:
             keys = self.index.take(self.schedule.items(step - 1)).values("key")
             raise TrainingError(
                 f"at most max_skipped_steps = {self.config.max_skipped_steps} steps in a row may have a gradient that "
                 f"is not finite, but step {step} of stage {self.stage.name!r} is one more; its batch is {keys}; "
-                "lower the learning rate"
+                f"lower the learning rate{' or use bf16 or float32' if scaled else ''}"
             )
 
     def _count_problems(self, state: TrainState, problems: Sequence[str]) -> None:

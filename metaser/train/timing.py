@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -52,6 +52,40 @@ class StepClock:
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+class CpuWait:
+    """Tells once, after the first steps, when other work keeps this process from the processors."""
+
+    STEPS, SHARE = 10, 0.3
+
+    def __init__(self) -> None:
+        self._before = cpu_seconds()
+        self._num_steps = 0
+
+    def after_step(self) -> str | None:
+        """Call after each step; return the sentence if it is due."""
+        self._num_steps += 1
+        if self._num_steps != self.STEPS:
+            return None
+        computed, waited = (now - before for now, before in zip(cpu_seconds(), self._before, strict=True))
+        if waited <= self.SHARE * (computed + waited):
+            return None
+        return (
+            f"other work shares the processors: in the first {self.STEPS} steps this process waited for one "
+            f"{waited / (computed + waited):.0%} of its time, so that the training is slower than on an idle machine"
+        )
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Return how long this process's present threads have computed, and have waited for a processor (Linux)."""
+    computed_ns = waited_ns = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            computed, waited, _ = path.read_text().split()
+            computed_ns += int(computed)
+            waited_ns += int(waited)
+    return computed_ns / 1e9, waited_ns / 1e9
 
 
 class StepProfiler:

@@ -72,12 +72,12 @@ def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
-        # Never bf16.enabled: it casts every weight, and on CUDA disables autocast.
+        # Never fp16.enabled or bf16.enabled: they cast every weight, and on CUDA disable autocast.
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},
         "torch_autocast": {
-            "enabled": parallel.precision == "bf16",
-            "dtype": "bfloat16",
+            "enabled": parallel.precision != "float32",
+            "dtype": "float16" if parallel.precision == "fp16" else "bfloat16",
             # Weights and gradients travel in float32.
             "lower_precision_safe_modules": [],
         },
@@ -159,6 +159,8 @@ class ZeroEngine(Engine):
         accelerator.deepspeed_plugin.deepspeed_config["gradient_clipping"] = self._max_grad_norm
         self._deepspeed, _ = accelerator.prepare(self.model, self.optimizer)
         self._zero: Any = self._deepspeed.optimizer
+        # With fp16 it would scale the loss a second time, and steps every group with a scale of its own.
+        self._zero.torch_autocast_gradscaler = None
         if self.processes.parallel.offload == "none":
             self._share_weights()
         self._gather_small()
@@ -172,6 +174,8 @@ class ZeroEngine(Engine):
         yield
 
     def _backward(self, loss: Tensor) -> None:
+        if self.needs_loss_scale:
+            self._zero.override_loss_scale(self.loss_scale)
         self._deepspeed.backward(loss)
 
     def _step(self) -> float:
@@ -196,7 +200,10 @@ class ZeroEngine(Engine):
         """Return the whole gradient by parameter name, between the last backward and `step`; all call this."""
         from deepspeed.utils import safe_get_full_grad
 
-        return {name: safe_get_full_grad(parameter).detach().cpu() for name, parameter in self.trainable.items()}
+        return {
+            name: safe_get_full_grad(parameter).detach().cpu() / self.loss_scale
+            for name, parameter in self.trainable.items()
+        }
 
     def model_state(self) -> dict[str, Tensor]:
         """Return the full float32 weights, on the main process only; every process must call this."""

@@ -19,7 +19,7 @@ from shards.corpora.cells import split_in
 from shards.corpora.csv import read_any_table
 from shards.corpora.identities import tidy
 from shards.corpora.missing import is_missing
-from shards.corpora.options import NO_OPTIONS, ReadOptions
+from shards.corpora.options import ReadOptions
 from shards.corpora.rows import Place, found_in
 from shards.corpora.tables import Row, Table
 from shards.errors import CorpusError
@@ -64,6 +64,7 @@ class _Database:
 
     folder: Path
     header: Mapping[str, Any]
+    options: ReadOptions
     files: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     segments: dict[_Index, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     conflicts: dict[str, dict[str, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
@@ -73,7 +74,7 @@ class _Database:
 
     def add_table(self, name: str, description: Mapping[str, Any]) -> None:
         """Take in one table's rows."""
-        table = _read_table(self.folder, name)
+        table = _read_table(self.folder, name, self.options)
         self.notes += table.notes
         schemes = {column: self._attributes(about) for column, about in (description.get("columns") or {}).items()}
         split = self._split(description)
@@ -82,7 +83,8 @@ class _Database:
                 raise CorpusError(f"{table.path} must be as audformat wrote it, but in row {row.number} {row.fault}")
             cells = {column: cell for column, cell in row.cells.items() if column not in _INDEX and not _is_blank(cell)}
             for column, attributes in schemes.items():
-                cells = {**attributes.get(str(cells.get(column)), {}), **cells}
+                known = attributes.get(str(cells.get(column)), {})
+                cells |= {name: value for name, value in known.items() if name not in cells}
             file, start, end = (str(row.cells.get(part) or "") for part in _INDEX)
             self._add((file, start, end), {**cells, **split})
 
@@ -122,7 +124,7 @@ class _Database:
         }
 
     def _misc(self, name: str) -> tuple[Row, ...]:
-        return _read_table(self.folder, name).rows
+        return _read_table(self.folder, name, self.options).rows
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for every segment, and for every file without any."""
@@ -132,7 +134,7 @@ class _Database:
             name = file if (file, start, end) in whole else f"{file} from {start} to {end}"
             cells = {**self.files.get(file, {}), **self.segments.get((file, start, end), {})}
             index = {"file": file, "start": start, "end": end}
-            yield Row(number, {**cells, **index}, self._fault(name), name=f"{_HEADER}: {name}")
+            yield Row(number, {**cells, **index}, self._fault(name) or self._fault(file), name=f"{_HEADER}: {name}")
 
     def _fault(self, name: str) -> str | None:
         conflicts = self.conflicts.get(name)
@@ -147,7 +149,7 @@ def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     if folder is None or not (folder / _HEADER).is_file():
         raise CorpusError(f"not an audformat database: {source} must hold {_HEADER}; pack a single table as csv")
     header = _header(folder / _HEADER)
-    database = _Database(folder, header)
+    database = _Database(folder, header, options)
     for name, description in (header.get("tables") or {}).items():
         database.add_table(str(name), description or {})
     corpus = options.name or tidy(str(header.get("name") or folder.resolve().name))
@@ -171,11 +173,11 @@ def _header(path: Path) -> Mapping[str, Any]:
     return header
 
 
-def _read_table(folder: Path, name: str) -> Table:
+def _read_table(folder: Path, name: str, options: ReadOptions) -> Table:
     for suffix in ("csv", "parquet"):
         path = folder / f"db.{name}.{suffix}"
         if path.is_file():
-            return read_any_table(path, Place("", (folder,)), NO_OPTIONS)
+            return read_any_table(path, Place("", (folder,)), options.model_copy(update={"columns": {}}))
     raise CorpusError(
         f"{folder} must hold the table {name} as db.{name}.csv or .parquet, but does not; save it in one of these forms"
     )

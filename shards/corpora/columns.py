@@ -73,7 +73,7 @@ def columns_of(table: Path, names: Sequence[str], said: Mapping[str, str | None]
     explicit = {name: said[_said_name(name, said)] for name in names if _said_name(name, said) in said}
     own = {name: name.lower() for name in names if name not in explicit and name.lower() in _FIELDS}
     fields = {name: field for name, field in explicit.items() if field is not None} | own
-    _check_unique(table, names, fields)
+    _check_unique(table, [name for name in names if explicit.get(name, name) is not None], fields)
     if _is_emobox(names):
         # Its channel is how many there are, not which one.
         fields = {name: field for name, field in fields.items() if name != "channel"}
@@ -88,6 +88,13 @@ def columns_of(table: Path, names: Sequence[str], said: Mapping[str, str | None]
     used = {name: field for name, field in aliases.items() if name in fields}
     units_s = {field: 0.001 for name, field in fields.items() if field in _TIMES and _MILLISECONDS.search(_plain(name))}
     return Columns(fields, extra, units_s, tuple(_notes(used, extra, ambiguous, fields.values())))
+
+
+def metadata_columns(names: Sequence[str]) -> dict[str, str]:
+    """Return which of `names` are metadata fields, by their own or, where only one is, by a usual other name."""
+    own = {name: name for name in names if name in METADATA_FIELDS}
+    aliases, _ = _aliases([name for name in names if name not in own], own)
+    return own | {name: field for name, field in aliases.items() if field in METADATA_FIELDS}
 
 
 def _said_name(name: str, said: Mapping[str, str | None]) -> str:
@@ -174,7 +181,7 @@ def _notes(
     if not extra:
         return
     meant = {name: field for field, names in ambiguous.items() for name in names}
-    near = {name: meant.get(name) or _nearest(name) for name in extra}
+    near = {name: meant.get(name) or nearest_field(name) for name in extra}
     # Without a start, a duration is only what the file itself says.
     hints = {name: field for name, field in near.items() if field is not None and field not in (*taken, "duration")}
     hint = ""
@@ -185,7 +192,8 @@ def _notes(
     yield Note(f"{count} kept as extra: {', '.join(extra)}{hint}", is_warning=bool(hints))
 
 
-def _nearest(name: str) -> str | None:
+def nearest_field(name: str) -> str | None:
+    """Return the field that a column's name may have meant, or None."""
     known = {**{field: field for field in _FIELDS}, **_BY_ALIAS}
     plain = _plain(name)
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.8)

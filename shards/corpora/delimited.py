@@ -205,13 +205,19 @@ def _has_width(cells: Sequence[str], width: int) -> bool:
 def _swallowed(
     quoted: _Reading, literal: _Reading, width: int, file_column: int | None, is_audio: IsAudio
 ) -> str | None:
-    """Return a line that is a whole row by itself, but lies inside a quoted cell; or None."""
+    """Return a line that is a whole row by itself, as is another one that lies in the same record; or None.
+
+    One line of a record may look like a row: where the cell of several lines is the first or the last.
+    """
     line = 0
     for num_lines in quoted.num_lines:
-        for cells in literal.records[line + 1 : line + num_lines]:
-            names_audio = file_column is None or (file_column < len(cells) and is_audio(tidy(cells[file_column])))
-            if _has_width(cells, width) and any(map(str.strip, cells)) and names_audio:
-                return " ".join(cells)[:_MAX_SHOWN]
+        rows = [
+            cells
+            for cells in literal.records[line : line + num_lines]
+            if _has_width(cells, width) and file_column is not None and is_audio(tidy(cells[file_column]))
+        ]
+        if len(rows) > 1:
+            return " ".join(rows[1])[:_MAX_SHOWN]
         line += num_lines
     return None
 
@@ -239,15 +245,16 @@ def _are_said(quoted: _Reading, literal: _Reading, separator: str, text_column: 
 
 def _row(number: int, cells: list[str], header: Sequence[str]) -> Row:
     width = len(header)
-    named = len(header) - next((place for place, name in enumerate(reversed(header)) if name), 0)
+    # Columns at the end that have no name come of a separator there; what stands in them would be a row out of step.
+    num_named = max((place for place, name in enumerate(header, start=1) if name), default=0)
     kept = list(cells)
-    while len(kept) > width and not kept[-1].strip():
+    while len(kept) > num_named and not kept[-1].strip():
         kept.pop()
-    if named <= len(kept) < width:
-        kept += [""] * (width - len(kept))
     fault = None
-    if len(kept) != width:
-        fault = f"a row must have the header's {width} cells, got {len(kept)}"
+    if not num_named <= len(kept) <= width:
+        fault = f"a row must have the header's {width} cells, got {len(cells)}"
+    elif len(kept) > num_named:
+        fault = f"a row must end where the names of columns end, but goes on with {kept[-1][:_MAX_SHOWN]!r}"
     elif any("\0" in cell for cell in kept):
         fault = "a row must be text, but holds a NUL byte"
     by_name = {name: cell for name, cell in zip(header, kept, strict=False) if name}
@@ -256,16 +263,12 @@ def _row(number: int, cells: list[str], header: Sequence[str]) -> Row:
 
 def _nameless(path: Path, header: Sequence[str], records: Sequence[Sequence[str]]) -> list[Note]:
     """Return what to say of columns without a name that hold something; the first is often a row's number."""
-    places = [place for place, name in enumerate(header) if not name and place > 0]
+    num_named = max((place for place, name in enumerate(header, start=1) if name), default=0)
+    places = [place for place, name in enumerate(header[:num_named]) if not name and place > 0]
     num_cells = sum(bool(cells[place].strip()) for cells in records for place in places if place < len(cells))
     if not num_cells:
         return []
-    return [
-        Note(
-            f"the table {path.name} has {num_cells} cells in columns without a name, which are left out; name them",
-            True,
-        )
-    ]
+    return [Note(f"the table {path.name} has {num_cells} cells in columns without a name, which are left out", True)]
 
 
 def _num_records(content: str, separator: str, said: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,19 @@ _LEGACY = (
 """What tables are still written in; subsets of these (Latin-1, GBK, Shift-JIS, EUC-KR) need no place of their own."""
 _CHAOS_MARGIN = 0.1
 """By how much less noisy the best reading must be than any other, in charset-normalizer's measure from 0 to 1."""
+_MIN_LETTERS = {"gb18030": 3, "big5": 3, "cp932": 3, "euc-jp": 3, "cp949": 3}
+"""Fewer letters of an encoding that takes two bytes for each may be chance; elsewhere one accent is enough."""
+_MIN_EASTERN_TO_COMPARE = 8
+_MIN_OTHERS_TO_COMPARE = 60
+"""Letters beyond ASCII without which the measure of noise says nothing, as tried on short texts."""
 _MAX_LINES_JUDGED = 2000
 _LINE = re.compile(rb"\r\n|\n|\r")
 _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*")
 """Letters, and what stands inside or right behind them without being punctuation."""
+
+
+_SIGNS = re.compile(r"[^\w\s\x00-\x7f\u2013-\u2026\u3000-\u303f\uff00-\uffef]{3}")
+"""More signs in a row than people write."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def read_text_in(path: Path, encoding: str | None = None) -> Text:
 def _decoded_as(path: Path, data: bytes, encoding: str, marked: str | None) -> str:
     try:
         known = codecs.lookup(encoding)
-        b"".decode(encoding)
+        "".encode(encoding)
     except LookupError as error:
         raise CorpusError(
             f"--encoding must be a text encoding that Python knows, such as gbk or cp1252, got {encoding!r}"
@@ -182,13 +191,27 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
             continue
         text = data.decode(encoding)
         lines = [line for line in text.splitlines() if not line.isascii()][:_MAX_LINES_JUDGED]
-        if all(map(_is_written_by_people, lines)):
+        if all(map(_is_written_by_people, lines)) and _num_foreign(lines) >= _MIN_LETTERS.get(encoding, 1):
             yield encoding, text
 
 
+def _num_foreign(lines: Sequence[str]) -> int:
+    return sum(not sign.isascii() for line in lines for sign in line)
+
+
 def _is_written_by_people(line: str) -> bool:
-    has_controls = any(unicodedata.category(sign) in ("Cc", "Cn", "Co") and sign != "\t" for sign in line)
-    return not has_controls and all(_is_word(word) for word in _WORD.findall(line) if not word.isascii())
+    if any(unicodedata.category(sign) in ("Cc", "Cn", "Co") and sign != "\t" for sign in line) or _SIGNS.search(line):
+        return False
+    words = _WORD.findall(_without_eastern_punctuation(line))
+    return all(_is_word(word) for word in words if not word.isascii())
+
+
+def _without_eastern_punctuation(line: str) -> str:
+    """Return `line` with blanks for the punctuation that stands between Chinese or Japanese letters without any."""
+    return "".join(
+        " " if unicodedata.category(sign)[0] == "P" and "Lo" in map(unicodedata.category, before + after) else sign
+        for before, sign, after in zip(" " + line[:-1], line, line[1:] + " ", strict=True)
+    )
 
 
 def _is_word(word: str) -> bool:
@@ -217,6 +240,9 @@ def _least_noisy(data: bytes, readings: dict[str, str]) -> dict[str, str]:
         {text: chaos[text] for text in readings.values() if text in chaos}.items(), key=lambda item: item[1]
     )
     if not ordered or (len(ordered) > 1 and ordered[1][1] - ordered[0][1] < _CHAOS_MARGIN):
+        return readings
+    is_eastern = any(name in _MIN_LETTERS for name, text in readings.items() if text == ordered[0][0])
+    if _num_foreign([ordered[0][0]]) < (_MIN_EASTERN_TO_COMPARE if is_eastern else _MIN_OTHERS_TO_COMPARE):
         return readings
     return {name: text for name, text in readings.items() if text == ordered[0][0]}
 

@@ -62,8 +62,12 @@ def read_folder(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     if any(part.metadata for part in parts):
         for part in parts:
             yield from _listed(part, corpus, options)
-    else:
-        yield from _classes(source, parts, corpus, options)
+        return
+    strange = [name for name in ("columns", "encoding", "quotes", "audio") if name in options.given]
+    if strange:
+        option = strange[0].replace("columns", "map")
+        raise CorpusError(f"--{option} must be about a table, but {source} holds none; leave it out")
+    yield from _classes(source, parts, corpus, options)
 
 
 def _parts(source: Path) -> list[_Part]:
@@ -131,7 +135,7 @@ def _classes(source: Path, parts: list[_Part], corpus: str, options: ReadOptions
     outside = [path for path in _audio_below(source) if not any(path.is_relative_to(part.folder) for part in parts)]
     table = Table(source, ("file", "emotion", "split"), tuple(rows))
     place = Place(corpus, (source,))
-    for found in found_in(table, place, options.model_copy(update={"columns": {}})):
+    for found in found_in(table, place, options):
         yield found if not isinstance(found, RowCount) else RowCount(found.number, "files")
     yield from _described(source, parts, rows)
     for path in loose:

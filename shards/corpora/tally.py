@@ -12,7 +12,18 @@ from shards.corpora.identities import shown
 from shards.emotionwords import KNOWN_WORDS
 from shards.schema import Note
 
-Event = Literal["missing", "kept text", "kept name", "read as", "own word", "number as name", "number as label"]
+Event = Literal[
+    "missing",
+    "kept text",
+    "kept name",
+    "read as",
+    "own word",
+    "number as name",
+    "number as label",
+    "column",
+    "extra",
+    "unread",
+]
 
 
 @dataclass
@@ -71,6 +82,9 @@ class Tally:
 
 
 _SENTENCES = (
+    ("column", "fields are read by their usual names", False, ""),
+    ("extra", "what is no field is kept as extra, with the field that may be meant", False, ""),
+    ("unread", "members of tars that mean nothing here are left alone", False, ""),
     ("missing", "words for a missing value count as absent", False, ""),
     ("read as", "words are read as", False, ""),
     ("number as name", "names that are numbers lose their zero decimals", False, ""),

@@ -192,6 +192,37 @@ def test_steps_that_are_not_finite_are_skipped_alike_and_counted(tmp_path):
     assert len(set(map(tuple, skipped.values()))) == 1, skipped
 
 
+def loss_scales(run):
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    return [(line["loss_scale"], line["num_overflows"], line["num_skipped"]) for line in lines]
+
+
+def test_float16_scales_the_loss_alike_whatever_the_strategy(corpus, tmp_path):
+    # So heavy a loss overflows with the first scales.
+    float16 = (*EXACT, "parallel.precision=fp16", "stages.0.weights.asr=10")
+    alone = corpus.train(tmp_path / "alone", *float16)
+    assert 1 < loss_scales(alone)[5][1] < 6
+    expected = newest_checkpoint(alone / "stage1/checkpoints")
+    for strategy in ("ddp", "zero1", "zero2", "zero3"):
+        run = train_ranks(2, corpus.yaml, tmp_path / strategy, *float16, f"parallel.strategy={strategy}")
+        assert loss_scales(run) == loss_scales(alone)
+        assert_same_curve(run, alone, rel=1e-2)
+        saved = newest_checkpoint(run / "stage1/checkpoints")
+        assert saved.state.loss_scale == expected.state.loss_scale
+        assert distance(saved.model_tensors(), expected.model_tensors()) < 1e-2
+
+
+def test_the_loss_scale_goes_on_under_another_strategy(corpus, tmp_path):
+    float16 = (*EXACT, "parallel.precision=fp16", "stages.1.weights.asr=10", "stages.1.eval_every_steps=2")
+    float16 += ("stages.1.schedule={decay: constant, warmup_fraction: 0}",)
+    for number, strategy in enumerate(("zero2", "ddp", "zero3")):
+        way = (f"stages.1.num_steps={2 + 2 * number}", f"parallel.strategy={strategy}")
+        run = train_ranks(2, corpus.yaml, tmp_path / "run", *float16, *way)
+    whole = corpus.train(tmp_path / "whole", *float16)
+    assert loss_scales(run) == loss_scales(whole)
+    assert loss_scales(run)[-1][1] > 0
+
+
 def build_spread(strategy):
     """In each process: a spread model whose optimizer must update the weights themselves."""
     processes = Processes(ParallelConfig(device="cpu", strategy=strategy), dist_info())

@@ -71,6 +71,12 @@ def test_a_rule_that_no_fold_can_follow(corpus, run, tmp_path, rule):
     assert not run.exists()
 
 
+def test_a_value_of_the_cluster_without_one(corpus, run, tmp_path):
+    done = metaser("crossval", corpus.yaml, LEAVE_ONE_OUT, f"output_dir={run}", "--nodes", 2, folder=tmp_path)
+    assert "options of the cluster belong to --cluster, which is not given, got nodes=2" in error_line(done)
+    assert not run.exists()
+
+
 @pytest.mark.parametrize("name", ["file/run", "x" * 300])
 def test_a_folder_that_cannot_be_made(command, tmp_path, name):
     (tmp_path / "file").touch()
@@ -90,6 +96,9 @@ def test_a_percent_sign(command, tmp_path, verb):
         ("submit", ["--local", "--dry-run"], "--dry-run starts nothing, so it must come without --local"),
         ("submit", ["--follow", "--dry-run"], "--dry-run starts nothing, so it must come without --follow"),
         ("crossval", ["--parallel", "3"], "must come without --cluster, got 3"),
+        ("submit", ["--local", "--nodes", "0"], "nodes: Input should be greater than 0, got 0"),
+        ("submit", ["--local", "--sbatch", "t=3"], "sbatch.t must be left out, because MetaSER sets it: use time_min"),
+        ("crossval", ["--time", "1:2:3:4"], "time_min: Input should be a valid integer"),
         ("crossval", ["--dry-run", "--follow"], "--dry-run starts nothing, so it must come without --follow"),
     ],
 )

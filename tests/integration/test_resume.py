@@ -21,6 +21,7 @@ from tinyruns import ALONE, TIMEOUT_S, dev_metrics, error_line, losses, metaser,
 
 import metaser.train.run as training
 from metaser.errors import RunError, TrainingError
+from metaser.tracking import read_metrics
 from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint, step_folder
 
 NUM_LINES = 16
@@ -262,6 +263,16 @@ def test_averaged_weights_go_on_too_and_are_what_is_judged(corpus, tmp_path):
     assert torch.equal(exported[name], average[name])
     assert not torch.equal(average[name], weights[name])
     assert exported.keys() == weights.keys()
+
+
+def test_float16_goes_on_with_its_loss_scale(corpus, tmp_path):
+    overflowing = ("parallel.precision=fp16", "stages.0.weights.asr=10")
+    whole = corpus.train(tmp_path / "whole", *overflowing)
+    scales = [line.get("loss_scale") for line in read_metrics(whole / "metrics.jsonl")]
+    interrupted(corpus, tmp_path / "run", 2, overrides=overflowing)
+    assert_same_run(corpus.train(tmp_path / "run", *overflowing), whole)
+    assert [line.get("loss_scale") for line in read_metrics(tmp_path / "run/metrics.jsonl")] == scales
+    assert len({scale for scale in scales if scale is not None}) > 2
 
 
 def test_the_same_seed_twice_gives_the_same_run_and_another_seed_another(corpus, finished, tmp_path):

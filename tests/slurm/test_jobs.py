@@ -36,6 +36,8 @@ from tinyruns import (
     wait_until,
 )
 
+from launch.slurm import first_node
+
 pytestmark = pytest.mark.cluster
 
 STRATEGIES = {"ddp": (), "zero2": ("parallel.strategy=zero2",)}
@@ -100,7 +102,7 @@ def test_the_demo_by_plain_sbatch_equals_local_processes(demo, local_run, tmp_pa
     assert_same_run(run, local_run(demo, 2, strategy))
 
 
-def plain_sbatch(script, *arguments, folder, array=None):
+def plain_sbatch(script, *arguments, folder, array=None, python=sys.executable):
     resources = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10")
     command = [
         "sbatch",
@@ -111,7 +113,7 @@ def plain_sbatch(script, *arguments, folder, array=None):
         script,
         *map(str, arguments),
     ]
-    environment = {**os.environ, "METASER_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "METASER_PYTHON": str(python), "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -150,6 +152,29 @@ def test_a_preempted_job_comes_back_and_its_losses_are_those_of_an_undisturbed_o
     assert_same_run(run, local_run(corpus, 2, strategy))
 
 
+def test_tasks_in_a_container_meet_and_come_back_without_slurms_commands(corpus, local_run, tmp_path):
+    commands, python = tmp_path / "commands", tmp_path / "python"
+    commands.mkdir()
+    # What a container is to the tasks: nothing of SLURM but its variables.
+    python.write_text(f'#!/bin/sh\nexport PATH={commands}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    run = tmp_path / "run"
+    job = plain_sbatch("slurm/train.sbatch", corpus.yaml, f"output_dir={run}", folder=tmp_path, python=python)
+    with held(run, in_stage(1, 2)):
+        slurm("scancel", "--signal=USR1", job)
+    start_again_at_once(job)
+    said = tmp_path / f"{job}.log"
+    assert wait_for_end(job) == "COMPLETED", said.read_text()
+    assert f"requeueing job {job}" in said.read_text()
+    assert starts(run) == [2, 2]
+    assert_same_run(run, local_run(corpus, 2, "ddp"))
+
+
+def test_the_first_node_is_the_one_that_slurm_names():
+    for names in ("metaser[1-2]", "metaser2,metaser1", "gpu[01-03,07],login", "rack[1-2]node[008-010]"):
+        assert first_node(names) == slurm("scontrol", "show", "hostnames", names).split()[0]
+
+
 LONG = ("stages.0.num_steps=100000", "stages.0.eval_every_steps=100000", "stages.0.save_every_steps=100000")
 
 
@@ -166,7 +191,7 @@ def test_the_time_limit_itself_saves_and_requeues(corpus, tmp_path):
     wait_until(lambda: state_of(job) == "PENDING", "a requeued job", JOB_TIMEOUT_S)
     assert "stopped by SIGUSR2 and saved" in (run / "train.log").read_text()
     assert list((run / "stage1/checkpoints").glob("step-*")), "a checkpoint"
-    assert "requeued" in output(run, job).lower()
+    assert f"requeueing job {job}" in output(run, job)
 
 
 def test_without_a_boundary_the_job_is_requeued_before_the_grace_time_ends(corpus, tmp_path):

@@ -2,11 +2,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+import typer
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from launch.cluster import (
     PASSED_VARIABLES,
@@ -18,6 +21,7 @@ from launch.cluster import (
     load_cluster,
     num_gpus,
 )
+from launch.clusteroptions import with_cluster_options
 from launch.slurm import (
     REQUEUE_FILE,
     TrainingJob,
@@ -105,10 +109,171 @@ def test_what_is_not_asked_for_is_left_to_the_cluster():
 
 
 def test_an_option_that_is_false_is_left_out():
-    text = "\n".join(text_of(sbatch={"hold": False, "requeue": False, "exclusive": True}))
+    text = "\n".join(text_of(sbatch={"hold": False, "exclusive": True}))
     assert "--exclusive" in text
     assert "hold" not in text
-    assert "--requeue" not in text
+
+
+def test_a_job_that_shall_never_come_back():
+    text = text_of(max_requeues=0)
+    assert "#SBATCH --no-requeue" in text
+    assert "#SBATCH --requeue" not in text
+
+
+SET_BY_US = {
+    **{
+        "nodes": "nodes",
+        "N": "nodes",
+        "n": "nodes and",
+        "ntasks": "gpus_per_node or",
+        "ntasks-per-node": "gpus_per_node",
+    },
+    **{
+        "ntasks_per_node": "gpus_per_node",
+        "--time": "time_min",
+        "t": "time_min",
+        "TIME": "time_min",
+        "tim": "time_min",
+    },
+    **{"requeue": "max_requeues", "no-requeue": "max_requeues", "signal": "grace_s", "array": "max_parallel_folds"},
+    **{"output": "output_dir", "o": "output_dir", "J": "output_dir", "job-name": "output_dir", "part": "partition"},
+    **{"mem": "mem_gb", "cpus-per-task": "cpus_per_task", "gpus": "gpus_per_node", "gres": "gpus_per_node"},
+    **{"mem-per-cpu": "mem_gb", "export": "pass_environment", "open_mode": "are appended to", "wait": "--follow"},
+}
+
+
+@pytest.mark.parametrize("name", SET_BY_US)
+def test_an_sbatch_entry_that_follows_from_other_values_names_them(name):
+    value = "gpu:2" if name == "gres" else "7x"
+    words = rf"sbatch\.{name} must be left out, because MetaSER sets it: .*{SET_BY_US[name]}.*, got '{value}'"
+    with pytest.raises(ValidationError, match=words):
+        ClusterConfig(time_min=9, mem_gb=4, sbatch={name: value})
+
+
+def test_every_option_that_we_set_is_refused_as_an_sbatch_entry():
+    everything = {"mem_gb": 2, "partition": "p", "account": "a", "qos": "q", "constraint": "c", "gpus_per_node": 2}
+    named = {line.split("--")[1].partition("=")[0] for line in text_of(**everything) if line.startswith("#SBATCH")}
+    assert len(named) > 12
+    for name in named:
+        with pytest.raises(ValidationError, match="must be left out"):
+            ClusterConfig(time_min=9, mem_gb=2, sbatch={name: "1"})
+
+
+def test_other_sbatch_entries_pass():
+    entries = {
+        "exclude": "node7",
+        "mail_type": "END",
+        "gres": "nvme:1",
+        "mem-per-cpu": "4G",
+        "time-min": 5,
+        "hold": True,
+    }
+    text = text_of(sbatch=entries)
+    for line in ("exclude=node7", "mail-type=END", "gres=nvme:1", "mem-per-cpu=4G", "time-min=5", "hold"):
+        assert f"#SBATCH --{line}" in text
+    for name in ("x", "--exclude", ""):
+        with pytest.raises(ValidationError, match="by their long names"):
+            ClusterConfig(time_min=9, sbatch={name: "node7"})
+
+
+@given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_times_in_slurms_notations(days, hours, minutes, seconds):
+    whole = (days * 24 + hours) * 60 + minutes + (seconds > 0)
+    assume(whole)
+    assert cluster_of(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == whole
+    assert cluster_of(f"{24 * days + hours}:{minutes:02}:{seconds:02}") == whole
+    assert cluster_of(f"{(24 * days + hours) * 60 + minutes}:{seconds:02}") == whole
+    assert cluster_of(str(whole)) == whole
+    if days + hours and not seconds:
+        assert cluster_of(f"{days}-{hours}:{minutes}") == whole
+
+
+def cluster_of(time):
+    return ClusterConfig(time_min=time, grace_s=1).time_min
+
+
+@pytest.mark.parametrize("time", ["", "1:2:3:4", "soon", "0", "0:00", "-5", "1-"])
+def test_what_is_no_time(time):
+    with pytest.raises(ValidationError, match=r"time_min\n.+input_value"):
+        ClusterConfig(time_min=time)
+
+
+# ---------------------------------------------------------------- options of the verbs
+
+GIVEN = {
+    "nodes": ("3", 3),
+    "gpus_per_node": ("0", 0),
+    "tasks_per_node": ("2", 2),
+    "cpus_per_task": ("4", 4),
+    "mem_gb": ("1.5", 1.5),
+    "time_min": ("1-00:30", 1470),
+    "partition": ("01", "01"),
+    "account": ("1e3", "1e3"),
+    "qos": ("no", "no"),
+    "constraint": ("a100&ib", "a100&ib"),
+    "grace_s": ("60", 60),
+    "modules": ("cuda/13.0", ("cuda/13.0",)),
+    "container_image": ("/m.sqsh", "/m.sqsh"),
+    "container_mounts": ("/a:/b", ("/a:/b",)),
+    "environment_file": ("site.sh", "site.sh"),
+    "pass_environment": ("MY", ("MY",)),
+    "max_requeues": ("7", 7),
+    "max_parallel_folds": ("5", 5),
+    "check_node_names": (None, True),
+    "sbatch": ("exclude=node7", {"comment": "kept", "exclude": "node7"}),
+}
+
+
+def cluster_from(*options, **file):
+    """Return the cluster that a verb with these options would use, beside a file of these values."""
+    seen = []
+
+    @with_cluster_options
+    def verb(cluster: str, changes: tuple[str, ...] = ()) -> None:
+        seen.append(load_cluster(cluster, changes))
+
+    app = typer.Typer()
+    app.command()(verb)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cluster.yaml")
+        path.write_text(json.dumps({"time_min": 90, "sbatch": {"comment": "kept"}, **file}))
+        app([str(path), *options], standalone_mode=False)
+    return seen[0]
+
+
+@pytest.mark.parametrize("name", ClusterConfig.model_fields)
+def test_every_value_is_an_option_that_overrides_the_file(name):
+    text, value = GIVEN[name]
+    option = f"--{name.replace('_', '-')}"
+    file = {"check_node_names": False} if text is None else {}
+    given_here = cluster_from(*([option] if text is None else [option, text]), **file)
+    expected = cluster_from(**file).model_copy(update={name: value})
+    assert given_here == expected
+
+
+def test_without_options_the_file_counts():
+    assert cluster_from(nodes=3) == ClusterConfig(time_min=90, nodes=3, sbatch={"comment": "kept"})
+
+
+def test_the_short_name_of_the_time_and_what_comes_several_times():
+    cluster = cluster_from("--time", "2:00:00", "--modules", "a", "--modules", "b", "--no-check-node-names")
+    assert (cluster.time_min, cluster.modules, cluster.check_node_names) == (120, ("a", "b"), False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--nodes", "0"), "nodes: Input should be greater than 0, got 0"),
+        (("--nodes", "many"), "nodes: Input should be a valid integer, .+, got 'many'"),
+        (("--time", "soon"), "time_min: Input should be a valid integer, .+, got 'soon'"),
+        (("--grace-s", "5400"), r"grace_s must be shorter than time_min \(5400 s\), got 5400"),
+        (("--sbatch", "time=3"), "sbatch.time must be left out, .+ use time_min, got 3"),
+        (("--sbatch", "exclusive"), r"must look like a\.b=value, got 'sbatch\.exclusive'"),
+    ],
+)
+def test_a_wrong_option_is_refused_as_in_the_file(options, words):
+    with pytest.raises(ConfigError, match=words):
+        cluster_from(*options)
 
 
 def test_without_submitit_one_sentence_says_how_to_get_it(monkeypatch):
@@ -236,13 +401,12 @@ RANGES = st.lists(
 
 @given(st.lists(st.tuples(NAMES, RANGES | st.none()), min_size=1, max_size=3), st.lists(NAMES, max_size=2))
 def test_the_first_of_slurms_node_names(parts, others):
-    names = "".join(
-        name
-        + (f"[{','.join(first if first == last else f'{first}-{last}' for first, last in ranges)}]" if ranges else "")
-        for name, ranges in parts
-    )
-    expected = "".join(name + (ranges[0][0] if ranges else "") for name, ranges in parts)
-    assert first_node(",".join([names, *others])) == expected
+    names = first = ""
+    for name, ranges in parts:
+        words = [low if low == high else f"{low}-{high}" for low, high in ranges or ()]
+        names += f"{name}[{','.join(words)}]" if words else name
+        first += name + (ranges[0][0] if ranges else "")
+    assert first_node(",".join([names, *others])) == first
 
 
 @pytest.mark.parametrize("names", ["", "[", ",", "node[", "node[]", "node[a-b]", "(null)", "node 1"])
@@ -269,13 +433,13 @@ def test_a_requeue_is_asked_of_the_batch_script_up_to_the_limit(no_commands, tmp
     assert ask_for_requeue(3)
     assert file.exists()
     no_commands.setenv(REQUEUE_FILE, str(tmp_path / "no/folder"))
-    with pytest.raises(ClusterError, match="must be writable, but .+ the run is saved, submit it again"):
+    with pytest.raises(ClusterError, match=r"must be writable, but .+ the run is saved, submit it again"):
         ask_for_requeue(3)
 
 
 @pytest.fixture
 def batch_host(tmp_path):
-    """Return a function: a batch script, run where SLURM's commands answer as told; its exit code and what was asked."""
+    """Return a function that runs a batch script and returns its exit code and what it asked of SLURM."""
     commands, asked = tmp_path / "bin", tmp_path / "asked"
     for folder in (commands, tmp_path / "slurm", tmp_path / "runs"):
         folder.mkdir()

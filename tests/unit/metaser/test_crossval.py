@@ -5,9 +5,11 @@ import statistics
 import pytest
 from tinyruns import make_corpus
 
+from launch.verbs.crossval import crossval
 from metaser.errors import ConfigError, RunError
 from metaser.eval.crossval import (
     check_crossval,
+    check_folds,
     fold_runs,
     plan_folds,
     read_crossval,
@@ -40,17 +42,21 @@ def finish_fold(plan, fold, answers):
     correct = sum(reference == prediction for reference, prediction in answers)
     task = {"num_utterances": len(answers), "wa": correct / len(answers), "ua": 0.5, "macro_f1": 0.25}
     protocol = {"speaker_overlap": False, "num_with_text": 4, "num_texts_in_training": 3}
-    report = {"tasks": {"emotion": task}, "protocol": protocol}
+    left_out = {"emotion": {"num_utterances": len(answers) + fold, "num_left_out": fold, "words": {"fear": fold}}}
+    report = {"tasks": {"emotion": task}, "protocol": protocol, "left_out": left_out}
     (run.report / "report.json").write_text(json.dumps(report))
     with (run.report / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         shares = [f"emotion.probability.{label}" for label in LABELS]
-        writer.writerow(["key", "corpus", "speaker", "emotion.reference", "emotion.prediction", *shares])
-        for number, (reference, prediction) in enumerate(answers):
-            writer.writerow([f"tiny/{fold}-{number}", "tiny", f"s{fold}", reference, prediction, *[0.25] * 4])
+        sides = [f"{task}.{side}" for task in ("emotion", "asr") for side in ("reference", "prediction")]
+        writer.writerow(["key", "corpus", "speaker", "group.gender", *sides[:2], *shares, *sides[2:]])
+        gender = ("female", "male")[fold % 2]
+        for number, answer in enumerate(answers):
+            who = [f"tiny/{fold}-{number}", "tiny", f"s{fold}", gender]
+            writer.writerow([*who, *answer, 0.125, 0.5, 0.25, 0.125, "so be it", "So, be!"])
         # Kept from the task by a filter, and without a label.
-        writer.writerow([f"tiny/{fold}-a", "tiny", f"s{fold}", "", "", *[""] * 4])
-        writer.writerow([f"tiny/{fold}-b", "tiny", f"s{fold}", "", "anger", *[0.25] * 4])
+        writer.writerow([f"tiny/{fold}-a", "tiny", f"s{fold}", gender, "", "", *[""] * 4, "", ""])
+        writer.writerow([f"tiny/{fold}-b", "tiny", f"s{fold}", gender, "", "anger", *[0.25] * 4, "", "x"])
 
 
 def test_folds_are_the_groups_of_the_first_rule_with_a_fold(corpus, tmp_path):
@@ -94,13 +100,71 @@ def test_the_report_pools_all_folds_and_gives_mean_and_deviation(corpus, tmp_pat
     assert "18 of 24 utterances with a text (75%)" in report["protocol"]["notes"][0]
     assert pooled["ua_interval_95"][0] < 0.5 < pooled["ua_interval_95"][1]
     assert json.loads((tmp_path / "runs/report/report.json").read_text()) == json.loads(json.dumps(report))
-    assert "| 5 (tiny:s5) | 7 | 0.857 |" in (tmp_path / "runs/report/report.md").read_text()
+    text = (tmp_path / "runs/report/report.md").read_text()
+    assert "| 5 (tiny:s5) | 7 | 0.857 |" in text
+    assert "emotion: 15 of 42 utterances are left out by labels: fear 15." in text
+    assert report["tasks"]["asr"]["wer"] == pytest.approx(1 / 3)
+    genders = report["groups"]["gender"]
+    assert {name: group["num_utterances"] for name, group in genders.items()} == {"female": 12, "male": 15}
+    with (tmp_path / "runs/report/predictions.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert {len(row) for row in rows} == {len(header)}
+    assert len(rows) == 27 + 12
+    shares = [row[header.index("emotion.probability.happiness")] for row in rows if row[0] == "tiny/3-1"]
+    assert shares == ["0.5"]
     assert (tmp_path / "runs/report/confusion.png").is_file()
     for damage in (b"\x80\xff", b"key,corpus\na,b\n", None):
         path = tmp_path / "runs/fold2/report/predictions.csv"
         path.unlink() if damage is None else path.write_bytes(damage)
         with pytest.raises(RunError, match=r"fold2/report/predictions.csv is damaged"):
             write_crossval(plan)
+
+
+def test_folds_may_know_different_speakers(corpus, tmp_path):
+    plan = plan_folds(
+        corpus.experiment(tmp_path / "runs", LEAVE_ONE_OUT, "tasks.3={name: speaker, kind: classification}")
+    )
+    for fold in range(6):
+        finish_fold(plan, fold, [("anger", "anger")])
+        path = plan.run(fold).report / "predictions.csv"
+        head, *rows = path.read_text().splitlines()
+        more = ["speaker.reference,speaker.prediction", *(f"speaker.probability.s{fold + add}" for add in (1, 2))]
+        path.write_text("\n".join([f"{head},{','.join(more)}", *(f"{row},,s{fold + 1},0.75,0.25" for row in rows)]))
+    write_crossval(plan)
+    with (tmp_path / "runs/report/predictions.csv").open(newline="") as file:
+        row = next(row for row in csv.DictReader(file) if row["key"] == "tiny/2-0")
+    shares = {name[-2:]: share for name, share in row.items() if name.startswith("speaker.probability.")}
+    assert shares == {f"s{number}": {3: "0.75", 4: "0.25"}.get(number, "0") for number in range(1, 8)}
+
+
+ONLY_S2_IS_ANGRY = (
+    "stages.1.filter=speaker == 'tiny:s2' or emotion != 'anger'",
+    "tasks.0.labels=[anger, sadness, neutral, happiness]",
+)
+
+
+def test_folds_that_cannot_train_are_named_with_the_reason_before_any_starts(corpus, tmp_path):
+    plan = plan_folds(corpus.experiment(tmp_path / "runs", LEAVE_ONE_OUT, *ONLY_S2_IS_ANGRY))
+    words = (
+        r"but 2 of 6 are not: fold 1 \(tiny:s1\): training must have utterances of every label of task 'emotion', but "
+        r"has none of anger \(training has .+; dev has anger 2\).+; fold 2 \(tiny:s2\): .+; test has anger 2\)"
+    )
+    with pytest.raises(ConfigError, match=words):
+        check_folds(plan)
+    for cluster in (None, "absent.yaml"):
+        with pytest.raises(ConfigError, match="2 of 6 are not"):
+            overrides = [f"output_dir={tmp_path / 'runs'}", LEAVE_ONE_OUT, *ONLY_S2_IS_ANGRY]
+            crossval(str(corpus.yaml), overrides, None, cluster, cluster is not None)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_folds_leave_out_or_lack_is_said(corpus, tmp_path):
+    overrides = ["tasks.0.labels=[anger, neutral]", "stages.1.filter=speaker != 'tiny:s4' or emotion != 'anger'"]
+    plan = plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT, *overrides, "stages.1.weights={emotion: 1}"))
+    notes = check_folds(plan)
+    assert notes[0].startswith("every fold: emotion: ")
+    assert "are left out by labels: " in notes[0]
+    assert any(note.startswith("fold 4 (tiny:s4): emotion: the test set (") for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,14 @@ def test_a_class_weight_of_all_classes_changes_no_loss() -> None:
         _, dev = both_losses(resolve_tasks([task], index), index)
         losses.append(dev["tasks"]["emotion"]["loss"])
     assert losses[0] == pytest.approx(losses[1])
+
+
+def test_test_sets_of_a_corpus_that_has_several_are_groups() -> None:
+    index = index_of(emotion=["a", "b", "a"], extra=['{"split_set":"Test1"}', '{"split_set":"Test2"}', "{}"])
+    index = replace(index, extra_names=("split_set",))
+    task = ClassificationTask(kind="classification", name="emotion", labels=("a", "b"))
+    specs = resolve_tasks([task], index)
+    items = np.arange(3)
+    output = MetaSEROutput({"emotion": torch.zeros(3, 2)}, torch.full((3,), NUM_FRAMES))
+    results = utterance_results(specs, index, items, output, Targets(specs, index))
+    assert [result.groups["split_set"] for result in results] == ["Test1", "Test2", None]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -362,16 +363,42 @@ def test_gradient_checkpointing_changes_no_gradient(folders: dict[str, Path], na
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@pytest.mark.parametrize("name", ["wav2vec2-base", "wavlm-large", "data2vec", "logmel"])
-def test_bf16_autocast_stays_close(folders: dict[str, Path], name: str) -> None:
-    encoder = encoders(folders, name, freeze_feature_encoder=False)
+def bf16_error(forward: Callable[[], Tensor], real_BL: Tensor) -> float:
+    """Return how far autocast moves what `forward` returns, relative to its size in float32."""
     with torch.no_grad():
-        expected = encoder(*batch(clips())).layers[-1]
+        expected = forward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        layers, real_BL = encoder(*batch(clips()))
-    layers[-1].float().square().mean().backward()
-    error = (layers[-1].float() - expected)[real_BL].abs().mean() / expected[real_BL].abs().mean()
-    assert error < 0.1
+        rounded = forward().float()
+    rounded.square().mean().backward()
+    return ((rounded - expected)[real_BL].abs().mean() / expected[real_BL].abs().mean()).item()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bf16_autocast_moves_us_no_further_than_transformers(folders: dict[str, Path], variant: str) -> None:
+    """Both meet the same bf16 kernels, which differ, also in what they get wrong, from processor to processor."""
+    waves = clips()[:4]  # of the fifth, transformers makes no frame
+    encoder = load(folders[variant], freeze_feature_encoder=False)
+    real_BL = encoder(*batch(waves)).frame_mask_BL
+    model = MODELS[VARIANTS[variant][0]][1].from_pretrained(folders[variant]).eval()
+    model.adapter = None
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[variant])
+    inputs = extractor(
+        [wave.numpy() for wave in waves],
+        sampling_rate=16_000,
+        padding=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    theirs = bf16_error(lambda: model(**inputs).last_hidden_state, real_BL)
+    ours = bf16_error(lambda: encoder(*batch(waves)).layers[-1], real_BL)
+    assert 0 < ours < 1.5 * theirs
+
+
+def test_bf16_autocast_moves_log_mel_a_little() -> None:
+    encoder = logmel()
+    real_BL = encoder(*batch(clips())).frame_mask_BL
+    # Rounding is 0.01; there is nothing to compare it with.
+    assert 0 < bf16_error(lambda: encoder(*batch(clips())).layers[-1], real_BL) < 0.1
 
 
 def test_log_mel_and_group_norm_keep_float32_under_autocast() -> None:

@@ -51,7 +51,6 @@ def test_open_label_sets_come_from_training_in_sorted_order():
     assert spec.labels == ("b", "z")
     unseen = Targets([spec], index_of(speaker=["b", "new", None]))
     assert unseen.present("speaker").tolist() == [True, False, False]
-    assert unseen.num_unknown == {"speaker": 1}
     with pytest.raises(TrainingError, match=r"at least two labels, but the 2 training utterances have \['x'\]"):
         resolve_tasks([ClassificationTask(kind="classification", name="speaker")], index_of(speaker=["x", "x"]))
 
@@ -77,7 +76,6 @@ def test_merged_values_count_as_the_label_they_lead_to():
     assert spec.class_weights == pytest.approx((4 / 6, 2.0))
     targets = Targets([spec], index)
     assert targets.lookup(np.arange(6))["emotion"].values.tolist() == [0, 1, -1, 0, 0, -1]
-    assert targets.num_unknown == {"emotion": 1}
     assert [spec.label_of(word) for word in ("excitement", "anger")] == ["happiness", "anger"]
 
 

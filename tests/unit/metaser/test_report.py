@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from metaser.errors import RunError, TrainingError
+from metaser.eval.coverage import LeftOut
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import TaskResult, UtteranceResult
 from metaser.eval.report import UNKNOWN_GROUP, build_report, render_table, write_report
@@ -94,6 +95,54 @@ def test_few_speakers_have_a_reason_instead_of_an_interval() -> None:
     assert report["tasks"]["emotion"]["ua_interval_95"] is None
     assert "at least 5 speakers, there are 2" in report["tasks"]["emotion"]["ua_interval_reason"]
     assert "no interval for emotion: it needs" in rendered(report)
+
+
+def test_what_labels_leave_out_is_in_the_report_the_table_and_the_page(tmp_path: Path) -> None:
+    left_out = {
+        "emotion": LeftOut(num_utterances=100, num_left_out=40, words={"fear": 10, "surprise": 30}),
+        "gender": LeftOut(num_utterances=100, num_left_out=0, words={}),
+    }
+    results, run = make_results(), {"step": 1}
+    protocol = {"speaker_overlap": False}
+    report = build_report(SPECS, "emotion", results, split="test", protocol=protocol, run=run, left_out=left_out)
+    assert report["left_out"]["emotion"]["words"] == {"surprise": 30, "fear": 10}
+    write_report(tmp_path, report, results, SPECS)
+    sentence = "emotion: 40 of 100 utterances are left out by labels: surprise 30, fear 10"
+    for text in (rendered(json.loads((tmp_path / "report.json").read_text())), (tmp_path / "report.md").read_text()):
+        assert sentence in text
+        assert "gender: " not in text
+
+
+def test_a_class_that_no_utterance_has_is_named() -> None:
+    results = [result for result in make_results() if result.tasks["emotion"].reference == "anger"]
+    assert "emotion: no utterance is neutral; UA and macro-F1 are means over anger" in rendered(make_report(results))
+
+
+def test_transcripts_of_punctuation_and_scripts_without_blanks_are_counted() -> None:
+    results = make_results()
+    for row, text in enumerate(("...", "\u4f60\u597d")):
+        results[row].tasks["asr"] = TaskResult(text, "\u4f60 \u574f", None, 1.0)
+    report = make_report(results)
+    asr = report["tasks"]["asr"]
+    # Two words in each of 22 transcripts, and two characters.
+    assert asr["wer"] == pytest.approx(1 / 46)
+    assert (asr["num_empty_references"], asr["num_without_word_boundaries"]) == (1, 1)
+    assert "asr: 1 of 24 transcripts are punctuation alone" in rendered(report)
+    assert "asr: 1 of 24 transcripts are in a script that sets no blanks" in rendered(report)
+    assert "NFKC" in report["protocol"]["text_normalisation"]
+
+
+def test_a_group_without_the_label_has_a_row_that_says_so(tmp_path: Path) -> None:
+    results = make_results()
+    for row, result in enumerate(results):
+        result.groups["split_set"] = f"Test{row % 3 + 1}"
+        if row % 3 == 2:
+            result.tasks["emotion"] = TaskResult(None, "anger", (0.5, 0.5), None)
+    report = make_report(results)
+    assert report["groups"]["split_set"]["Test1"]["num_utterances"] == 8
+    assert report["groups"]["split_set"]["Test3"] == {"num_utterances": 0, "wa": None, "ua": None, "macro_f1": None}
+    write_report(tmp_path, report, results, SPECS)
+    assert "| Test3 | 0 | - | - | - |" in (tmp_path / "report.md").read_text()
 
 
 def test_a_repeated_utterance_is_refused() -> None:

@@ -12,6 +12,7 @@ from tones import folder_bytes, pack_items, tone
 
 from shards.adopt import adopt_shards
 from shards.audio import decode, prepare
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError, ShardError
 from shards.index import load_index
 from shards.manifest import read_manifest
@@ -132,6 +133,8 @@ BAD = {
     "two": ({"x.wav": encoded(300), "x.flac": encoded(300, "FLAC")}, r"one audio member, got \.flac, \.wav"),
     "text": ({"x.wav": b"RIFF of nothing"}, "decoding .* failed"),
     "label": ({"x.wav": encoded(300), "x.split": b"holdout"}, "got 'holdout'"),
+    "text in GBK": ({"x.wav": encoded(300), "x.speaker": "王".encode("gbk")}, "text must be UTF-8, but"),
+    "deep json": ({"x.wav": encoded(300), "x.json": b"[" * 100_000}, "must be JSON"),
     "list": ({"x.wav": encoded(300), "x.json": b"[1]"}, "must hold an object, got '"),
     "broken json": ({"x.wav": encoded(300), "x.json": b"{"}, "must be JSON"),
     "nan": ({"x.wav": encoded(300), "x.json": b'{"rating": NaN}'}, "finite numbers"),
@@ -155,6 +158,70 @@ def test_each_odd_thing_is_one_sentence_or_one_line_in_the_list(tmp_path, name):
     summary = adopt_shards(tmp_path, tmp_path / "out", on_bad="skip")
     assert summary.num_utterances == 1
     assert sum(summary.num_rejected_by_kind.values()) == 1
+
+
+def test_what_stands_twice_under_one_key_is_rejected_not_overwritten(tmp_path):
+    write_tar(tmp_path / "a.tar", GOOD)
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for data in (encoded(300), encoded(310)):
+            member = tarfile.TarInfo("x.wav")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(CorpusError, match=r"x: a key must hold each member once, got \.wav twice"):
+        adopt_shards(tmp_path, tmp_path / "out")
+
+
+def test_foreign_files_in_place_are_not_overwritten(tmp_path):
+    write_tar(tmp_path / "a.tar", GOOD)
+    (tmp_path / "index.parquet").write_text("my own table")
+    with pytest.raises(ShardError, match=r"OUT must hold no index\.parquet of others"):
+        adopt_shards(tmp_path, tmp_path)
+    assert (tmp_path / "index.parquet").read_text() == "my own table"
+
+
+def test_what_is_read_as_something_else_is_said_and_names_are_composed(tmp_path):
+    members = {
+        "a.wav": encoded(300),
+        "a.json": json.dumps({"label": "Wut", "speaker": "Ju\u0308rgen", "gender": "nan", "emotoin": "x"}).encode(),
+        "a.cls": b"3",
+        "b.wav": encoded(310),
+        "b.json": json.dumps({"emotion": "Joyful", "speaker": "J\u00fcrgen", "text": "null"}).encode(),
+    }
+    write_tar(tmp_path / "a.tar", members)
+    summary = adopt_shards(
+        tmp_path, tmp_path / "out", options=ReadOptions(labels={"joyful": "happiness"}, licence="CC0")
+    )
+    index = load_index([tmp_path / "out"])
+    assert index.values("emotion") == ["anger", "happiness"]
+    assert {name.split(":")[1] for name in index.values("speaker")} == {"J\u00fcrgen"}
+    assert index.values("gender") == [None, None]
+    assert index.values("text") == [None, "null"]
+    said = " | ".join((*summary.notes, *summary.warnings))
+    for words in (
+        "fields are read by their usual names: emotion label (1)",
+        "kept as extra, with the field that may be meant: extra emotoin as emotion (1)",
+        "members of tars that mean nothing here are left alone: member .cls (1)",
+        "count as absent: gender nan (1)",
+        "joyful as happiness (1)",
+        "texts that may be a word for a missing value are kept: text null (1)",
+    ):
+        assert words in said, said
+    assert read_manifest(tmp_path / "out").licence == "CC0"
+    with pytest.raises(CorpusError, match="must be taken as they are, but for --labels and --licence, got channel"):
+        adopt_shards(tmp_path, tmp_path / "other", options=ReadOptions(channel=1))
+
+
+def test_our_own_shards_with_decomposed_names_are_adopted_composed(tmp_path):
+    meta = {"schema_version": 2, "key": "c/x", "corpus": "c", "speaker": "Ju\u0308rgen"}
+    pack_items([tone(1)], tmp_path / "packed")
+    with tarfile.open(tmp_path / "packed" / "tones-000000.tar") as tar:
+        flac, described = (tar.extractfile(member).read() for member in tar)
+    meta = {**json.loads(described), **meta}
+    (tmp_path / "old").mkdir()
+    write_tar(tmp_path / "old" / "a.tar", {"x.flac": flac, "x.json": json.dumps(meta).encode()})
+    adopt_shards(tmp_path / "old", tmp_path / "adopted")
+    assert load_index([tmp_path / "adopted"]).values("speaker") == ["c:J\u00fcrgen"]
+    assert verify([tmp_path / "adopted"]) == []
 
 
 def test_links_and_broken_tars_are_refused(tmp_path):

@@ -171,3 +171,8 @@ def test_bad_sizes_are_refused():
         Schedule(np.asarray([], dtype=int), batch_utterances=1, pool_utterances=1, seed=0)
     with pytest.raises(PlanError, match="32000 samples exceed 16000"):
         cut_slots(np.asarray([32_000]), 1, 16_000)
+
+
+def test_a_clip_longer_than_a_slot_is_evaluated_alone():
+    slots = evaluation_slots(np.asarray([30, 5, 90, 5]), rank=0, num_processes=1, max_slot_samples=20)
+    assert [sorted(slot.items.tolist()) for slot in slots] == [[2], [0], [1, 3]]

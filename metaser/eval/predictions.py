@@ -1,0 +1,127 @@
+"""`predictions.csv`: one row per utterance with all that its results say, written and read back.
+
+Numbers are written so that reading gives the same ones. An empty cell is what is not there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from metaser.config.schema import RegressionTask, TaskConfig
+from metaser.errors import RunError
+from metaser.eval.metrics import TaskResult, UtteranceResult
+from metaser.tasks import TaskSpec
+
+_GROUP = "group."
+"""Before the names of the columns that say which group an utterance belongs to."""
+
+
+def predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]) -> str:
+    """Return the file's text: rows by key; columns of every task that any utterance has an answer for."""
+    fields = sorted({field for result in results for field in result.groups} - {"corpus"})
+    answered = [spec for spec in specs if any(spec.name in result.tasks for result in results)]
+    header = ["key", "corpus", "speaker", *(f"{_GROUP}{field}" for field in fields), "duration_s"]
+    for spec in answered:
+        header += [f"{column}.{side}" for column in _columns(spec) for side in ("reference", "prediction")]
+        if spec.kind == "classification":
+            header += [f"{spec.name}.probability.{label}" for label in spec.labels]
+    rows: list[list[str | None]] = []
+    for result in sorted(results, key=lambda result: result.key):
+        row = [result.key, result.corpus, result.speaker, *(result.groups.get(field) for field in fields)]
+        row.append(_exact(result.duration_s))
+        for spec in answered:
+            row += _cells(spec, result.tasks.get(spec.name))
+        rows.append(row)
+    return "".join(_line(row) for row in (header, *rows))
+
+
+def _columns(spec: TaskSpec) -> list[str]:
+    return [f"{spec.name}.{field}" for field in spec.fields] if spec.kind == "regression" else [spec.name]
+
+
+def _line(row: Iterable[str | None]) -> str:
+    line = io.StringIO()
+    # The csv module quotes what its line terminator holds, and readers end a row at a lone carriage return, too.
+    csv.writer(line, lineterminator="\r\n").writerow(row)
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _cells(spec: TaskSpec, task: TaskResult | None) -> list[str | None]:
+    num_shares = len(spec.labels) if spec.kind == "classification" else 0
+    if task is None:
+        return [None] * (2 * len(_columns(spec)) + num_shares)
+    if isinstance(task.prediction, tuple):
+        references = task.reference if isinstance(task.reference, tuple) else (None,) * len(task.prediction)
+        pairs = zip(references, task.prediction, strict=True)
+        return [None if value is None else _exact(value) for pair in pairs for value in pair]
+    reference = None if task.reference is None else str(task.reference)
+    shares = [None] * num_shares if task.probabilities is None else [_exact(share) for share in task.probabilities]
+    return [reference, task.prediction, *shares]
+
+
+def _exact(value: float) -> str:
+    """Return the shortest text that is read as the same number."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def read_predictions(path: Path, tasks: Sequence[TaskConfig]) -> tuple[list[TaskSpec], list[UtteranceResult]]:
+    """Return the tasks that the file has answers for and its utterances; losses are not in it.
+
+    Raises:
+        RunError: if the file cannot be read or is no such table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header = list(reader.fieldnames or ())
+            specs = [spec for task in tasks if (spec := _spec(task, header)) is not None]
+            return specs, [_result(row, specs) for row in reader]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(f"{path} is damaged: {error!r}; evaluate the fold again with `metaser evaluate`") from error
+
+
+def _spec(task: TaskConfig, header: Sequence[str]) -> TaskSpec | None:
+    prefix = f"{task.name}.probability."
+    labels = tuple(name.removeprefix(prefix) for name in header if name.startswith(prefix))
+    fields = task.fields if isinstance(task, RegressionTask) else (task.field,)
+    spec = TaskSpec(name=task.name, kind=task.kind, fields=fields, labels=labels or fields)
+    return spec if f"{_columns(spec)[0]}.prediction" in header else None
+
+
+def _result(row: Mapping[str | None, str], specs: Sequence[TaskSpec]) -> UtteranceResult:
+    if None in row or None in row.values():
+        raise ValueError(f"the row of {row.get('key')!r} has not as many cells as the header")
+    groups = {
+        name.removeprefix(_GROUP): cell or None
+        for name, cell in row.items()
+        if name is not None and name.startswith(_GROUP)
+    }
+    tasks = {spec.name: task for spec in specs if (task := _task(row, spec)) is not None}
+    return UtteranceResult(
+        key=row["key"],
+        corpus=row["corpus"],
+        speaker=row["speaker"] or None,
+        groups={**groups, "corpus": row["corpus"]},
+        # Earlier files have neither groups nor durations.
+        duration_s=float(row.get("duration_s") or 0),
+        tasks=tasks,
+    )
+
+
+def _task(row: Mapping[str | None, str], spec: TaskSpec) -> TaskResult | None:
+    """Return the answer; None where a stage's filter kept the utterance from this task."""
+    references = [row[f"{column}.reference"] or None for column in _columns(spec)]
+    predictions = [row[f"{column}.prediction"] for column in _columns(spec)]
+    if not any([*references, *predictions]):
+        return None
+    if spec.kind == "regression":
+        numbers = tuple(None if value is None else float(value) for value in references)
+        is_labelled = any(number is not None for number in numbers)
+        return TaskResult(numbers if is_labelled else None, tuple(map(float, predictions)), None, None)
+    shares = [row[f"{spec.name}.probability.{label}"] for label in spec.labels] if spec.kind == "classification" else []
+    return TaskResult(
+        references[0], predictions[0], tuple(map(float, shares)) if all(shares) and shares else None, None
+    )

@@ -1,0 +1,462 @@
+"""A folder with an encoder, as people have it: its configuration, its preprocessing and its weights, or one sentence.
+
+Nothing in it is trusted or executed: JSON is validated, pickles are read as tensors only, and what the files say is
+held against each other before any memory goes into it.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from metaser.errors import ModelError
+from shards.schema import RATE_HZ
+
+_LOG = logging.getLogger(__name__)
+
+_CONFIG, _PREPROCESSOR, _PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which they are looked for; `NAME.index.json` goes before NAME."""
+_PATTERNS = {
+    "model.safetensors": ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
+    "pytorch_model.bin": ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
+}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_FETCH_AGAIN = "fetch the checkpoint again"
+_CONVERT = (
+    "convert it by transformers' convert_*_original_pytorch_checkpoint_to_pytorch.py, or take the model's folder from "
+    "the hub"
+)
+_ANCHOR = "feature_projection.projection.weight"
+"""A weight that all of these encoders have, by which their place in a larger model is found."""
+_MASK_EMBEDDING = "masked_spec_embed"
+
+_UNREADABLE = (
+    *(OSError, SafetensorError, pickle.UnpicklingError, struct.error, EOFError, ImportError, MemoryError),
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError),
+)
+"""What torch and safetensors raise over damaged files."""
+
+_Size = Annotated[int, Field(gt=0, le=2**16)]
+_Sizes = Annotated[tuple[_Size, ...], Field(min_length=1, max_length=32)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Name = Annotated[str, Field(max_length=40)]
+
+
+class _FromFile(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class _Architecture(_FromFile):
+    """What an encoder's form depends on. What a file leaves out has the default of its family, not that below."""
+
+    model_type: str | None = None
+    hidden_size: _Size = 1
+    num_hidden_layers: Annotated[int, Field(gt=0, le=256)] = 1
+    num_attention_heads: _Size = 1
+    intermediate_size: Annotated[int, Field(gt=0, le=2**20)] = 1
+    hidden_act: _Name = ""
+    hidden_dropout: _Fraction = 0
+    activation_dropout: _Fraction = 0
+    attention_dropout: _Fraction = 0
+    feat_proj_dropout: _Fraction = 0
+    feat_proj_layer_norm: bool = True
+    layer_norm_eps: Annotated[float, Field(ge=0, le=1)] = 0
+    feat_extract_norm: Literal["group", "layer"] = "group"
+    feat_extract_activation: _Name = ""
+    conv_dim: _Sizes = ()
+    conv_stride: _Sizes = ()
+    conv_kernel: _Sizes = ()
+    conv_bias: bool = False
+    conv_pos_batch_norm: bool = False
+    conv_pos_kernel_size: _Size = 1
+    num_conv_pos_embeddings: Annotated[int, Field(gt=0, le=1024)] = 1
+    num_conv_pos_embedding_groups: _Size = 1
+    do_stable_layer_norm: bool = False
+    num_buckets: Annotated[int, Field(ge=4, le=2**16)] = 4
+    max_bucket_distance: Annotated[int, Field(gt=0, le=2**24)] = 1
+    adapter_attn_dim: _Size | None = None
+
+
+class _Preprocessing(_FromFile):
+    do_normalize: bool = True
+    sampling_rate: Literal[16_000] | float = RATE_HZ
+
+
+class _Processor(_FromFile):
+    feature_extractor: _Preprocessing | None = None
+    audio_processor: _Preprocessing | None = None
+
+
+class _ExportedEncoder(_FromFile):
+    kind: Literal["huggingface", "logmel"]
+    config: _Architecture | None = None
+
+
+class _Export(_FromFile):
+    model_type: Literal["metaser"]
+    encoder: _ExportedEncoder
+    model: dict[str, Any]
+    tasks: list[dict[str, Any]]
+    main_task: str
+
+
+class _Index(_FromFile):
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
+
+
+_Parsed = TypeVar("_Parsed", bound=_FromFile)
+
+
+class Checkpoint(NamedTuple):
+    """An encoder's folder, read but for its weights."""
+
+    folder: Path
+    config: dict[str, Any]
+    """What stands in config.json about the encoder's form, with `model_type`."""
+    do_normalize: bool
+    """Whether clips are brought to zero mean and unit variance."""
+
+
+def open_checkpoint(name: str, revision: str | None, families: Mapping[str, Any]) -> Checkpoint:
+    """Return the checkpoint in a folder, or on the hub; `families` are transformers' models by their types.
+
+    Raises:
+        ModelError: if there is none, or its files are damaged or of another kind.
+    """
+    folder = _folder(name, revision)
+    config = _config(folder, name, families)
+    return Checkpoint(folder, config, _do_normalize(folder))
+
+
+def check_export(folder: Path, families: Mapping[str, Any]) -> None:
+    """Refuse an exported model's folder whose files are damaged, before transformers sees them.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    path = folder / _CONFIG
+    export = _parsed(path, _Export, "the configuration of an exported model of MetaSER's")
+    if export is not None and export.encoder.kind == "huggingface":
+        form = export.encoder.config
+        if form is None or form.model_type not in families:
+            got = None if form is None else form.model_type
+            raise ModelError(f"the encoder in {path} must be of type {', '.join(families)}, got {got!r}; export again")
+        _check_form({**families[form.model_type].config_class().to_dict(), **form.model_dump(exclude_unset=True)}, path)
+    file = folder / _WEIGHTS[0]
+    with _reading(file), _tensors(file) as tensors:
+        for name, tensor in tensors.items():
+            _check_finite(tensor, name, file)
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    """Return the folder with the checkpoint's files, fetched from the hub unless it is one already."""
+    try:
+        folder = Path(name).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+        if is_folder:
+            # Else `is_file` says False below of what may not be seen.
+            next(folder.iterdir(), None)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"model.encoder.name must be readable, but {name!r} is not: {_words(error)}") from error
+    if is_file:
+        raise ModelError(
+            "model.encoder.name must be a folder with config.json and weights, or a model on the hub, got the file "
+            f"{name!r}; where it is a checkpoint of fairseq, {_CONVERT}"
+        )
+    return folder if is_folder else _fetched(name, revision)
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    wanted = [_CONFIG, _PREPROCESSOR, _PROCESSOR]
+    try:
+        for weights in _WEIGHTS:
+            wanted += _PATTERNS[weights]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+            if _weights_in(folder):
+                break
+    except (OSError, HFValidationError) as error:
+        raise ModelError(
+            f"model.encoder.name must be an encoder folder or a model on the hub, got {name!r}, which is no "
+            f"folder here and could not be fetched ({type(error).__name__}); correct it"
+        ) from error
+    return folder
+
+
+def _config(folder: Path, name: str, families: Mapping[str, Any]) -> dict[str, Any]:
+    path = folder / _CONFIG
+    if (given := _parsed(path, _Architecture, "an encoder's configuration")) is None:
+        raise ModelError(f"an encoder folder must hold config.json, got {name!r} without; point to a checkpoint")
+    if given.model_type not in families:
+        raise ModelError(
+            f"model.encoder.name must be a model of type {', '.join(families)}, got {name!r} of type "
+            f"{given.model_type!r}; choose another checkpoint"
+        )
+    config = given.model_dump(exclude_unset=True)
+    _check_form({**families[given.model_type].config_class().to_dict(), **config}, path)
+    return config
+
+
+def _check_form(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse sizes of which no encoder can be built."""
+
+    def refuse(rule: str, got: str) -> ModelError:
+        return ModelError(f"in {path}, {rule}, got {got}; point to a checkpoint whose config.json is its own")
+
+    hidden = config["hidden_size"]
+    for divisor in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+        if hidden % config[divisor]:
+            raise refuse(f"hidden_size must be a multiple of {divisor}", f"{hidden} and {config[divisor]}")
+    lengths = [len(config[part]) for part in ("conv_dim", "conv_stride", "conv_kernel")]
+    if len(set(lengths)) > 1:
+        raise refuse("conv_dim, conv_stride and conv_kernel must be equally long", f"{lengths}")
+    for part in ("hidden_act", "feat_extract_activation"):
+        if config[part] not in ACT2FN:
+            raise refuse(f"{part} must be an activation of transformers such as gelu", repr(config[part]))
+    if "num_buckets" in config and config["max_bucket_distance"] <= config["num_buckets"] // 4:
+        numbers = f"{config['max_bucket_distance']} and {config['num_buckets']}"
+        raise refuse("max_bucket_distance must be greater than a quarter of num_buckets", numbers)
+
+
+def _do_normalize(folder: Path) -> bool:
+    """Return the checkpoint's `do_normalize`, sought where transformers does; without any file it is True, as there."""
+    path, settings = folder / _PROCESSOR, None
+    if (processor := _parsed(path, _Processor, "a processor's configuration")) is not None:
+        settings = processor.feature_extractor or processor.audio_processor
+    if settings is None:
+        path = folder / _PREPROCESSOR
+        settings = _parsed(path, _Preprocessing, "a feature extractor's configuration")
+    if settings is None:
+        return True
+    if settings.sampling_rate != RATE_HZ:
+        raise ModelError(
+            f"an encoder must be of audio at {RATE_HZ} Hz, but {path} says sampling_rate {settings.sampling_rate}; "
+            "choose another checkpoint"
+        )
+    return settings.do_normalize
+
+
+# ---------------------------------------------------------------- files
+
+
+def _parsed(path: Path, kind: type[_Parsed], what: str) -> _Parsed | None:
+    """Return what the JSON file at `path` holds, None if there is no such file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelError(f"{path} must be readable, but is not: {_words(error)}") from error
+    _refuse_stand_in(data, path)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in first["loc"])
+        raise ModelError(
+            f"{path} must hold {what}, but does not: {place}{first['msg']}, got {repr(first['input'])[:60]}; "
+            f"{_FETCH_AGAIN}"
+        ) from None
+
+
+def _refuse_stand_in(start: bytes, path: Path) -> None:
+    """Refuse what stands where a file of the checkpoint should be, told by its first bytes."""
+    if start.startswith(_LFS_POINTER):
+        raise ModelError(
+            f"{path} is not the file itself but a pointer of Git LFS to it; run `git lfs pull` in its repository, or "
+            f"{_FETCH_AGAIN}"
+        )
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError(f"{path} is not the file itself but a web page; {_FETCH_AGAIN}")
+
+
+def _words(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# ---------------------------------------------------------------- weights
+
+
+class _Weights(NamedTuple):
+    files: tuple[Path, ...]
+    file_of: Mapping[str, str] | None
+    """The file's name by tensor, where an index tells."""
+
+
+def _weights_in(folder: Path) -> _Weights | None:
+    """Return where the weights lie: in the parts that an index names, else in the one file of that name."""
+    for name in _WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (found := _parsed(index, _Index, "an index of weights")) is not None:
+            parts, present = sorted(set(found.weight_map.values())), {path.name for path in folder.iterdir()}
+            for part in parts:
+                if part not in present:
+                    raise ModelError(
+                        f"every part that {index} names must lie beside it, but {part!r} ({parts.index(part) + 1} of "
+                        f"{len(parts)}) does not; {_FETCH_AGAIN}"
+                    )
+            return _Weights(tuple(folder / part for part in parts), found.weight_map)
+        if (folder / name).exists():
+            return _Weights((folder / name,), None)
+    return None
+
+
+def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of an encoder in float32.
+
+    Args:
+        checkpoint: Where they lie.
+        expected: The encoder's tensors, of which the shapes count.
+        usual_prefix: What stands before their names in a larger model of transformers, with its dot.
+
+    Raises:
+        ModelError: if files are damaged, or tensors are missing, of other shapes or kinds, or not finite.
+    """
+    found = _weights_in(checkpoint.folder)
+    if found is None:
+        raise ModelError(
+            f"an encoder folder must hold weights (model.safetensors or pytorch_model.bin), got "
+            f"{str(checkpoint.folder)!r}, an encoder folder without weights; point to a complete checkpoint"
+        )
+    weights: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for file in found.files:
+        with _reading(file), _tensors(file) as tensors:
+            names = [name for name in tensors if found.file_of is None or found.file_of.get(name) == file.name]
+            prefix = _prefix(names, usual_prefix, file)
+            for name in names:
+                ours = _our_name(name, prefix)
+                if ours in expected:
+                    weights[ours] = _checked(tensors[name], expected[ours], name, file)
+                else:
+                    unexpected.append(name)
+    where = str(checkpoint.folder)
+    if unexpected:
+        _LOG.info("%s: %d tensors outside the encoder are ignored: %s", where, len(unexpected), sorted(unexpected))
+    if _MASK_EMBEDDING not in weights:
+        _LOG.warning("%s: the checkpoint lacks masked_spec_embed; time masks hide frames by zeros", where)
+        weights[_MASK_EMBEDDING] = torch.zeros(expected[_MASK_EMBEDDING].shape)
+    if missing := [name for name in expected if name not in weights]:
+        remedy = _CONVERT if any(".self_attn." in name for name in unexpected) else "point to a complete checkpoint"
+        raise ModelError(
+            f"an encoder checkpoint must hold every weight of the encoder, got {where!r} without {missing[0]} "
+            f"({len(missing)} of {len(expected)} are missing); {remedy}"
+        )
+    return weights
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Say in one sentence that `file` is damaged."""
+    try:
+        with file.open("rb") as opened:
+            _refuse_stand_in(opened.read(64), file)
+        yield
+    except _UNREADABLE as error:
+        is_unsafe = isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error)
+        reason, remedy = _words(error).removeprefix("Error while deserializing header: "), _FETCH_AGAIN
+        if is_unsafe:
+            name = str(error).partition("GLOBAL ")[2].split()[:1]
+            reason, remedy = f"it holds Python objects ({' '.join(name)}), which are never executed", _CONVERT
+        raise ModelError(f"{file} must hold weights, but cannot be read: {reason}; {remedy}") from error
+
+
+@contextmanager
+def _tensors(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Open a file of weights: its values by name, read when they are asked for where the format allows it."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as opened:
+            yield _Lazy(opened)
+        return
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    # Trainers keep more than the model in a file.
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            _LOG.info("%s: the weights are those under %r", file, key)
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping):
+        raise ModelError(f"{file} must hold tensors by name, but holds a {type(loaded).__name__}; {_FETCH_AGAIN}")
+    yield {str(name): value for name, value in loaded.items()}
+
+
+class _Lazy(Mapping[str, Any]):
+    """The tensors of an open safetensors file."""
+
+    def __init__(self, opened: Any) -> None:
+        self._opened = opened
+        self._names = tuple(opened.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._opened.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _prefix(names: list[str], usual: str, file: Path) -> str:
+    """Return what stands before the encoder's names in `file`."""
+    prefixes = sorted({name.removesuffix(_ANCHOR) for name in names if name.endswith(_ANCHOR)})
+    if usual in prefixes or not prefixes:
+        return usual
+    if len(prefixes) > 1:
+        raise ModelError(
+            f"{file} must hold one encoder, but holds {len(prefixes)}, under {', '.join(map(repr, prefixes))}; save "
+            "the one that you want by save_pretrained"
+        )
+    if prefixes[0]:
+        _LOG.info("%s: the encoder's tensors are those under %r", file, prefixes[0])
+    return prefixes[0]
+
+
+def _our_name(name: str, prefix: str) -> str:
+    name = name.removeprefix(prefix)
+    if name.endswith((".weight_g", ".weight_v")):
+        name = name.replace(".weight_g", ".parametrizations.weight.original0")
+        name = name.replace(".weight_v", ".parametrizations.weight.original1")
+    return name
+
+
+def _checked(tensor: Any, expected: Tensor, name: str, file: Path) -> Tensor:
+    """Return a copy of `tensor`, because the file is mapped into memory and may be replaced; floats as float32."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise ModelError(f"{name} in {file} must be a plain tensor, but is a {type(tensor).__name__}; {_FETCH_AGAIN}")
+    if tensor.is_floating_point() != expected.is_floating_point():
+        raise ModelError(
+            f"{name} in {file} must be of type {_kind(expected)}, got {_kind(tensor)}; point to a checkpoint that is "
+            "not quantised"
+        )
+    if tensor.shape != expected.shape:
+        raise ModelError(
+            f"{name} must have the shape {tuple(expected.shape)} that config.json implies, got "
+            f"{tuple(tensor.shape)} in {str(file)!r}; point to a checkpoint whose files belong together"
+        )
+    copied = tensor.detach().to(torch.float32 if tensor.is_floating_point() else expected.dtype, copy=True)
+    _check_finite(copied, name, file)
+    return copied
+
+
+def _check_finite(tensor: Tensor, name: str, file: Path) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelError(f"{name} in {file} must be finite, but holds NaN or infinity; {_FETCH_AGAIN}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

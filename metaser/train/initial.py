@@ -1,0 +1,228 @@
+"""A run that starts from another run's weights: what fits is taken by name, everything else is fresh and said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from metaser.errors import ModelError
+from metaser.model.metaser import Blueprint, MetaSERConfig, MetaSERModel
+from metaser.tasks import TaskSpec
+
+_PER_TASK = ("task_scalars", "gate_vectors", "gate_scalars")
+"""ARI's parameters with a row for each task."""
+_LOGMEL_FORM = ("num_mels", "width", "num_layers", "num_heads", "feed_forward")
+_HUGGING_FACE_FORM = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation"),
+    *("do_stable_layer_norm", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm"),
+    *("num_buckets", "max_bucket_distance", "layer_norm_eps"),
+)
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a run took from another model before its first step."""
+
+    source: str
+    """As the experiment names it."""
+    weights: str
+    """The file that was read."""
+    sha256: str
+    loaded: dict[str, int]
+    """Number of tensors by part of the model."""
+    fresh: dict[str, str]
+    """Why a part starts fresh."""
+    unused: dict[str, int]
+    """Tensors of the source that have no place here, by its parts."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able form."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Return one sentence for the log."""
+        loaded, fresh, unused = (
+            ", ".join(f"{part} ({note})" for part, note in notes.items()) or "nothing"
+            for notes in (self.loaded, self.fresh, self.unused)
+        )
+        return f"weights of {self.source} (tensors): loaded {loaded}; fresh: {fresh}; not used: {unused}"
+
+
+def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
+    """Fill `model` with what fits of the run's or exported model's weights in `source`.
+
+    The encoder must fit as a whole. Other parts fit where their form is the same, a head where its labels are, too.
+
+    Raises:
+        ModelError: if there is no model, it is damaged, or its encoder has another form.
+    """
+    folder = _model_folder(source)
+    form, file = _read_form(folder, source), folder / "model.safetensors"
+    try:
+        tensors = {_bare(name): value for name, value in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"init_from needs the weights in {str(file)!r}, which cannot be read: {error}") from error
+    _check_encoder(model.config.encoder, form.encoder, source)
+    ours, theirs = model.config.blueprint(), form.blueprint()
+    targets: dict[str, dict[str, Tensor]] = {}
+    for name, value in model.state_dict().items():
+        targets.setdefault(model.group_of(name), {})[_bare(name)] = value
+    fresh = _fresh_parts(ours, theirs)
+    loaded: Counter[str] = Counter()
+    for part, places in targets.items():
+        if part in fresh:
+            continue
+        unfit = _unfit(places, tensors)
+        if part == "encoder" and unfit:
+            raise ModelError(f"init_from must be a model with the encoder of model.encoder, but in {source!r} {unfit}")
+        if unfit:
+            fresh[part] = unfit
+            continue
+        for name, place in places.items():
+            _fill(place, tensors[name], _rows(name, ours.tasks, theirs.tasks))
+        loaded[part] = len(places)
+    common = [task.name for task in ours.tasks if task.name in {other.name for other in theirs.tasks}]
+    if "ari" in loaded and len(common) < len(ours.tasks):
+        fresh["ari of other tasks"] = f"{source} has those of {', '.join(common) or 'none'}"
+    unused = Counter(model.group_of(name) for name in tensors if model.group_of(name) not in loaded)
+    return InitialWeights(
+        source=source,
+        weights=str(file),
+        sha256=_sha256(file),
+        loaded=dict(loaded),
+        fresh={part: why for part, why in fresh.items() if part in targets or part == "ari of other tasks"},
+        unused=dict(unused),
+    )
+
+
+def _model_folder(source: str) -> Path:
+    folder = Path(source)
+    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
+        folder = folder / "best"
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            "init_from must be the folder of a run whose last stage was evaluated, or an exported model's, but "
+            f"{source!r} {'holds no ' + missing[0] if folder.is_dir() else 'is no folder'}"
+        )
+    return folder
+
+
+def _read_form(folder: Path, source: str) -> MetaSERConfig:
+    try:
+        values = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"init_from needs a readable config.json, but that in {source!r} is not: {error}") from error
+    if not isinstance(values, dict) or values.get("model_type") != MetaSERConfig.model_type:
+        found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
+        raise ModelError(
+            f"init_from must be a model that MetaSER trained, but {source!r} holds one of type {found!r}; "
+            "an encoder's checkpoint belongs in model.encoder"
+        )
+    try:
+        form: MetaSERConfig = MetaSERConfig.from_dict(values)
+    except TypeError as error:
+        raise ModelError(f"init_from needs a whole config.json, but that in {source!r} is not: {error}") from error
+    return form
+
+
+def _check_encoder(ours: dict[str, Any], theirs: dict[str, Any], source: str) -> None:
+    pairs = [("kind", ours["kind"], theirs.get("kind"))]
+    if ours["kind"] == theirs.get("kind") == "logmel":
+        pairs += [(name, ours.get(name), theirs.get(name)) for name in _LOGMEL_FORM]
+    elif ours["kind"] == theirs.get("kind"):
+        pairs.append(("do_normalize", ours["do_normalize"], theirs.get("do_normalize")))
+        here, there = ours["config"], theirs.get("config", {})
+        pairs += [(name, here.get(name), there.get(name)) for name in _HUGGING_FACE_FORM]
+    differences = [f"{name} is {there!r} there and {here!r} here" for name, here, there in pairs if here != there]
+    if differences:
+        raise ModelError(
+            f"init_from must be a model with the encoder of model.encoder, but in {source!r} "
+            f"{'; '.join(differences)}; choose the same encoder"
+        )
+
+
+def _fresh_parts(ours: Blueprint, theirs: Blueprint) -> dict[str, str]:
+    """Return the parts whose form differs, and how."""
+    fresh = {}
+    if ours.model.ari.form != theirs.model.ari.form:
+        fresh["ari"] = f"form {theirs.model.ari.form} there, {ours.model.ari.form} here"
+    if ours.model.adapters != theirs.model.adapters:
+        fresh["adapters"] = "others there, or none"
+    if _coattention_form(ours) != _coattention_form(theirs):
+        fresh["coattention"] = "other form, width, pooling or tasks there"
+    others = {task.name: task for task in theirs.tasks}
+    for task in ours.tasks:
+        why = _head_difference(task, others.get(task.name))
+        if why is None and (task.name == ours.main_task) != (task.name == theirs.main_task):
+            why = "main task of one of the two only"
+        if why is None and task.name == ours.main_task and "coattention" in fresh:
+            why = "it reads co-attention, which is fresh"
+        if why is not None:
+            fresh[f"heads.{task.name}"] = why
+    return fresh
+
+
+def _coattention_form(blueprint: Blueprint) -> tuple[object, ...]:
+    tasks = (blueprint.main_task, *(task.name for task in blueprint.others))
+    form = blueprint.model.coattention
+    return (form.form, form.width, form.num_heads, blueprint.model.pooling, tasks)
+
+
+def _head_difference(ours: TaskSpec, theirs: TaskSpec | None) -> str | None:
+    if theirs is None:
+        return "no such task there"
+    if ours.kind != theirs.kind:
+        return f"a {theirs.kind} task there"
+    if ours.labels != theirs.labels:
+        return "another alphabet there" if ours.kind == "ctc" else f"labels {', '.join(theirs.labels)} there"
+    if (ours.offset, ours.scale) != (theirs.offset, theirs.scale):
+        return "another offset or scale there"
+    return None
+
+
+def _unfit(places: dict[str, Tensor], tensors: dict[str, Tensor]) -> str | None:
+    for name, place in places.items():
+        if name not in tensors:
+            return f"{name} is missing"
+        if tensors[name].shape != place.shape and not name.endswith(_PER_TASK):
+            return f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(place.shape)}"
+    return None
+
+
+def _rows(name: str, ours: Sequence[TaskSpec], theirs: Sequence[TaskSpec]) -> list[tuple[int, int]] | None:
+    """Return which row of the source each row here is filled from, None for a tensor that is not by task."""
+    if not name.endswith(_PER_TASK):
+        return None
+    places = {task.name: row for row, task in enumerate(theirs)}
+    return [(row, places[task.name]) for row, task in enumerate(ours) if task.name in places]
+
+
+@torch.no_grad()
+def _fill(place: Tensor, value: Tensor, rows: list[tuple[int, int]] | None) -> None:
+    if rows is None:
+        place.copy_(value)
+        return
+    for here, there in rows:
+        place[here].copy_(value[there])
+
+
+def _bare(name: str) -> str:
+    """Return a parameter's name as it is without LoRA beside it."""
+    return name.replace(".base_layer.", ".")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,45 @@
+"""What `make oldest` runs beside the unit tests: import every module, train a tiny model, load and ask what it exports."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+NAMES = ("torch", "transformers", "accelerate", "deepspeed", "numpy", "pyarrow", "pydantic", "huggingface_hub", "peft")
+
+
+def import_all() -> int:
+    """Import every module of our packages and return how many there are."""
+    packages = [importlib.import_module(name) for name in ("launch", "metaser", "shards")]
+    found = [module.name for each in packages for module in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")]
+    for name in found:
+        importlib.import_module(name)
+    return len(packages) + len(found)
+
+
+def train_and_predict(folder: Path) -> str:
+    """Train both stages, evaluate, export; return the label that the exported model gives a clip."""
+    import soundfile
+    from tinyruns import clip, make_corpus
+
+    from metaser.predict import load_model, predict_files
+
+    run = make_corpus(folder).train(folder / "run")
+    wave, rate_hz = clip(0).audio.load()
+    soundfile.write(folder / "clip.wav", wave, rate_hz)
+    (prediction,) = predict_files(load_model(run), [str(folder / "clip.wav")])
+    label: str = prediction.tasks["emotion"]["label"]
+    return label
+
+
+if __name__ == "__main__":
+    print(platform.python_version(), *(f"{name} {version(name)}" for name in NAMES), sep=", ")
+    print(f"{import_all()} modules imported")
+    with tempfile.TemporaryDirectory() as temporary:
+        print(f"trained, exported and loaded; its first word is {train_and_predict(Path(temporary))!r}")

@@ -1,0 +1,96 @@
+"""predictions.csv: every row as wide as the header, and the same values when read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask
+from metaser.errors import RunError
+from metaser.eval.metrics import TaskResult, UtteranceResult
+from metaser.eval.predictions import predictions_csv, read_predictions
+from metaser.tasks import TaskSpec
+
+LABELS = ("anger", 'quo"ted, label', "n\u00e9\rutral")
+TASKS = (
+    ClassificationTask(kind="classification", name="emotion", labels=LABELS),
+    CtcTask(kind="ctc"),
+    RegressionTask(kind="regression", fields=("valence", "arousal")),
+)
+SPECS = (
+    TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=LABELS),
+    TaskSpec(name="asr", kind="ctc", fields=("text",), labels=("<blank>", "<unk>", "a")),
+    TaskSpec(name="affect", kind="regression", fields=("valence", "arousal"), labels=("valence", "arousal")),
+)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["a\rb", '"', ",", "\n"])
+label = st.sampled_from(LABELS)
+
+
+def answers(
+    reference: st.SearchStrategy, prediction: st.SearchStrategy, shares: st.SearchStrategy
+) -> st.SearchStrategy:
+    return st.none() | st.builds(TaskResult, reference, prediction, shares, st.none())
+
+
+pairs = st.tuples(numbers | st.none(), numbers | st.none()).map(lambda pair: None if pair == (None, None) else pair)
+utterances = st.builds(
+    lambda speaker, gender, duration_s, emotion, asr, affect: UtteranceResult(
+        "",
+        "made",
+        speaker,
+        {"gender": gender, "corpus": "made"},
+        duration_s,
+        {name: task for name, task in (("emotion", emotion), ("asr", asr), ("affect", affect)) if task is not None},
+    ),
+    st.none() | words,
+    st.none() | words,
+    st.floats(0, 1e4),
+    answers(st.none() | label, label, st.none() | st.tuples(numbers, numbers, numbers)),
+    answers(st.none() | words, words, st.none()),
+    answers(pairs, st.tuples(numbers, numbers), st.none()),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(utterances, max_size=6))
+def test_every_row_is_as_wide_as_the_header_and_reads_back(tmp_path_factory, made):
+    results = [
+        UtteranceResult(f"made/{number}", one.corpus, one.speaker, one.groups, one.duration_s, one.tasks)
+        for number, one in enumerate(made)
+    ]
+    text = predictions_csv(results[::-1], SPECS)
+    header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    assert len(rows) == len(results)
+    assert {len(row) for row in rows} <= {len(header)}
+    path = tmp_path_factory.mktemp("csv") / "predictions.csv"
+    path.write_bytes(text.encode())
+    specs, found = read_predictions(path, TASKS)
+    answered = [spec for spec in SPECS if any(spec.name in result.tasks for result in results)]
+    assert [(spec.name, spec.fields) for spec in specs] == [(spec.name, spec.fields) for spec in answered]
+    if not any(result.groups["gender"] for result in results):
+        assert all(result.groups.get("gender") is None for result in found)
+    assert found == results
+
+
+def test_files_without_groups_and_durations_are_of_earlier_versions(tmp_path):
+    path = tmp_path / "predictions.csv"
+    shares = ",".join(f"emotion.probability.{name}" for name in ("anger", "fear"))
+    head = f"key,corpus,speaker,emotion.reference,emotion.prediction,{shares}"
+    path.write_text(f"{head}\na/1,a,,anger,fear,0.25,0.75\na/2,a,a:1,,,,\n")
+    specs, (first, second) = read_predictions(path, TASKS)
+    assert [(spec.name, spec.labels) for spec in specs] == [("emotion", ("anger", "fear"))]
+    assert first.tasks == {"emotion": TaskResult("anger", "fear", (0.25, 0.75), None)}
+    assert (first.speaker, second.speaker, second.tasks, first.groups) == (None, "a:1", {}, {"corpus": "a"})
+
+
+@pytest.mark.parametrize("row", ["a/1,a", "a/1,a,,anger,fear,more", 'a/1,a,,"anger,fear'])
+def test_ragged_or_cut_files_are_damaged(tmp_path, row):
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"key,corpus,speaker,emotion.reference,emotion.prediction\n{row}")
+    with pytest.raises(RunError, match=r"predictions\.csv is damaged"):
+        read_predictions(path, TASKS)

@@ -1,0 +1,303 @@
+"""Folders of classes, AudioFolders, JSON Lines, Parquet and audformat databases become corpora as they lie."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpustrees import write, write_audio
+
+from shards.corpora.base import corpus_reader
+from shards.corpora.options import ReadOptions
+from shards.errors import CorpusError
+from shards.index import load_index
+from shards.pack import pack_corpus
+from shards.schema import Note, Rejection, RowCount, SourceUtterance
+
+
+def read(corpus: str, source: Path, **options):
+    """Return what a reader finds: items, rejections, notes."""
+    found = list(corpus_reader(corpus, ReadOptions(**options)).read(source, 0))
+    items = [item for item in found if isinstance(item, SourceUtterance)]
+    rejections = [item for item in found if isinstance(item, Rejection)]
+    assert sum(item.number for item in found if isinstance(item, RowCount)) == len(items) + len(rejections)
+    return items, rejections, " | ".join(item.text for item in found if isinstance(item, Note))
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_folders_are_classes(tmp_path) -> None:
+    root = tmp_path / "my calls"
+    for name in ("Wut/1.wav", "Wut/deep/2.FLAC", "joyful/1.mp3", "joyful/.hidden.wav", ".trash/x/1.wav", "loose.wav"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    write(root / "Wut" / "notes.txt", "no audio")
+    items, rejected, said = read("folder", root)
+    assert [(i.utterance.key, i.utterance.emotion, i.utterance.split) for i in items] == [
+        ("my%20calls/Wut/1", "anger", None),
+        ("my%20calls/Wut/deep/2", "anger", None),
+        ("my%20calls/joyful/1", "joyful", None),
+    ]
+    assert items[1].utterance.source == "Wut/deep/2.FLAC"
+    assert [(r.kind, Path(r.source).name) for r in rejected] == [("no class", "loose.wav")]
+    assert "folders of my calls are taken for emotions: Wut (2), joyful (1)" in said
+
+
+def test_folders_may_be_nested_in_splits(tmp_path) -> None:
+    for name in ("train/anger/1.wav", "validation/anger/1.wav", "test/sad/1.wav", "train/2.wav", "spare/anger/1.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    items, rejected, said = read("folder", tmp_path, name="c")
+    assert [(i.utterance.key, i.utterance.emotion, i.utterance.split) for i in items] == [
+        ("c/test/sad/1", "sadness", "test"),
+        ("c/train/anger/1", "anger", "train"),
+        ("c/validation/anger/1", "anger", "dev"),
+    ]
+    assert sorted(r.kind for r in rejected) == ["no class", "no split"]
+    assert "folders are taken for splits: test as test, train as train, validation as dev" in said
+
+
+def test_a_folder_without_audio_is_refused(tmp_path) -> None:
+    for source in (None, tmp_path / "nowhere"):
+        with pytest.raises(CorpusError, match="SOURCE of a folder corpus must be a folder with audio"):
+            read("folder", source)
+    with pytest.raises(CorpusError, match=r"must hold audio in folders named by emotion, or metadata\.csv"):
+        read("folder", tmp_path)
+
+
+FORMS = {
+    "csv": lambda path, rows: write(path, "file_name,label\n" + "".join(f"{n},{v}\n" for n, v in rows)),
+    "jsonl": lambda path, rows: write(path, "".join(json.dumps({"file_name": n, "label": v}) + "\n" for n, v in rows)),
+    "parquet": lambda path, rows: pq.write_table(
+        pa.table({"file_name": [r[0] for r in rows], "label": [r[1] for r in rows]}), path
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("corpus", ["folder", "audiofolder"])
+def test_an_audiofolder_is_read_by_its_table(tmp_path, form, corpus) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b", "unnamed"):
+            write_audio(tmp_path / split / f"{name}.wav")
+        FORMS[form](tmp_path / split / f"metadata.{form}", [("a.wav", "Happy"), ("b.wav", "sad"), ("gone.wav", "sad")])
+    items, rejected, said = read(corpus, tmp_path, name="hf")
+    assert [(i.utterance.key, i.utterance.emotion, i.utterance.split) for i in items] == [
+        ("hf/test/a", "happiness", "test"),
+        ("hf/test/b", "sadness", "test"),
+        ("hf/train/a", "happiness", "train"),
+        ("hf/train/b", "sadness", "train"),
+    ]
+    assert [r.kind for r in rejected] == ["row without audio", "audio without row"] * 2
+    assert "file_name as file, label as emotion" in said
+
+
+def test_an_audiofolder_with_one_table(tmp_path) -> None:
+    write_audio(tmp_path / "data" / "a.wav")
+    write(tmp_path / "metadata.csv", "file_name,transcription\ndata/a.wav,hello\n")
+    (item,), rejected, _ = read("audiofolder", tmp_path, name="hf")
+    assert (item.utterance.key, item.utterance.text, rejected) == ("hf/data/a", "hello", [])
+    write(tmp_path / "metadata.jsonl", "{}")
+    with pytest.raises(CorpusError, match=r"must hold one table, but has metadata\.csv and metadata\.jsonl"):
+        read("audiofolder", tmp_path)
+
+
+# ---------------------------------------------------------------- JSON Lines
+
+
+def test_json_lines_hold_what_tables_hold(tmp_path) -> None:
+    for name in ("a", "b"):
+        write_audio(tmp_path / f"{name}.wav")
+    rows = [
+        {"audio_filepath": "a.wav", "offset": 0.01, "duration": 0.05, "text": "hello", "speaker": 3.0, "age": 31},
+        {"audio_filepath": "b.wav", "speaker": None, "age": float("nan"), "ok": True, "box": [1, 2], "emotion": "Wut"},
+    ]
+    path = write(tmp_path / "mine.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n")
+    (first, second), rejected, _ = read("jsonl", path)
+    assert rejected == []
+    assert (first.audio.start_s, first.audio.end_s, first.utterance.speaker) == (0.01, 0.060000000000000005, "3")
+    assert (first.utterance.age, second.utterance.age, second.utterance.speaker) == (31, None, None)
+    assert second.utterance.extra == {"ok": True, "box": "[1, 2]"}
+    listed = write(tmp_path / "mine.json", json.dumps(rows[1:]))
+    (item,), _, _ = read("jsonl", listed)
+    assert item.utterance.emotion == "anger"
+
+
+def test_emobox_counts_channels_and_lies_below_its_root(tmp_path) -> None:
+    write_audio(tmp_path / "downloads" / "emodb" / "wav" / "03a02Wb.wav")
+    row = {
+        "key": "emodb-03a02Wb",
+        "dataset": "emodb",
+        "wav": "downloads/emodb/wav/03a02Wb.wav",
+        "type": "raw",
+        "sample_rate": 16000,
+        "num_frame": 1600.0,
+        "task": "category",
+        "length": 0.1,
+        "emo": "boredem",
+        "channel": 2,
+    }
+    path = write(tmp_path / "data" / "emodb" / "fold_1" / "emodb_test_fold_1.jsonl", json.dumps(row) + "\n")
+    (item,), rejected, said = read("jsonl", path, name="emodb-box")
+    assert (item.utterance.key, item.utterance.emotion, item.audio.channel) == (
+        "emodb-box/emodb-03a02Wb",
+        "boredom",
+        None,
+    )
+    assert rejected == []
+    assert f"the audio of 1 rows lies in {tmp_path}" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "a line must hold a JSON object"),
+        ("[1]", r"a row must be a JSON object, got '\[1\]'"),
+        ('{"file": "a.wav", "file": "b.wav"}', "it names file twice"),
+        ("[" * 100_000, "a line must hold a JSON object"),
+    ],
+)
+def test_lines_that_are_no_objects_are_rejected_alone(tmp_path, line, words) -> None:
+    write_audio(tmp_path / "a.wav")
+    path = write(tmp_path / "mine.jsonl", f'{{"file": "a.wav"}}\n{line}\n')
+    (_,), (rejection,), _ = read("jsonl", path)
+    assert (rejection.source, rejection.kind) == ("mine.jsonl row 2", "bad row")
+    assert re.search(words, rejection.reason)
+
+
+def test_files_go_to_the_reader_that_knows_them(tmp_path) -> None:
+    with pytest.raises(CorpusError, match=r"got .*x\.csv; pack it as csv"):
+        read("jsonl", write(tmp_path / "x.csv", "file\n"))
+    with pytest.raises(CorpusError, match=r"got .*x\.jsonl; pack it as jsonl"):
+        read("csv", write(tmp_path / "x.jsonl", "{}"))
+    with pytest.raises(CorpusError, match=r"x\.parquet must be a Parquet file"):
+        read("jsonl", write(tmp_path / "x.parquet", "PAR"))
+    with pytest.raises(CorpusError, match="must be JSON, one object a line or one list"):
+        read("jsonl", write(tmp_path / "x.json", "[1,"))
+
+
+# ---------------------------------------------------------------- audformat
+
+
+HEADER = """\
+name: small
+source: internal
+usage: unrestricted
+languages: [deu]
+license: CC0-1.0
+schemes:
+  emotion: {dtype: str, labels: [anger, sadness]}
+  speaker:
+    dtype: int
+    labels:
+      3: {gender: male, age: 31}
+      8: {gender: female, age: 34}
+splits:
+  train: {type: train}
+  test: {type: test}
+tables:
+  emotion.train:
+    type: segmented
+    split_id: train
+    columns:
+      emotion: {scheme_id: emotion, rater_id: gold}
+      emotion.confidence: {scheme_id: confidence}
+  emotion.test:
+    type: segmented
+    split_id: test
+    columns:
+      emotion: {scheme_id: emotion}
+  files:
+    type: filewise
+    columns:
+      speaker: {scheme_id: speaker}
+      transcription: {}
+"""
+
+
+@pytest.fixture
+def database(tmp_path) -> Path:
+    for name in ("a", "b"):
+        write_audio(tmp_path / "audio" / f"{name}.wav", duration_s=2)
+    write(tmp_path / "db.yaml", HEADER)
+    write(
+        tmp_path / "db.emotion.train.csv",
+        "file,start,end,emotion,emotion.confidence\n"
+        "audio/a.wav,0 days 00:00:00,0 days 00:00:00.500000,anger,0.9\n"
+        "audio/a.wav,0 days 00:00:00.500000,NaT,sadness,\n",
+    )
+    write(tmp_path / "db.emotion.test.csv", "file,start,end,emotion\naudio/b.wav,0 days 00:00:01,,anger\n")
+    write(tmp_path / "db.files.csv", "file,speaker,transcription\naudio/a.wav,3,hallo\naudio/b.wav,8,\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["", "db.yaml"])
+def test_an_audformat_database_is_put_together_from_its_tables(database, name) -> None:
+    items, rejected, said = read("audformat", database / name)
+    assert rejected == []
+    assert [i.utterance.model_dump(exclude_none=True) for i in items] == [
+        {
+            "key": key,
+            "corpus": "small",
+            "source": f"audio/{key.split('/')[2]}.wav",
+            "language": "de",
+            "emotion": emotion,
+            "gender": gender,
+            "speaker": speaker,
+            "age": age,
+            "split": split,
+            "extra": extra,
+            **text,
+        }
+        for key, emotion, gender, speaker, age, split, extra, text in (
+            (
+                "small/audio/a/0-500",
+                "anger",
+                "male",
+                "3",
+                31,
+                "train",
+                {"emotion.confidence": "0.9"},
+                {"text": "hallo"},
+            ),
+            ("small/audio/a/500-end", "sadness", "male", "3", 31, "train", {}, {"text": "hallo"}),
+            ("small/audio/b/1000-end", "anger", "female", "8", 34, "test", {}, {}),
+        )
+    ]
+    assert "transcription as text" in said
+    assert "says the licence is CC0-1.0; --licence TEXT keeps it" in said
+
+
+def test_tables_that_contradict_each_other_reject_the_row(database) -> None:
+    write(
+        database / "db.files.csv", "file,speaker,transcription\naudio/a.wav,3,hallo\naudio/a.wav,8,\naudio/b.wav,8,\n"
+    )
+    write(database / "db.emotion.test.csv", "file,start,end,emotion\naudio/b.wav,,,anger\naudio/b.wav,,,sadness\n")
+    _, rejected, _ = read("audformat", database)
+    assert [r.reason for r in rejected] == [
+        *["tables must agree, but speaker is 3 and 8"] * 2,
+        "tables must agree, but emotion is anger and sadness",
+    ]
+
+
+def test_what_is_no_database_is_refused(database) -> None:
+    (database / "db.files.csv").unlink()
+    with pytest.raises(CorpusError, match=r"must hold the table files as db\.files\.csv or \.parquet"):
+        read("audformat", database)
+    write(database / "db.yaml", "- a")
+    with pytest.raises(CorpusError, match="must be the header of an audformat database"):
+        read("audformat", database)
+    write(database / "db.yaml", "a: [")
+    with pytest.raises(CorpusError, match="must be YAML"):
+        read("audformat", database)
+    with pytest.raises(CorpusError, match=r"not an audformat database: .* must hold db\.yaml"):
+        read("audformat", database / "audio")
+
+
+def test_every_way_in_packs_to_the_end(database, tmp_path) -> None:
+    summary = pack_corpus("audformat", database, tmp_path / "out")
+    assert summary.notes[-1] == "3 rows: 3 packed, 0 rejected"
+    assert load_index([tmp_path / "out"]).duration_s.tolist() == [0.5, 1.5, 1.0]
