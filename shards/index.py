@@ -163,10 +163,12 @@ def _heads(piece: pa.Array) -> np.ndarray:
     if not len(piece):
         return np.empty(0, np.uint64)
     if piece.type == _DIGEST:
-        return np.frombuffer(piece.buffers()[1], dtype="<u8")[:: 32 // 8][piece.offset :][: len(piece)]
+        whole: np.ndarray = np.frombuffer(piece.buffers()[1], dtype="<u8")[:: 32 // 8]
+        return whole[piece.offset :][: len(piece)]
     encoded = piece.dictionary_encode()
     of_word = np.asarray([*(hash(word) for word in encoded.dictionary.to_pylist()), 0], np.int64)
-    return of_word[encoded.indices.fill_null(len(of_word) - 1).to_numpy()].view(np.uint64)
+    heads: np.ndarray = of_word[encoded.indices.fill_null(len(of_word) - 1).to_numpy()].view(np.uint64)
+    return heads
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:

@@ -137,11 +137,11 @@ def cut_slots(num_samples: np.ndarray, num_processes: int, max_slot_samples: int
 
 
 def _fill(num_samples: np.ndarray, bound: int) -> list[np.ndarray]:
-    """Return contiguous slots, longest clips first, each as full as `bound` padded samples allow."""
+    """Return contiguous slots, longest clips first, each as full as `bound` padded samples allow, or of one clip."""
     slots = []
     end = len(num_samples)
     while end > 0:
-        start = max(0, end - bound // max(1, int(num_samples[end - 1])))
+        start = max(0, end - max(1, bound // max(1, int(num_samples[end - 1]))))
         slots.append(np.arange(start, end))
         end = start
     return slots
@@ -198,13 +198,10 @@ def evaluation_slots(
     """Yield this rank's slots of one pass in which every utterance stands exactly once.
 
     Every rank gets the same number of slots, the last of them perhaps dummies. A slot holds clips of one exact padded
-    cost bound; the cut does not depend on the number of processes, so that results are the same on any number. A clip
-    that is longer than a window comes in windows, alone in its slots, which follow one another on one rank.
-
-    Raises:
-        PlanError: if a clip that is heard whole is longer than `max_slot_samples`.
+    cost bound, a longer clip stands alone; the cut does not depend on the number of processes, so that results are the
+    same on any number. A clip that is longer than a window comes in windows, alone in its slots, which follow one
+    another on one rank.
     """
-    check_longest(num_samples, windowing, max_slot_s=max_slot_samples / RATE_HZ)
     is_short = np.full(len(num_samples), True) if windowing is None else num_samples <= windowing.length
     order = np.flatnonzero(is_short)[np.argsort(num_samples[is_short], kind="stable")]
     whole = [[Slot(order[slot])] for slot in _fill(num_samples[order], max_slot_samples)]

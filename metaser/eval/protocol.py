@@ -21,6 +21,7 @@ from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
+from metaser.predict import choose_windows
 from metaser.record import is_own_folder, material, read_record, used_rows
 from metaser.rundir import RunDir, writing
 from metaser.targets import Targets
@@ -29,11 +30,11 @@ from metaser.tracking import read_metrics
 from metaser.train.engine import Processes, autocast
 from metaser.train.stage import passes_filter, select_utterances
 from shards.batch import Batch
-from shards.config import SplitRule, StoredSplit
+from shards.config import DataConfig, SplitRule, StoredSplit
 from shards.errors import ShardError, SplitError
 from shards.index import Index, load_index
 from shards.kinship import Material, kinship
-from shards.schema import SPLITS
+from shards.schema import RATE_HZ, SPLITS
 from shards.splits import SplitAssignment, assign_splits
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ def _judge(
         forward,
         specs,
         part,
-        config.data,
+        _heard(config.data, model, part),
         processes,
         at_boundary=at_boundary,
         hop_samples=model.encoder.hop_samples,
@@ -163,6 +164,24 @@ def _judge(
 
     processes.on_main(write)
     return report
+
+
+def _heard(data: DataConfig, model: MetaSERModel, part: Index) -> DataConfig:
+    """Return `data`, with the windows of `metaser predict` if other shards hold clips that no micro-batch can."""
+    longest_s = float(part.duration_s.max())
+    if data.window_s is not None or longest_s <= data.max_slot_s:
+        return data
+    windowing = choose_windows(model)
+    window_s = min(windowing.length / RATE_HZ, data.max_slot_s)
+    overlap_s = min((windowing.length - windowing.hop) / RATE_HZ, window_s / 2)
+    log.info(
+        "clips longer than %g s (the longest has %.1f s) are heard in windows of %g s that overlap by %g s",
+        window_s,
+        longest_s,
+        window_s,
+        overlap_s,
+    )
+    return data.model_copy(update={"window_s": window_s, "window_overlap_s": overlap_s})
 
 
 def evaluate_run(
