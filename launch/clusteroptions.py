@@ -70,7 +70,7 @@ def _changes(name: str, value: str | bool | list[str] | None) -> Iterator[str]:
     if value is None or value == []:
         return
     field = ClusterConfig.model_fields[name]
-    if get_origin(field.annotation) is dict:
+    if isinstance(value, list) and get_origin(field.annotation) is dict:
         yield from (f"{name}.{entry.lstrip('-')}" for entry in value)
     elif isinstance(value, str) and str not in _types(field) and name != "time_min":
         yield f"{name}={value}"

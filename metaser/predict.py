@@ -82,14 +82,14 @@ def load_model(path: str | Path) -> MetaSERModel:
                 f"MODEL must be a run's folder or an exported model's, but {str(folder)!r} holds no {name}"
             )
     check_export(folder, FAMILIES)
-    model: MetaSERModel
     try:
-        model, loaded = MetaSERModel.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = MetaSERModel.from_pretrained(folder, output_loading_info=True)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         # What config.json says and what model.safetensors holds do not belong together.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"MODEL must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
-    if missing := sorted(loaded["missing_keys"]):
+    model: MetaSERModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
         raise ModelError(
             f"MODEL must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are missing); "
             "export it again"

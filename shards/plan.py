@@ -202,12 +202,15 @@ def evaluation_slots(
     same on any number. A clip that is longer than a window comes in windows, alone in its slots, which follow one
     another on one rank.
     """
-    is_short = np.full(len(num_samples), True) if windowing is None else num_samples <= windowing.length
-    order = np.flatnonzero(is_short)[np.argsort(num_samples[is_short], kind="stable")]
+    order = np.argsort(num_samples, kind="stable")
+    cut: list[list[Slot]] = []
+    if windowing is not None:
+        is_short = num_samples <= windowing.length
+        order = order[is_short[order]]
+        at_once = max_slot_samples // windowing.length
+        for item in np.flatnonzero(~is_short).tolist():
+            cut.append(_window_slots(item, windowing.cut(int(num_samples[item])), at_once))
     whole = [[Slot(order[slot])] for slot in _fill(num_samples[order], max_slot_samples)]
-    cut = []
-    for item in np.flatnonzero(~is_short) if windowing is not None else ():
-        cut.append(_window_slots(item, windowing.cut(int(num_samples[item])), max_slot_samples // windowing.length))
     mine: list[list[Slot]] = [[] for _ in range(num_processes)]
     for slots in sorted(cut, key=len, reverse=True) + whole:
         min(mine, key=len).extend(slots)

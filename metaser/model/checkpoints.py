@@ -152,7 +152,7 @@ def check_export(folder: Path, families: Mapping[str, Any]) -> None:
     export = _parsed(path, _Export, "the configuration of an exported model of MetaSER's")
     if export is not None and export.encoder.kind == "huggingface":
         form = export.encoder.config
-        if form is None or form.model_type not in families:
+        if form is None or form.model_type is None or form.model_type not in families:
             got = None if form is None else form.model_type
             raise ModelError(f"the encoder in {path} must be of type {', '.join(families)}, got {got!r}; export again")
         _check_form({**families[form.model_type].config_class().to_dict(), **form.model_dump(exclude_unset=True)}, path)
@@ -200,7 +200,7 @@ def _config(folder: Path, name: str, families: Mapping[str, Any]) -> dict[str, A
     path = folder / _CONFIG
     if (given := _parsed(path, _Architecture, "an encoder's configuration")) is None:
         raise ModelError(f"an encoder folder must hold config.json, got {name!r} without; point to a checkpoint")
-    if given.model_type not in families:
+    if given.model_type is None or given.model_type not in families:
         raise ModelError(
             f"model.encoder.name must be a model of type {', '.join(families)}, got {name!r} of type "
             f"{given.model_type!r}; choose another checkpoint"

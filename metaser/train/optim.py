@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,11 +72,12 @@ def _matrices(model: MetaSERModel) -> Iterator[Parameter]:
     head, have several dimensions too.
     """
     for module in model.modules():
+        held: Any = module
         if isinstance(module, ParametrizationList):
             # Weight norm: original1 is the direction, original0 the length.
-            yield module.original1
+            yield held.original1
         elif isinstance(module, nn.Linear | nn.Conv1d) and not is_parametrized(module, "weight"):
-            yield module.weight
+            yield held.weight
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
