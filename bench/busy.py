@@ -65,7 +65,7 @@ def report(num_loops: int, workers: dict[str, subprocess.Popen[str]], rounds: in
         ratio = statistics.median(one / own for one, own in zip(values, speeds[OURS], strict=True))
         spread = f"({min(values):.1f} to {max(values):.1f})"
         print(
-            f"  {way:28s} {statistics.median(values):6.1f} audio-s/s {spread:18s} x {ratio:.2f} of MetaSER's",
+            f"  {way:28s} {statistics.median(values):6.1f} audio-s/s {spread:18s} x {ratio:.2f} of ours",
             flush=True,
         )
 
