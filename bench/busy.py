@@ -20,11 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NUM_CPUS = len(os.sched_getaffinity(0))
-OURS = f"{NUM_CPUS} threads, passive"
+OURS = f"{NUM_CPUS} threads, 1,000 spins"
 WAYS = {
     f"{NUM_CPUS} threads, as torch waits": {"OMP_NUM_THREADS": str(NUM_CPUS)},
-    OURS: {"OMP_NUM_THREADS": str(NUM_CPUS), "OMP_WAIT_POLICY": "passive"},
-    f"{NUM_CPUS} threads, 1,000 spins": {"OMP_NUM_THREADS": str(NUM_CPUS), "GOMP_SPINCOUNT": "1000"},
+    OURS: {"OMP_NUM_THREADS": str(NUM_CPUS), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    f"{NUM_CPUS} threads, passive": {"OMP_NUM_THREADS": str(NUM_CPUS), "OMP_WAIT_POLICY": "passive"},
     "1 thread": {"OMP_NUM_THREADS": "1"},
 }
 
@@ -46,6 +46,8 @@ def main() -> None:
         alone = plain
         if arguments.real_time:
             alone = {way: stack.enter_context(worker(way, arguments.clips, real_time=True)) for way in WAYS}
+        for process in {*plain.values(), *alone.values()}:
+            process.stdout.readline()
         for num_loops in sorted({0, 1, NUM_CPUS}):
             with busy_loops(num_loops):
                 report(num_loops, alone if num_loops == 0 else plain, arguments.rounds)
@@ -63,7 +65,8 @@ def report(num_loops: int, workers: dict[str, subprocess.Popen[str]], rounds: in
         ratio = statistics.median(one / own for one, own in zip(values, speeds[OURS], strict=True))
         spread = f"({min(values):.1f} to {max(values):.1f})"
         print(
-            f"  {way:28s} {statistics.median(values):6.1f} audio-s/s {spread:18s} x {ratio:.2f} of passive", flush=True
+            f"  {way:28s} {statistics.median(values):6.1f} audio-s/s {spread:18s} x {ratio:.2f} of ours",
+            flush=True,
         )
 
 
@@ -76,7 +79,7 @@ def speed_of(process: subprocess.Popen[str]) -> float:
 
 @contextmanager
 def worker(way: str, clips: int, *, real_time: bool = False):
-    """Start a process that waits in that way, ready to be timed."""
+    """Start a process that waits in that way, and says when it is ready to be timed."""
     chosen = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     process = subprocess.Popen(
         [sys.executable, __file__, "--worker", "--clips", str(clips)],
@@ -87,7 +90,6 @@ def worker(way: str, clips: int, *, real_time: bool = False):
         preexec_fn=run_ahead if real_time else None,
     )
     try:
-        process.stdout.readline()
         yield process
     finally:
         process.kill()

@@ -150,8 +150,8 @@ def test_the_average_of_a_short_stage_is_as_good_as_its_weights(corpus, tmp_path
     found = [loss for *_, loss, _ in losses(run)]
     first, last = (sum(part) / len(part) for part in (found[:5], found[-20:]))
     ((*_, dev),) = dev_metrics(run)
-    assert last < 0.3 * first
-    assert dev["loss"] < 0.5 * first
+    assert last < 0.9 * first
+    assert dev["loss"] < first - 0.5 * (first - last)
 
 
 OVERFLOWING = ("parallel.precision=fp16", "stages.0.weights.asr=10", "max_skipped_steps=1")

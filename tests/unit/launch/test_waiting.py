@@ -22,7 +22,7 @@ def seen_by_an_action(chosen):
 
 
 def test_threads_wait_passively_before_torch_is_loaded():
-    assert seen_by_an_action({}) == "['passive', None, None] False"
+    assert seen_by_an_action({}) == "['passive', '1000', None] False"
 
 
 @pytest.mark.parametrize("name", CHOICES)
