@@ -22,10 +22,11 @@ from metaser.model.encoder import FAMILIES
 from metaser.model.metaser import MetaSERModel
 from metaser.tasks import CTC_BLANK, TaskSpec
 from metaser.windows import WindowOutput, join_frames, join_windows
+from shards.config import MIN_HOP_S, MIN_WINDOW_S
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
 from shards.track import Track
-from shards.windows import MIN_HOP_S, MIN_WINDOW_S, Windowing, is_silent
+from shards.windows import Windowing, is_silent
 
 SHORTEST_S = 0.1
 DEFAULT_WINDOW_S = 15.0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from shards.windows import MIN_HOP_S, MIN_WINDOW_S, Windowing
+if TYPE_CHECKING:
+    from shards.windows import Windowing
+
+MIN_WINDOW_S = 0.1
+MIN_HOP_S = 0.02
 
 
 class Section(BaseModel):
@@ -153,4 +157,6 @@ class DataConfig(Section):
     @property
     def windowing(self) -> Windowing | None:
         """The windows that longer clips are heard in; None: clips are heard whole."""
+        from shards.windows import Windowing  # loads numpy, which `metaser --help` must not
+
         return None if self.window_s is None else Windowing.of_seconds(self.window_s, self.window_overlap_s)

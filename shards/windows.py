@@ -16,8 +16,6 @@ from jaxtyping import Float32
 from shards.schema import RATE_HZ
 
 FRAME_SAMPLES = RATE_HZ // 50
-MIN_WINDOW_S = 0.1
-MIN_HOP_S = 0.02
 _OVERLAP_FRACTION = 0.25
 _SILENT_RANGE = 1 / 32_768
 """One step of 16 bits: resampling a constant leaves about a thousandth of it."""

@@ -105,7 +105,7 @@ def test_evaluate(finished, tmp_path):
     assert f"'{tmp_path / 'nowhere'}' does not exist" in said
     assert "holds no config.yaml" in error_line(metaser("evaluate", tmp_path, folder=tmp_path))
     said = error_line(metaser("evaluate", finished, "--split", "holiday", folder=tmp_path))
-    assert "must be one of train, dev, test, got 'holiday'" in said
+    assert "must be one of train, dev, test or all, got 'holiday'" in said
     said = error_line(metaser("evaluate", finished, "--shards", tmp_path / "nowhere", folder=tmp_path))
     assert str(tmp_path / "nowhere") in said
 
