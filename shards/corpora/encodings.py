@@ -206,7 +206,7 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _is_latin(text: str) -> bool:
-    """Return whether `text` is of a language whose letters are mostly ASCII's, so that few others stand in each word."""
+    """Return whether `text` is of a language whose letters, and those of each word, are mostly ASCII's."""
     plain = text.translate(_TYPOGRAPHY)
     lines = [line for line in plain.splitlines() if not line.isascii()]
     letters = [sign for line in lines for sign in line if sign.isalpha()]
