@@ -341,7 +341,7 @@ def test_folders_that_cannot_be_used_are_refused_at_the_start(tmp_path, name):
     refused(TrainingError, f"augment.{name}.folder must be a folder of audio files, got '{tmp_path}/x', which is none")
     (tmp_path / "x").mkdir()
     (tmp_path / "x/notes.txt").write_text("nothing")
-    refused(TrainingError, f"augment.{name}.folder must hold audio files (.aif, .aiff, .au, .flac")
+    refused(TrainingError, f"augment.{name}.folder must hold audio files (.3gp, .aac, .ac3")
     write(tmp_path / "x/good.wav", tone(440, 100))
     write(tmp_path / "x/silent.wav", np.zeros(100, np.float32))
     refused(TrainingError, f"must hold sound, but {tmp_path}/x/silent.wav is silent from end to end")
