@@ -104,7 +104,10 @@ def load_model(path: str | Path) -> MetaSERModel:
 def _read_config(folder: Path) -> MetaSERConfig:
     try:
         config: MetaSERConfig = MetaSERConfig.from_pretrained(folder)
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if config.encoder["kind"] == "huggingface":
+            form = config.encoder["config"]
+            FAMILIES[form["model_type"]].config_class.from_dict(form)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
         # transformers takes values of config.json as they are.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(

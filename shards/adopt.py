@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shards import oggpages
 from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
 from shards.corpora.base import OWNERS_LICENCE
 from shards.corpora.cells import CellError, CellReader, labels_of
@@ -226,7 +227,8 @@ class _AdoptJob:
             meta_offset=None if ours is None else ours.offset,
             meta_bytes=None if ours is None else len(ours.data),
         )
-        return row, counts.plus(sample.name, samples, rate_hz, pcm)
+        counts = counts.plus(sample.name, samples, rate_hz, pcm)
+        return row, counts.plus_endless(sample.name) if oggpages.bytes_lack_end(member.data) else counts
 
     def _utterance(self, sample: _Sample, reader: CellReader) -> Utterance:
         described = sample.description

@@ -281,6 +281,8 @@ class _PackJob:
                     continue
                 rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
                 counts = counts.plus(_original_name(item.utterance), samples, rate_hz, pcm)
+                if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
+                    counts = counts.plus_endless(_original_name(item.utterance))
         return note_of(self.path, self.stamp, rows, rejections, counts)
 
 
