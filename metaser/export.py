@@ -19,6 +19,7 @@ from metaser.eval.metrics import HEADLINE_METRICS, selected_value
 from metaser.model.metaser import MetaSERModel
 from metaser.record import DataRecord, PartRecord, read_record
 from metaser.rundir import RunDir, writing
+from metaser.start import describe_start, known_start
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from shards.config import DataConfig
@@ -108,7 +109,7 @@ def model_card(
     sections = [
         [f"# {_plain(run.root.resolve().name)}: speech emotion recognition", "", _summary(config)],
         ["## Tasks", "", *_table(["task", "kind", "labels"], map(_task_row, specs))],
-        ["## Training", "", *_training(config)],
+        ["## Training", "", *_training(config, record)],
         ["## Data", "", *_data(record)],
         ["## Protocol", "", *_protocol(config, record)],
         ["## Results", "", *_results(run, config, specs, report)],
@@ -149,12 +150,14 @@ def _task_row(spec: TaskSpec) -> list[str]:
     return [spec.name, spec.kind, labels + merged]
 
 
-def _training(config: ExperimentConfig) -> list[str]:
+def _training(config: ExperimentConfig, record: DataRecord) -> list[str]:
     rows = [_stage_row(number, stage) for number, stage in enumerate(config.stages, start=1)]
+    start = known_start(config, record)
     header = ["stage", "name", "steps", "trained", "tasks (weight)", "utterances", "weights chosen by"]
     return [
         f"Encoder: {_encoder(config)}.",
         "",
+        *([] if start is None else [f"{_plain(_sentence(describe_start(start)))}.", ""]),
         *_table(header, rows),
         "",
         f"{config.data.batch_utterances} utterances a step, seed {config.seed}.",
@@ -261,7 +264,7 @@ def _results(
         f"Test, {report['num_utterances']} utterances:",
         "",
         *_metrics_table(specs, report["tasks"]),
-        *(f"\n{_plain(note[0].upper() + note[1:])}." for note in notes if note),
+        *(f"\n{_plain(_sentence(note))}." for note in notes if note),
     ]
 
 
@@ -342,6 +345,10 @@ def _counted(record: DataRecord, field: str, *splits: str) -> Counter[str]:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _sentence(note: str) -> str:
+    return note[:1].upper() + note[1:]
 
 
 def _plain(text: str) -> str:

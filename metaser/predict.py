@@ -13,15 +13,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from metaser.errors import ConfigError, ModelError
 from metaser.eval.evaluate import greedy_text, predict_task
 from metaser.model.checkpoints import check_export
 from metaser.model.encoder import FAMILIES
-from metaser.model.metaser import MetaSERModel
-from metaser.tasks import CTC_BLANK, TaskSpec
-from metaser.windows import WindowOutput, join_frames, join_windows
+from metaser.model.metaser import MetaSERConfig, MetaSERModel
+from metaser.tasks import TaskSpec
+from metaser.windows import WindowOutput, join_frames, join_windows, silent_characters
 from shards.config import MIN_HOP_S, MIN_WINDOW_S
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
@@ -83,9 +84,10 @@ def load_model(path: str | Path) -> MetaSERModel:
                 f"MODEL must be a run's folder or an exported model's, but {str(folder)!r} holds no {name}"
             )
     check_export(folder, FAMILIES)
+    config = _read_config(folder)
     try:
-        loaded: Any = MetaSERModel.from_pretrained(folder, output_loading_info=True)
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        loaded: Any = MetaSERModel.from_pretrained(folder, config=config, output_loading_info=True)
+    except (RuntimeError, ValueError, LookupError, StrictDataclassError) as error:
         # What config.json says and what model.safetensors holds do not belong together.
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"MODEL must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
@@ -97,6 +99,21 @@ def load_model(path: str | Path) -> MetaSERModel:
         )
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return model
+
+
+def _read_config(folder: Path) -> MetaSERConfig:
+    try:
+        config: MetaSERConfig = MetaSERConfig.from_pretrained(folder)
+        if config.encoder["kind"] == "huggingface":
+            form = config.encoder["config"]
+            FAMILIES[form["model_type"]].config_class.from_dict(form)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
+        # transformers takes values of config.json as they are.
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"MODEL must be what MetaSER exported, but {str(folder / 'config.json')!r} is not: {reason}"
+        ) from error
+    return config
 
 
 def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
@@ -257,16 +274,12 @@ def _joined_tasks(model: MetaSERModel, heard: Sequence[_Heard], windowing: Windo
     for spec in model.task_specs:
         if spec.kind == "ctc":
             best = [None if part.logits is None else part.logits[spec.name] for part in heard]
-            text = greedy_text(spec, join_frames(windows, best, _gap(spec), hop_samples).tolist())
+            gap = torch.tensor(silent_characters(spec))
+            text = greedy_text(spec, join_frames(windows, best, gap, hop_samples).tolist())
             tasks[spec.name] = _answer(spec, text, None)
         else:
             tasks[spec.name] = _answer(spec, *predict_task(spec, whole.logits[spec.name], whole.num_frames_B)[0])
     return tasks
-
-
-def _gap(spec: TaskSpec) -> Tensor:
-    """Return the frames of a silent window: a blank between letters, between words where the alphabet has it."""
-    return torch.tensor([CTC_BLANK, *([spec.labels.index(" ")] if " " in spec.labels else []), CTC_BLANK])
 
 
 def _answer(

@@ -51,6 +51,21 @@ class PartRecord:
 
 
 @dataclass(frozen=True)
+class StartRecord:
+    """The model whose weights a run started from."""
+
+    source: str
+    """As the experiment names it."""
+    num_utterances: int | None = None
+    """That made it; None if it has no record."""
+    corpora: tuple[str, ...] = ()
+    index_sha256: tuple[str, ...] = ()
+    """Of its shard folders."""
+    unknown: str | None = None
+    """Why others may have made it as well, or None."""
+
+
+@dataclass(frozen=True)
 class DataRecord:
     """What `data.json` holds."""
 
@@ -58,6 +73,8 @@ class DataRecord:
     parts: tuple[PartRecord, ...]
     protocol: dict[str, Any]
     """Of the splits: `SplitAssignment.protocol`."""
+    start: StartRecord | None = None
+    """None: the run started from no other model, or before this was written down."""
 
 
 _validate = TypeAdapter(DataRecord).validate_json
@@ -91,9 +108,22 @@ def material(index: Index, rows: Mapping[str, np.ndarray]) -> Material:
 
 
 def write_record(
-    run: RunDir, config: ExperimentConfig, specs: tuple[TaskSpec, ...], index: Index, splits: SplitAssignment
+    run: RunDir,
+    config: ExperimentConfig,
+    specs: tuple[TaskSpec, ...],
+    index: Index,
+    splits: SplitAssignment,
+    start: tuple[StartRecord, Material] | None = None,
 ) -> None:
     """Write `data.json` and `trained_on.parquet` into the run; what an earlier start trained on stays in the latter.
+
+    Args:
+        run: the run's folder.
+        config: its experiment.
+        specs: its tasks.
+        index: of its shards.
+        splits: of these.
+        start: the model whose weights it takes now, and what made that; a run that goes on keeps what stands there.
 
     Raises:
         RunError: if the disk refuses.
@@ -103,9 +133,14 @@ def write_record(
     folders = tuple(_folder_record(folder, config) for folder in config.data.shard_folders)
     parts = tuple(part for split in SPLITS for part in _parts(index.take(rows[split]), split))
     made = material(index, rows)
+    earlier = read_record(run)
+    started_from = None if earlier is None else earlier.start
+    if start is not None:
+        started_from, of_start = start
+        made = made.joined(of_start)
     if run.trained_on.exists():
         made = made.joined(Material.read(run.trained_on))
-    text = json.dumps(asdict(DataRecord(folders, parts, splits.protocol)), indent=1, ensure_ascii=False)
+    text = json.dumps(asdict(DataRecord(folders, parts, splits.protocol, started_from)), indent=1, ensure_ascii=False)
     with writing(run.data):
         made.write(run.trained_on)
         temporary = run.data.with_suffix(".tmp")

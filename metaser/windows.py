@@ -22,7 +22,9 @@ from metaser.tasks import CTC_BLANK, TaskSpec
 from shards.windows import Window
 
 _SURE = 30.0
-"""Logit of the blank that stands for a silent window; the other characters' are 0."""
+"""Logit of what stands for a silent window; the other characters' are 0."""
+_BARELY = 1e-3
+"""More than the blank, which a loss may therefore take as well: whether a word ends in the silence is not known."""
 
 
 class WindowOutput(NamedTuple):
@@ -52,7 +54,7 @@ def join_windows(specs: Sequence[TaskSpec], outputs: Sequence[WindowOutput], *, 
             continue
         if spec.kind == "ctc":
             parts = [None if part is None else part[spec.name] for _, part in outputs]
-            joined = join_frames([output.window for output in outputs], parts, _sure_blank(parts), hop_samples)
+            joined = join_frames([output.window for output in outputs], parts, _gap_logits(spec, parts), hop_samples)
             num_frames = len(joined)
         else:
             joined = _mean(spec, [(window, part[spec.name]) for window, part in speaking if part is not None])
@@ -61,15 +63,16 @@ def join_windows(specs: Sequence[TaskSpec], outputs: Sequence[WindowOutput], *, 
 
 
 def join_frames(windows: Sequence[Window], parts: Sequence[Tensor | None], gap: Tensor, hop_samples: int) -> Tensor:
-    """Return the frames (first dimension) of all windows one after the other, and `gap` where windows are silent."""
+    """Return the frames (first dimension) of all windows in their order, and `gap` for silent ones between others."""
     if len(parts) == 1 and parts[0] is not None:
         return parts[0]
     pieces: list[Tensor] = []
+    is_after_silence = False
     for window, part in zip(windows, parts, strict=True):
         if part is not None:
+            pieces += [gap] if pieces and is_after_silence else []
             pieces.append(part[_own_frames(window, hop_samples)])
-        elif pieces and pieces[-1] is not gap:
-            pieces.append(gap)
+        is_after_silence = part is None
     return torch.cat(pieces)
 
 
@@ -81,11 +84,20 @@ def _own_frames(window: Window, hop_samples: int) -> slice:
     return slice(first, None if window.own_end == window.end else last)
 
 
-def _sure_blank(parts: Sequence[Tensor | None]) -> Tensor:
+def silent_characters(spec: TaskSpec) -> list[int]:
+    """Return the best character of each frame of a silent window: it parts words where the alphabet can."""
+    return [CTC_BLANK, *([spec.labels.index(" ")] if " " in spec.labels else []), CTC_BLANK]
+
+
+def _gap_logits(spec: TaskSpec, parts: Sequence[Tensor | None]) -> Float[Tensor, "L C"]:
     (shape, *_) = (part.shape for part in parts if part is not None)
-    blank_1C = torch.zeros(1, shape[-1])
-    blank_1C[0, CTC_BLANK] = _SURE
-    return blank_1C
+    characters = silent_characters(spec)
+    gap_LC = torch.zeros(len(characters), shape[-1])
+    gap_LC[:, CTC_BLANK] = _SURE
+    for frame, character in enumerate(characters):
+        if character != CTC_BLANK:
+            gap_LC[frame, character] = _SURE + _BARELY
+    return gap_LC
 
 
 def _mean(spec: TaskSpec, heard: Sequence[tuple[Window, Float[Tensor, "C"]]]) -> Float[Tensor, "C"]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shards import oggpages
 from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
 from shards.corpora.base import OWNERS_LICENCE
 from shards.corpora.cells import CellError, CellReader, labels_of
@@ -48,10 +49,10 @@ from shards.publish import (
     without_place,
 )
 from shards.schema import METADATA_FIELDS, SCHEMA_VERSION, Rejection, Utterance, is_key, make_key
+from shards.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 
 ADOPTED = "wds"
 """What `metaser pack` calls this instead of a corpus."""
-_AUDIO_SUFFIXES = ("flac", "wav", "mp3", "ogg", "oga", "opus", "aif", "aiff", "au", "sph")
 _META_SUFFIXES = ("json", "txt", *METADATA_FIELDS)
 _MAX_META_BYTES = 1 << 20
 
@@ -189,7 +190,8 @@ class _AdoptJob:
         self, sample: _Sample, counts: AudioCounts, cells: CellReader
     ) -> tuple[dict[str, Any], AudioCounts] | Rejection:
         name = f"{self.path}: {sample.name}"
-        if len(sample.audio) != 1:
+        audio = sample.sounds
+        if len(audio) != 1:
             held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
         if sample.repeated:
@@ -199,7 +201,7 @@ class _AdoptJob:
         try:
             utterance = self._utterance(sample, cells)
             canonical_json(utterance.model_dump())
-            member = next(iter(sample.audio.values()))
+            member = next(iter(audio.values()))
             samples, rate_hz = decode(member.data, name)
             check_mixable(samples, name)
         except CellError as error:
@@ -225,7 +227,8 @@ class _AdoptJob:
             meta_offset=None if ours is None else ours.offset,
             meta_bytes=None if ours is None else len(ours.data),
         )
-        return row, counts.plus(sample.name, samples, rate_hz, pcm)
+        counts = counts.plus(sample.name, samples, rate_hz, pcm)
+        return row, counts.plus_endless(sample.name) if oggpages.bytes_lack_end(member.data) else counts
 
     def _utterance(self, sample: _Sample, reader: CellReader) -> Utterance:
         described = sample.description
@@ -261,7 +264,7 @@ class _AdoptJob:
         )
         for name in utterance.extra:
             reader.tally.add("extra", "extra", name, nearest_field(name) or "")
-        for suffix in sample.unread:
+        for suffix in (*sample.unread, *(kind for kind in sample.audio if kind not in sample.sounds)):
             reader.tally.add("unread", "member", f".{suffix}")
         return composed(utterance)
 
@@ -302,6 +305,12 @@ class _Sample:
     """Suffixes of members that stand there twice."""
     unread: list[str] = field(default_factory=list)
     """Suffixes of members that mean nothing here."""
+
+    @cached_property
+    def sounds(self) -> dict[str, _Member]:
+        """The audio members without a video that stands beside others."""
+        plain = {kind: member for kind, member in self.audio.items() if f".{kind}" not in VIDEO_SUFFIXES}
+        return plain or self.audio
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -345,7 +354,9 @@ def _samples(path: Path) -> Iterator[_Sample | Rejection]:
                         yield current
                     current = _Sample(name)
                 kind = suffix.lower()
-                kept = current.audio if kind in _AUDIO_SUFFIXES else current.meta if kind in _META_SUFFIXES else None
+                kept = (
+                    current.audio if f".{kind}" in AUDIO_SUFFIXES else current.meta if kind in _META_SUFFIXES else None
+                )
                 if kept is None or (kept is current.meta and member.size > _MAX_META_BYTES):
                     current.unread.append(kind)
                     continue

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int16
 
 from shards.decoding import DECODER_ERRORS, SequentialFile, decode, decoder_reason
 from shards.errors import AudioError
+from shards.oggpages import lacks_end
 from shards.parts import Part, load_file, load_part
 from shards.schema import RATE_HZ
 
@@ -134,6 +135,10 @@ class AudioFile:
     end_s: float | None = None
     channel: int | None = None
     """One channel, counted from 1; None mixes them all."""
+
+    def lacks_end(self) -> bool:
+        """Return whether the file may have been cut where nothing else tells, as in `oggpages.lacks_end`."""
+        return lacks_end(self.path)
 
     def load(self) -> tuple[Float32[np.ndarray, "T *channels"], int]:
         """Return float32 samples in [-1, 1] and their rate in Hz.

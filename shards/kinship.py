@@ -35,6 +35,8 @@ _SCHEMA = pa.schema(
         ("text", _DIGEST),
     ]
 )
+START = "start"
+"""The split of what made the model whose weights a run started from."""
 _PLACES = ("session", "dialogue", "file")
 """Where people meet."""
 
@@ -59,9 +61,19 @@ class Material:
             pa.concat_tables([empty, *(_table(index.take(rows), split) for split, rows in rows_by_split.items())])
         )
 
+    @classmethod
+    def nothing(cls) -> Material:
+        """Return no utterances."""
+        return cls(_SCHEMA.empty_table())
+
     def of_split(self, *splits: str) -> Material:
         """Return the utterances of `splits`."""
         return Material(self.table.filter(pc.is_in(self.table["split"], value_set=pa.array(splits, pa.large_string()))))
+
+    def as_split(self, split: str) -> Material:
+        """Return the same utterances, all of them of `split`."""
+        column = pa.array([split] * len(self), pa.large_string())
+        return Material(self.table.set_column(_SCHEMA.get_field_index("split"), _SCHEMA.field("split"), column))
 
     def joined(self, other: Material) -> Material:
         """Return the utterances of both, equal ones once."""
@@ -139,14 +151,14 @@ class Kinship:
 
 
 def kinship(made: Material, judged: Material, *, same_shards: bool) -> Kinship:
-    """Compare what a model was made from (splits `train` and `dev`) with what judges it.
+    """Compare what a model was made from (splits `train`, `dev` and `start`) with what judges it.
 
     Args:
         made: utterances that moved or chose weights.
         judged: utterances to be judged.
         same_shards: whether both come from the same shards; otherwise equal names prove less.
     """
-    training = made.of_split("train")
+    training = made.of_split("train", START)
     speakers, others = judged.values("speaker"), made.values("speaker")
     known_names = {_name(speaker) for speaker in others}
     named = {speaker for speaker in speakers - others if _name(speaker) in known_names}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from shards.errors import AudioError
 from shards.tags import skip_tags
 
 _HEADER_BYTES = 27
 _IS_FIRST = 2
+_IS_LAST = 4
+_MAX_PAGE_BYTES = 27 + 255 + 255 * 255
 _UNKNOWN = (1 << 64) - 1
 _CONTINUES = 1
 _OPUS_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -71,6 +74,29 @@ def read_pages(data: bytes, name: str) -> OggStreams:
         codecs=frozenset(_codec(packet) for link in links for packet in link.first_packets.values()),
         has_several_at_once=any(len(link.first_packets) > 1 for link in links),
     )
+
+
+def lacks_end(path: Path) -> bool:
+    """Return whether this is an OGG file whose last page is not marked as its stream's end.
+
+    Recorders of phones leave the mark out, and live streams have no end; but a file that was cut between two pages
+    lacks it as well, and nothing else tells. Call it on files that decode.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"OggS":
+            return False
+        file.seek(max(0, path.stat().st_size - 2 * _MAX_PAGE_BYTES))
+        return not _ends(file.read())
+
+
+def bytes_lack_end(data: bytes) -> bool:
+    """Return `lacks_end` of a whole file's bytes."""
+    return data.startswith(b"OggS") and not _ends(data)
+
+
+def _ends(data: bytes) -> bool:
+    flags = data[data.rfind(b"OggS") + 5 :][:1]
+    return bool(flags and flags[0] & _IS_LAST)
 
 
 def _read_page(data: bytes, start: int, links: list[_Link], name: str) -> int:

@@ -203,7 +203,7 @@ def _fingerprint(
     settings: Settings, reader: CorpusReader, items: Iterable[SourceUtterance], rejections: Iterable[Rejection]
 ) -> str:
     # A licence is told apart only where the user named one, so that older folders stay what they are.
-    said = [] if reader.with_options is None or reader.licence == OWNERS_LICENCE else [reader.licence]
+    said = [reader.licence] if "licence" in reader.obeys and reader.licence != OWNERS_LICENCE else []
     digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, reader.name, settings.model_dump(), *said]))
     for item in items:
         digest.update(_identity(item, with_times=False))
@@ -281,6 +281,8 @@ class _PackJob:
                     continue
                 rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
                 counts = counts.plus(_original_name(item.utterance), samples, rate_hz, pcm)
+                if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
+                    counts = counts.plus_endless(_original_name(item.utterance))
         return note_of(self.path, self.stamp, rows, rejections, counts)
 
 

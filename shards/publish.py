@@ -91,6 +91,9 @@ class AudioCounts(Section):
     """Its name, and which of its channels."""
     num_clipped: int = 0
     num_quiet: int = 0
+    num_endless: int = 0
+    """OGG files whose last page is not marked as such."""
+    first_endless: str | None = None
     rates_hz: dict[int, int] = Field(default_factory=dict)
     """Number of utterances per original rate."""
 
@@ -107,7 +110,15 @@ class AudioCounts(Section):
             first_with_silent_channel=self.first_with_silent_channel or (described if silent else None),
             num_clipped=self.num_clipped + bool((runs == _MIN_FLAT_SAMPLES).any()),
             num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < QUIET_PEAK),
+            num_endless=self.num_endless,
+            first_endless=self.first_endless,
             rates_hz={**self.rates_hz, rate_hz: self.rates_hz.get(rate_hz, 0) + 1},
+        )
+
+    def plus_endless(self, name: str) -> AudioCounts:
+        """Return the counts with one more OGG file that may have been cut between two pages."""
+        return self.model_copy(
+            update={"num_endless": self.num_endless + 1, "first_endless": self.first_endless or name}
         )
 
 
@@ -468,6 +479,13 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
         yield f"the sources have several sample rates ({found}); all are brought to {RATE_HZ} Hz"
     if num_clipped:
         yield f"{num_clipped} of {total} utterances are clipped ({_MIN_FLAT_SAMPLES} or more samples at full scale)"
+    num_endless = sum(note.audio.num_endless for note in notes)
+    if num_endless:
+        first = next(note.audio.first_endless for note in notes if note.audio.first_endless is not None)
+        yield (
+            f"{num_endless} of {total} utterances are of OGG files without a mark at their end, the first {first}; "
+            "some recorders never set it, but a copy that was cut between two pages lacks it as well"
+        )
     if num_quiet:
         yield f"{num_quiet} of {total} utterances are all but silent (peak below -60 dB of full scale)"
     yield from _near_names(index)

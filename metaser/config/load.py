@@ -74,10 +74,22 @@ def dump_experiment(config: ExperimentConfig) -> str:
     return dumped
 
 
+def _without_base_60(tag: str, pattern: re.Pattern[str]) -> re.Pattern[str]:
+    is_number = tag.endswith((":int", ":float"))
+    return re.compile(f"(?![-+0-9_]*:){pattern.pattern}", pattern.flags) if is_number else pattern
+
+
 class _YamlLoader(yaml.SafeLoader):
-    """Safe YAML in which `1e-5` is a number: YAML 1.1 wants a dot, and silently makes it a string."""
+    """Safe YAML in which `1e-5` is a number: YAML 1.1 wants a dot, and silently makes it a string.
+
+    And `12:00:00` is text: YAML 1.1 silently makes it 43200, whatever unit is meant.
+    """
 
 
+_YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, _without_base_60(tag, pattern)) for tag, pattern in resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),

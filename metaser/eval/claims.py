@@ -25,7 +25,7 @@ class FoldClaims:
     num_partners_in_training: int = 0
 
 
-def pooled_claims(folds: Sequence[FoldClaims], main_task: str) -> dict[str, Any]:
+def pooled_claims(folds: Sequence[FoldClaims], main_task: str, init_from: str | None = None) -> dict[str, Any]:
     """Return what the report over all folds says of judged and training utterances."""
     states = [fold.speaker_overlap for fold in folds]
     num_texts, num_with_text = (
@@ -33,9 +33,12 @@ def pooled_claims(folds: Sequence[FoldClaims], main_task: str) -> dict[str, Any]
     )
     num_near = sum(fold.num_partners_in_training > 0 for fold in folds)
     notes = [_texts_note(num_texts, num_with_text, f"perhaps {main_task}")] if num_texts else []
+    if init_from is not None:
+        notes.append(f"every fold started from the weights of {init_from!r}; what made those, its own report says")
     if num_near:
         notes.append(f"dialogue partners of the test speakers may have trained the models of {num_near} folds")
     return {
+        **({} if init_from is None else {"init_from": init_from}),
         "speaker_overlap": True if True in states else None if None in states else False,
         "num_with_text": num_with_text,
         "num_texts_in_training": num_texts,
@@ -117,7 +120,9 @@ def _unknown_note(kin: Kinship) -> str:
     return f"{unknown}, so that the same people may speak in both; no recording and no file is in both ({_CANNOT_TELL})"
 
 
-def refuse_kinship(kin: Kinship, what: str, config: ExperimentConfig) -> None:
+def refuse_kinship(
+    kin: Kinship, what: str, config: ExperimentConfig, *, remedy: str = "pass --allow-overlap to accept it"
+) -> None:
     """Refuse to judge recordings or speakers that made the model, unless the experiment allows it.
 
     Raises:
@@ -126,13 +131,13 @@ def refuse_kinship(kin: Kinship, what: str, config: ExperimentConfig) -> None:
     if kin.speakers and not config.data.allow_speaker_overlap:
         raise SplitError(
             f"{what} must hold no speaker of the training set, but {len(kin.speakers)} are (first: "
-            f"{kin.speakers[0]!r}); choose others, or pass --allow-overlap to accept it, which the report then says"
+            f"{kin.speakers[0]!r}); choose others, or {remedy}, which the report then says"
         )
     if kin.num_recordings and not config.data.allow_recording_overlap:
         raise SplitError(
             f"{what} must hold no recording that trained the model or chose its weights, but {kin.num_recordings} of "
-            f"{kin.num_judged} did (equal samples, whatever corpus and speaker are called); choose others, or pass "
-            "--allow-overlap to accept it, which the report then says"
+            f"{kin.num_judged} did (equal samples, whatever corpus and speaker are called); choose others, or "
+            f"{remedy}, which the report then says"
         )
 
 

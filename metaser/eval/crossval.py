@@ -118,9 +118,11 @@ def check_folds(plan: CrossValidation) -> list[str]:
     Raises:
         ConfigError: if a fold cannot be trained, naming all such folds and why.
     """
+    from metaser.start import check_start, read_start
     from metaser.train.stage import experiment_specs, stage_data
 
     index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
+    start = None if plan.config.init_from is None else read_start(plan.config.init_from)
     folds_of: dict[str, list[int]] = defaultdict(list)
     failing: dict[str, list[int]] = defaultdict(list)
     for fold in range(len(plan.groups)):
@@ -130,6 +132,8 @@ def check_folds(plan: CrossValidation) -> list[str]:
             specs = experiment_specs(config, index, splits)
             for stage in config.stages:
                 stage_data(stage, specs, index, splits)
+            if start is not None and not plan.run(fold).is_run():
+                check_start(start, config, index, splits)
             for note in check_labels(config, specs, index, splits):
                 folds_of[note].append(fold)
         except InputError as error:
@@ -295,7 +299,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         split="test",
         protocol={
             "cross_validation": f"data.splits.{plan.rule}.fold = 0 to {len(plan.groups) - 1}",
-            **pooled_claims([report.protocol for report in reports], config.main_task),
+            **pooled_claims([report.protocol for report in reports], config.main_task, config.init_from),
         },
         run={"folder": plan.root.name, "seed": config.seed},
         left_out=add_left_out([report.left_out for report in reports]),

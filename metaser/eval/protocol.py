@@ -22,8 +22,9 @@ from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.predict import choose_windows
-from metaser.record import is_own_folder, material, read_record, used_rows
+from metaser.record import DataRecord, is_own_folder, material, read_record, used_rows
 from metaser.rundir import RunDir, writing
+from metaser.start import describe_start, is_same_shards, known_start, start_facts, start_notes
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
@@ -33,7 +34,7 @@ from shards.batch import Batch
 from shards.config import DataConfig, SplitRule, StoredSplit
 from shards.errors import ShardError, SplitError
 from shards.index import Index, load_index
-from shards.kinship import Material, kinship
+from shards.kinship import START, Material, kinship
 from shards.schema import RATE_HZ, SPLITS
 from shards.splits import SplitAssignment, assign_splits
 
@@ -82,7 +83,9 @@ def evaluate_run_split(
     """
     choice = _own_choice(config, index, splits, split)
 
-    def made_from(specs: tuple[TaskSpec, ...]) -> Material:
+    def made_from(specs: tuple[TaskSpec, ...]) -> Material | str:
+        if config.init_from is not None:
+            return _made_earlier(run, config, specs)
         return material(index, used_rows(config, specs, index, splits))
 
     return _judge(
@@ -125,7 +128,8 @@ def _judge(
         notes = "".join(f"; {some.describe(name)}" for name, some in left_out.items() if some.num_left_out)
         log.warning("no %s utterances to evaluate on%s", choice.split, notes)
         return None
-    protocol = _protocol(config, specs, choice, part, made_from(specs), accept=accept)
+    record = read_record(run)
+    protocol = _protocol(config, specs, choice, part, made_from(specs), record, accept=accept)
     protocol |= _used(config, specs, choice, chosen, by_stage)
     model.to(processes.device)  # type: ignore[arg-type]
 
@@ -308,15 +312,18 @@ def _protocol(
     choice: Choice,
     part: Index,
     made: Material | str,
+    record: DataRecord | None,
     *,
     accept: bool,
 ) -> dict[str, Any]:
     """Return what the report says of the judged utterances' relation to what made the model."""
+    start = known_start(config, record)
     if isinstance(made, str):
         note = f"whether recordings or speakers made the model could not be checked: {made}"
-        return {**choice.protocol, "speaker_overlap": None, "notes": [note]}
+        notes = [note] if start is None else [note, describe_start(start)]
+        return {**choice.protocol, "speaker_overlap": None, "notes": notes}
     if choice.is_own and choice.split == "dev":
-        made = made.of_split("train")
+        made = made.of_split("train", START)
     judged = Material.of(part, {choice.split: np.arange(len(part))})
     kin = kinship(made, judged, same_shards=choice.is_own)
     if not accept:
@@ -327,6 +334,11 @@ def _protocol(
     else:
         facts["num_recordings_in_two_splits"] = kin.num_recordings
     notes = kinship_notes(kin, specs, config.main_task)
+    if start is not None:
+        is_same = choice.is_own and record is not None and is_same_shards(start, record)
+        of_start = kinship(made.of_split(START), judged, same_shards=is_same)
+        facts |= start_facts(start, of_start, facts)
+        notes += start_notes(start, of_start)
     if choice.is_own and choice.split == "dev":
         notes.insert(0, "the weights were chosen on this split")
     return {**choice.protocol, **facts, "notes": notes}

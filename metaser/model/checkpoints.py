@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.activations import ACT2FN
@@ -104,6 +104,8 @@ class _Processor(_FromFile):
 class _ExportedEncoder(_FromFile):
     kind: Literal["huggingface", "logmel"]
     config: _Architecture | None = None
+    do_normalize: StrictBool = True
+    freeze_feature_encoder: StrictBool = True
 
 
 class _Export(_FromFile):

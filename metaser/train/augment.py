@@ -31,8 +31,8 @@ from shards.audio import AudioFile, prepare
 from shards.batch import Batch
 from shards.plan import stable_seed
 from shards.schema import RATE_HZ
+from shards.suffixes import AUDIO_SUFFIXES
 
-_AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff", ".au", ".sph"})
 _CACHE_BYTES = 256 * 2**20
 """70 minutes of decoded noise."""
 _NOISE_S = 60.0
@@ -94,11 +94,11 @@ class AudioFolder:
         root = Path(folder)
         if not root.is_dir():
             raise TrainingError(f"{what} must be a folder of audio files, got {folder!r}, which is none; correct it")
-        found = [path for path in root.rglob("*") if path.suffix.lower() in _AUDIO_SUFFIXES and path.is_file()]
+        found = [path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
         self._paths = sorted(found, key=lambda path: path.relative_to(root).as_posix())
         if not self._paths:
             raise TrainingError(
-                f"{what} must hold audio files ({', '.join(sorted(_AUDIO_SUFFIXES))}), got {folder!r} with none; "
+                f"{what} must hold audio files ({', '.join(sorted(AUDIO_SUFFIXES))}), got {folder!r} with none; "
                 "correct it"
             )
         self._cache_bytes = cache_bytes

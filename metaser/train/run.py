@@ -30,6 +30,7 @@ from metaser.provenance import git_state
 from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
+from metaser.start import check_start, describe_start, read_start
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
@@ -209,10 +210,12 @@ class _Training:
         augmenters = build_augmenters(config)
         model = self._fresh_model(specs)
         resumed = self._newest()
-        initial_weights = None
+        initial_weights = start = None
         if config.init_from is not None and resumed is None:
             initial_weights = load_initial_weights(model, config.init_from)
             log.info("%s", initial_weights)
+            start = read_start(config.init_from)
+            check_start(start, config, index, splits)
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
@@ -222,8 +225,11 @@ class _Training:
                 log.warning(note)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
         self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
-        self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits))
+        taken = None if start is None else (start.record, start.made)
+        self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits, taken))
         log.info("%s", describe_splits(splits.protocol))
+        if start is not None:
+            log.info("%s", describe_start(start.record))
 
         first = resumed.state.stage if resumed is not None else 1
         step = resumed.state.step if resumed is not None else 0

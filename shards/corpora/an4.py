@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
+from shards.corpora.base import Found, published_reader
+from shards.corpora.files import TextFiles
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
@@ -18,16 +20,17 @@ _SPLIT_OF_SET: dict[str, Literal["train", "test"]] = {"an4_clstk": "train", "an4
 _GENDERS = {"f": "female", "m": "male"}
 
 
-def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
+def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     if source is None or not all((source / "etc" / f"an4_{split}.fileids").is_file() for split in _SPLITS):
         raise CorpusError(
             f"not an AN4 folder: {source}/etc must hold an4_train.fileids and an4_test.fileids; "
             "give the folder that has etc and wav"
         )
     rows = {}
+    files = TextFiles(options)
     for split in _SPLITS:
-        transcripts = _transcripts(source / "etc" / f"an4_{split}.transcription")
-        for file_id in _lines(source / "etc" / f"an4_{split}.fileids"):
+        transcripts = _transcripts(source / "etc" / f"an4_{split}.transcription", files)
+        for file_id in _lines(source / "etc" / f"an4_{split}.fileids", files):
             rows[file_id] = (split, transcripts.get(file_id.rpartition("/")[2]))
     for file_id, (split, text) in sorted(rows.items()):
         item = _item(source, file_id, split, text)
@@ -40,6 +43,7 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
         if file_id not in rows:
             # The published lists leave a test speaker (fcaw) out: real speech whose words are not known.
             yield _item(source, file_id, _SPLIT_OF_SET.get(file_id.split("/")[0]), None)
+    yield from files.notes()
 
 
 def _item(
@@ -67,16 +71,16 @@ def _item(
     return SourceUtterance(utterance, AudioFile(path))
 
 
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+def _lines(path: Path, files: TextFiles) -> list[str]:
+    return [line.strip() for line in files.read(path).splitlines() if line.strip()]
 
 
-def _transcripts(path: Path) -> dict[str, str]:
+def _transcripts(path: Path, files: TextFiles) -> dict[str, str]:
     """Return the words of each utterance by its id; they stand as `<s> YES </s> (an251-fash-b)` or without marks."""
     if not path.is_file():
         raise CorpusError(f"not an AN4 folder: {path} is missing; give the folder that has etc and wav")
     transcripts = {}
-    for line in _lines(path):
+    for line in _lines(path, files):
         match = _TRANSCRIPT.fullmatch(line)
         if match is None:
             raise CorpusError(f"{path} must hold words and an id in brackets per line, got {line!r}; restore the file")
@@ -84,10 +88,11 @@ def _transcripts(path: Path) -> dict[str, str]:
     return transcripts
 
 
-READER = CorpusReader(
+READER = published_reader(
     name="an4",
     title="CMU Census (AN4)",
     licence="free for any use, with the notice of Carnegie Mellon University",
     citation="A. Acero: Acoustical and Environmental Robustness in Automatic Speech Recognition. Kluwer, 1993",
     read=_read,
+    obeys=frozenset({"encoding"}),
 )

@@ -31,7 +31,9 @@ class CorpusReader:
     citation: str
     read: Callable[[Path | None, int], Iterator[Found]]
     with_options: Callable[[ReadOptions], CorpusReader] | None = None
-    """The same reader with other options; None where a corpus has one published form and needs none."""
+    """The same reader with other options; None where it obeys none."""
+    obeys: frozenset[str] = frozenset()
+    """The options that it obeys; `channel`, which is every reader's, aside."""
 
 
 def own_reader(
@@ -48,6 +50,28 @@ def own_reader(
         citation="",
         read=lambda source, _seed: read(source, options),
         with_options=lambda others: own_reader(name, title, read, others),
+        obeys=frozenset(ReadOptions.model_fields),
+    )
+
+
+def published_reader(
+    name: str,
+    title: str,
+    licence: str,
+    citation: str,
+    read: Callable[[Path | None, ReadOptions], Iterator[Found]],
+    options: ReadOptions = NO_OPTIONS,
+    obeys: frozenset[str] = frozenset({"encoding", "quotes"}),
+) -> CorpusReader:
+    """Return a reader of a corpus whose text files copying and spreadsheets may have changed."""
+    return CorpusReader(
+        name=name,
+        title=title,
+        licence=licence,
+        citation=citation,
+        read=lambda source, _seed: read(source, options),
+        with_options=lambda others: published_reader(name, title, licence, citation, read, others, obeys),
+        obeys=obeys,
     )
 
 
@@ -78,12 +102,10 @@ def corpus_reader(name: str, options: ReadOptions = NO_OPTIONS) -> CorpusReader:
     if name not in CORPORA:
         raise CorpusError(f"CORPUS must be one of {', '.join(CORPORA)} or wds, got {name!r}")
     reader: CorpusReader = import_module(f"shards.corpora.{name.replace('-', '_')}").READER
-    of_own_data = [option for option in options.given if option != "channel"]
-    if not of_own_data:
-        return reader if reader.with_options is None else reader.with_options(options)
-    if reader.with_options is None:
+    of_own_data = [option for option in options.given if option != "channel" and option not in reader.obeys]
+    if of_own_data:
         raise CorpusError(
             f"--{', --'.join(option.replace('columns', 'map') for option in of_own_data)} must be about data of your "
             f"own, but corpus {name!r} is read as it was published; leave it out"
         )
-    return reader.with_options(options)
+    return reader if reader.with_options is None else reader.with_options(options)

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
+from shards.corpora.base import Found, published_reader
 from shards.corpora.files import audio_files, finite_number, read_table
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_gender
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
@@ -41,7 +42,7 @@ _NAME = re.compile(r"(?P<actor>[0-9]{4})_(?P<sentence>[A-Z]{3})_(?P<emotion>[A-Z
 _DEMOGRAPHICS = "VideoDemographics.csv"
 
 
-def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
+def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     wavs = [] if source is None else audio_files(source / "AudioWAV")
     if source is None or not wavs or not (source / _DEMOGRAPHICS).is_file():
         raise CorpusError(
@@ -49,8 +50,10 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
             "the repository"
         )
     actors: dict[str, tuple[str, float]] = {}
-    for row in read_table(source / _DEMOGRAPHICS, ("ActorID", "Age", "Sex")):
-        if isinstance(row, Rejection):
+    for row in read_table(
+        source / _DEMOGRAPHICS, ("ActorID", "Age", "Sex"), options, key="ActorID", is_key=str.isdecimal
+    ):
+        if not isinstance(row, tuple):
             yield row
             continue
         name, cells = row
@@ -96,7 +99,7 @@ def _item(path: Path, actors: dict[str, tuple[str, float]]) -> SourceUtterance |
     return SourceUtterance(utterance, AudioFile(path))
 
 
-READER = CorpusReader(
+READER = published_reader(
     name="crema-d",
     title="CREMA-D, Crowd-sourced Emotional Multimodal Actors Dataset",
     licence="ODbL-1.0, contents under DbCL-1.0",

@@ -42,7 +42,9 @@ class _Reading:
     """Where the quotes do not match."""
 
 
-def delimited_table(path: Path, options: ReadOptions, find_fields: FindFields, is_audio: IsAudio) -> Table:
+def delimited_table(
+    path: Path, options: ReadOptions, find_fields: FindFields, is_audio: IsAudio, usual_encoding: str | None = None
+) -> Table:
     """Return the table in a text file; encoding, separator, quotes and line ends are found out unless given.
 
     Args:
@@ -50,11 +52,12 @@ def delimited_table(path: Path, options: ReadOptions, find_fields: FindFields, i
         options: `encoding` and `quotes` are obeyed.
         find_fields: Given the header, says in which places which fields stand.
         is_audio: Says whether a cell names an audio file.
+        usual_encoding: As in `read_text_in`.
 
     Raises:
         CorpusError: if the encoding or the quotes cannot be told surely.
     """
-    text = read_text_in(path, options.encoding)
+    text = read_text_in(path, options.encoding, usual_encoding)
     notes = []
     if text.is_guess:
         notes.append(

@@ -46,6 +46,12 @@ _MIN_LETTERS = {"gb18030": 3, "big5": 3, "cp932": 3, "euc-jp": 3, "cp949": 3}
 _MIN_EASTERN_TO_COMPARE = 8
 _MIN_OTHERS_TO_COMPARE = 60
 """Letters beyond ASCII without which the measure of noise says nothing, as tried on short texts."""
+_MAX_ACCENTED = 0.25
+"""Of the letters in lines that have any, in a language such as English or Polish."""
+_TYPOGRAPHY = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201c\u201d\u201e", "'") | dict.fromkeys("\u2013\u2014\u2026", " ")
+)
+"""What word processors make of ASCII's quotes, dashes and dots."""
 _MAX_LINES_JUDGED = 2000
 _LINE = re.compile(rb"\r\n|\n|\r")
 _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*")
@@ -68,12 +74,13 @@ class Text:
     """Some of the words that the guess decided."""
 
 
-def read_text_in(path: Path, encoding: str | None = None) -> Text:
+def read_text_in(path: Path, encoding: str | None = None, usual: str | None = None) -> Text:
     """Return a text file's content without a byte order mark.
 
     Args:
         path: The file.
         encoding: Its encoding as Python calls it; None to find it out.
+        usual: Where it is not UTF-8 and may be several others, the one that its corpus is known to be written in.
 
     Raises:
         CorpusError: if the file is not in `encoding`, or its encoding cannot be told surely.
@@ -95,7 +102,7 @@ def read_text_in(path: Path, encoding: str | None = None) -> Text:
     try:
         return Text(data.decode("utf-8"), "utf-8", is_guess=False)
     except UnicodeDecodeError as error:
-        return _legacy(path, data, error)
+        return _legacy(path, data, error, usual)
 
 
 def _decoded_as(path: Path, data: bytes, encoding: str, marked: str | None) -> str:
@@ -154,12 +161,15 @@ def _escaped(path: Path, data: bytes) -> Text:
     return Text(content, "iso2022_jp", is_guess=True, sample=_sample(content))
 
 
-def _legacy(path: Path, data: bytes, error: UnicodeDecodeError) -> Text:
+def _legacy(path: Path, data: bytes, error: UnicodeDecodeError, usual: str | None) -> Text:
     """Return the one plausible reading of text that is not UTF-8."""
     refusal = f"{path} must be UTF-8 or in an encoding that can be told surely, but {_place(data, error)} is not UTF-8"
     remedy = "name its encoding with --encoding (gbk, cp1252, ...), or save it in UTF-8"
     if _is_damaged_utf8(data):
         raise CorpusError(f"{refusal} while other lines are; {remedy}") from error
+    if usual is not None and _decodes(data, usual) and _is_latin(data.decode(usual)):
+        content = data.decode(usual)
+        return Text(content, usual, is_guess=True, sample=_sample(content))
     readings = dict(_plausible(data))
     if len(set(readings.values())) > 1:
         readings = _least_noisy(data, readings)
@@ -193,6 +203,19 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
         lines = [line for line in text.splitlines() if not line.isascii()][:_MAX_LINES_JUDGED]
         if all(map(_is_written_by_people, lines)) and _num_foreign(lines) >= _MIN_LETTERS.get(encoding, 1):
             yield encoding, text
+
+
+def _is_latin(text: str) -> bool:
+    """Return whether `text` is of a language whose letters, and those of each word, are mostly ASCII's."""
+    plain = text.translate(_TYPOGRAPHY)
+    lines = [line for line in plain.splitlines() if not line.isascii()]
+    letters = [sign for line in lines for sign in line if sign.isalpha()]
+    num_accented = sum(not sign.isascii() for sign in letters)
+    return (
+        all(map(_is_written_by_people, lines))
+        and num_accented <= _MAX_ACCENTED * len(letters)
+        and not any(len(word) > 1 and not re.search("[A-Za-z]", word) for word in re.findall(r"[^\W\d_]+", plain))
+    )
 
 
 def _num_foreign(lines: Sequence[str]) -> int:

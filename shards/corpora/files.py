@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from shards.corpora.delimited import delimited_table
+from shards.corpora.encodings import read_text_in
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
-from shards.schema import Rejection
+from shards.schema import Note, Rejection
 
 _BLANKS = " \t\r\n\N{NO-BREAK SPACE}"
 """Not all that `str.strip` takes away: U+0085 is an ellipsis where Windows' text was taken for Latin-1."""
@@ -27,55 +28,81 @@ def audio_files(folder: Path, suffixes: Sequence[str] = (".wav",)) -> list[Path]
     )
 
 
-def read_text(path: Path) -> str:
-    """Return a text file's content, UTF-8 with or without a byte order mark, or else Latin-1."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+class TextFiles:
+    """Reads text files of one corpus in whatever encoding they are, and remembers what should be said of it."""
+
+    def __init__(self, options: ReadOptions, usual_encoding: str = "cp1252") -> None:
+        """Obey the option `encoding`, which is then every file's; `usual_encoding` is as in `read_text_in`."""
+        self._options = options
+        self._usual_encoding = usual_encoding
+        self._guessed: dict[str, list[Path]] = {}
+        self._samples: dict[str, str] = {}
+
+    def read(self, path: Path) -> str:
+        """Return a file's content.
+
+        Raises:
+            CorpusError: if its encoding cannot be told surely.
+        """
+        text = read_text_in(path, self._options.encoding, self._usual_encoding)
+        if text.is_guess:
+            self._guessed.setdefault(text.encoding, []).append(path)
+            self._samples.setdefault(text.encoding, text.sample)
+        return text.content
+
+    def notes(self) -> Iterator[Note]:
+        """Yield which encodings were found out."""
+        for encoding, paths in self._guessed.items():
+            sample = self._samples[encoding]
+            yield Note(
+                f"{len(paths)} text files ({paths[0].name}{', ...' if len(paths) > 1 else ''}) are read as {encoding}"
+                f"{f' ({sample})' if sample else ''}; if that is wrong, name their encoding with --encoding"
+            )
 
 
-def table_rows(table: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows that are not blank, numbered from 1 as spreadsheets do; the delimiter is found out.
-
-    Raises:
-        CorpusError: if the quotes do not match.
-    """
-    text = read_text(table)
-    first_line = text.partition("\n")[0]
-    delimiter = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=first_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        return [(number, cells) for number, cells in enumerate(reader, start=1) if any(map(str.strip, cells))]
-    except csv.Error as error:
-        raise CorpusError(
-            f"{table} must be a well-formed table, but its line {reader.line_num} is not ({error}); correct its quotes"
-        ) from error
-
-
-def read_table(table: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]] | Rejection]:
+def read_table(
+    table: Path,
+    columns: Sequence[str],
+    options: ReadOptions,
+    *,
+    key: str,
+    is_key: Callable[[str], bool],
+    usual_encoding: str = "cp1252",
+) -> Iterator[tuple[str, dict[str, str]] | Rejection | Note]:
     """Yield each row's name (`labels.csv row 7`) and its cells by column, blanks around them taken away.
 
-    A row that does not have the header's number of cells is a `Rejection`.
+    A row that does not have the header's number of cells is a `Rejection`; what was found out about encoding or quotes
+    is a `Note`.
+
+    Args:
+        table: The file.
+        columns: What the header must name.
+        options: `encoding` and `quotes` are obeyed.
+        key: The column that says what a row is about.
+        is_key: Says whether a cell may stand in `key`; where a cell of several lines holds such rows, a quote is lone.
+        usual_encoding: As in `read_text_in`.
 
     Raises:
-        CorpusError: if the table has not all of `columns`, or is not well-formed.
+        CorpusError: if the table has not all of `columns`, or its encoding or its quotes cannot be told surely.
     """
-    rows = table_rows(table)
-    header = [cell.strip() for cell in rows[0][1]] if rows else []
-    missing = [column for column in columns if column not in header]
+
+    def find_fields(names: Sequence[str]) -> dict[str, int]:
+        return {"file": names.index(key)} if key in names else {}
+
+    found = delimited_table(table, options, find_fields, is_key, usual_encoding)
+    missing = [column for column in columns if column not in found.columns]
     if missing:
         raise CorpusError(
             f"{table} must have the columns {', '.join(columns)}, but {', '.join(missing)} is not among its "
-            f"{', '.join(header) or 'none'}; restore the file as published"
+            f"{', '.join(found.columns) or 'none'}; restore the file as published"
         )
-    for number, cells in rows[1:]:
-        name = f"{table.name} row {number}"
-        if len(cells) == len(header):
-            yield name, {column: cell.strip(_BLANKS) for column, cell in zip(header, cells, strict=True)}
+    yield from found.notes
+    for row in found.rows:
+        name = f"{table.name} row {row.number}"
+        if row.fault is None:
+            yield name, {column: cell.strip(_BLANKS) for column, cell in row.cells.items()}
         else:
-            yield Rejection(name, f"a row must have the header's {len(header)} cells, got {len(cells)}", "bad row")
+            yield Rejection(name, row.fault, "bad row")
 
 
 def finite_number(cell: str) -> float:

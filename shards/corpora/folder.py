@@ -16,11 +16,11 @@ from shards.corpora.cells import split_in
 from shards.corpora.csv import read_any_table
 from shards.corpora.identities import tidy
 from shards.corpora.options import ReadOptions
-from shards.corpora.paths import AUDIO_SUFFIXES
 from shards.corpora.rows import Place, found_in
 from shards.corpora.tables import Row, Table
 from shards.errors import CorpusError
 from shards.schema import Note, Rejection, RowCount, make_key
+from shards.suffixes import AUDIO_SUFFIXES
 
 _METADATA = tuple(f"metadata.{suffix}" for suffix in ("csv", "tsv", "jsonl", "parquet"))
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
-from shards.corpora.files import audio_files, finite_number, read_text
+from shards.corpora.base import Found, published_reader
+from shards.corpora.files import TextFiles, audio_files, finite_number
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_emotion
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
@@ -56,12 +57,13 @@ class _Dialogue:
     """By turn."""
 
 
-def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
+def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     root = _root(source)
+    files = TextFiles(options)
     for number in range(1, _NUM_SESSIONS + 1):
         session = root / f"Session{number}"
         if _evaluations(session):
-            yield from _read_session(session)
+            yield from _read_session(session, files)
         else:
             yield Rejection(
                 str(session),
@@ -69,6 +71,7 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
                 "no .txt file",
                 "missing session",
             )
+    yield from files.notes()
 
 
 def _root(source: Path | None) -> Path:
@@ -87,7 +90,7 @@ def _evaluations(session: Path) -> list[Path]:
     return audio_files(session / "dialog" / "EmoEvaluation", (".txt",))
 
 
-def _read_session(session: Path) -> Iterator[SourceUtterance | Rejection]:
+def _read_session(session: Path, files: TextFiles) -> Iterator[SourceUtterance | Rejection]:
     wavs: dict[str, dict[str, Path]] = {}
     for folder in sorted((session / "sentences" / "wav").glob("Ses*")):
         wavs[folder.name] = {path.stem: path for path in audio_files(folder)}
@@ -104,9 +107,9 @@ def _read_session(session: Path) -> Iterator[SourceUtterance | Rejection]:
                 str(table), f"a dialogue of {table.stem[:5]} must not lie in {session.name}", "wrong folder"
             )
             continue
-        texts = _texts(session / "dialog" / "transcriptions" / f"{table.stem}.txt")
+        texts = _texts(session / "dialog" / "transcriptions" / f"{table.stem}.txt", files)
         dialogue = _Dialogue(table.stem, session.name, _STYLES[match["style"]], wavs.get(table.stem, {}), texts)
-        for head, votes in _blocks(read_text(table)):
+        for head, votes in _blocks(files.read(table)):
             named.update(head.split())
             yield _item(dialogue, table, head, votes)
     for by_turn in wavs.values():
@@ -199,15 +202,15 @@ def _voted_emotion(word: str) -> str:
         return "other"
 
 
-def _texts(path: Path) -> dict[str, str]:
+def _texts(path: Path, files: TextFiles) -> dict[str, str]:
     """Return the words of each turn; they stand as `Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.` or alike."""
     if not path.is_file():
         return {}
-    matches = (_TRANSCRIPT.fullmatch(line.strip()) for line in read_text(path).split("\n"))
+    matches = (_TRANSCRIPT.fullmatch(line.strip()) for line in files.read(path).split("\n"))
     return {match["turn"]: match["text"].strip() for match in matches if match and match["text"].strip()}
 
 
-READER = CorpusReader(
+READER = published_reader(
     name="iemocap",
     title="IEMOCAP, Interactive Emotional Dyadic Motion Capture Database",
     licence="by agreement with the University of Southern California, for research",
@@ -215,4 +218,5 @@ READER = CorpusReader(
     "IEMOCAP: Interactive emotional dyadic motion capture database. Language Resources and Evaluation 42, 2008, "
     "doi:10.1007/s10579-008-9076-6",
     read=_read,
+    obeys=frozenset({"encoding"}),
 )

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
+from shards.corpora.base import Found, published_reader
 from shards.corpora.files import audio_files, read_table
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_emotion
 from shards.schema import SPLITS, Rejection, SourceUtterance, Split, Utterance, make_key
@@ -47,14 +48,14 @@ class _Clips:
     videos: frozenset[str]
 
 
-def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
+def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     if source is None:
         raise CorpusError("SOURCE must be the folder of MELD, got -")
     parts = {split: (_find(source, split, f"{split}_sent_emo.csv"), _clips(source, split)) for split in _CLIP_FOLDERS}
     for split, (table, clips) in parts.items():
         named = set()
-        for row in read_table(table, _COLUMNS):
-            if isinstance(row, Rejection):
+        for row in read_table(table, _COLUMNS, options, key="Dialogue_ID", is_key=str.isdecimal):
+            if not isinstance(row, tuple):
                 yield row
                 continue
             named.add(_stem(row[1]))
@@ -160,7 +161,7 @@ def _repaired(text: str) -> str:
         return text
 
 
-READER = CorpusReader(
+READER = published_reader(
     name="meld",
     title="MELD, Multimodal EmotionLines Dataset",
     licence="GPL-3.0 for the annotations; the clips are of a television series and not the authors' own",

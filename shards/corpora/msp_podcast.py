@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
-from shards.corpora.files import audio_files, finite_number, read_table, read_text
+from shards.corpora.base import Found, published_reader
+from shards.corpora.files import TextFiles, audio_files, finite_number, read_table
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_gender
 from shards.schema import Rejection, SourceUtterance, Split, Utterance, make_key
@@ -45,12 +47,26 @@ _HIDDEN = "MSP-PODCAST_test3"
 """Recording part of the names of the third test set, whose labels are not published."""
 
 
-def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
+@dataclass(frozen=True)
+class _Transcripts:
+    """A file of words for each utterance, where there is one."""
+
+    folder: Path
+    files: TextFiles
+
+    def words(self, stem: str) -> str | None:
+        try:
+            return " ".join(self.files.read(self.folder / f"{stem}.txt").split()) or None
+        except FileNotFoundError:
+            return None
+
+
+def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     table, wavs = _parts(source)
-    transcripts = table.parent.parent / "Transcripts"
+    transcripts = _Transcripts(table.parent.parent / "Transcripts", TextFiles(options))
     named = set()
-    for row in read_table(table, _COLUMNS):
-        if isinstance(row, Rejection):
+    for row in read_table(table, _COLUMNS, options, key="FileName", is_key=_is_name):
+        if not isinstance(row, tuple):
             yield row
             continue
         named.add(Path(row[1]["FileName"]).stem)
@@ -63,6 +79,7 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
             yield _utterance(path, match, transcripts, split="test", extra={"split_set": "Test3"})
         else:
             yield Rejection(str(path), f"no row of {table.name} is about {path.name}", "audio without row")
+    yield from transcripts.files.notes()
 
 
 def _parts(source: Path | None) -> tuple[Path, dict[str, Path]]:
@@ -78,7 +95,9 @@ def _parts(source: Path | None) -> tuple[Path, dict[str, Path]]:
     )
 
 
-def _item(name: str, cells: dict[str, str], wavs: dict[str, Path], transcripts: Path) -> SourceUtterance | Rejection:
+def _item(
+    name: str, cells: dict[str, str], wavs: dict[str, Path], transcripts: _Transcripts
+) -> SourceUtterance | Rejection:
     file = cells["FileName"]
     match = _NAME.fullmatch(Path(file).stem)
     if match is None:
@@ -116,13 +135,13 @@ def _item(name: str, cells: dict[str, str], wavs: dict[str, Path], transcripts: 
     )
 
 
-def _utterance(path: Path, match: re.Match[str], transcripts: Path, **metadata: object) -> SourceUtterance:
+def _utterance(path: Path, match: re.Match[str], transcripts: _Transcripts, **metadata: object) -> SourceUtterance:
     utterance = Utterance.model_validate(
         {
             "key": make_key("msp-podcast", match["recording"], match["turn"]),
             "corpus": "msp-podcast",
             "source": f"{path.parent.name}/{path.name}",
-            "text": _text(transcripts / f"{match[0]}.txt"),
+            "text": transcripts.words(match[0]),
             "language": "en",
             "dialogue": match["recording"],
             "turn": match["turn"],
@@ -132,14 +151,11 @@ def _utterance(path: Path, match: re.Match[str], transcripts: Path, **metadata: 
     return SourceUtterance(utterance, AudioFile(path))
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return " ".join(read_text(path).split()) or None
-    except FileNotFoundError:
-        return None
+def _is_name(cell: str) -> bool:
+    return _NAME.fullmatch(Path(cell).stem) is not None
 
 
-READER = CorpusReader(
+READER = published_reader(
     name="msp-podcast",
     title="MSP-Podcast",
     licence="by agreement with the MSP laboratory, for research",

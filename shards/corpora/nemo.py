@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
+from shards.corpora.base import Found, published_reader
 from shards.corpora.files import audio_files, finite_number, read_table
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_emotion, canonical_gender
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
@@ -17,7 +18,7 @@ _COLUMNS = ("file_id", "emotion", "raw_text", "normalized_text", "speaker_id", "
 _NAME = re.compile(r"(?P<speaker>[A-Za-z0-9]{1,16})_(?P<emotion>[a-z]{1,16})_(?P<sentence>[0-9]{1,6})")
 
 
-def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejection]:
+def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     table = None if source is None else source / "data.tsv"
     wavs = {} if source is None else {path.stem: path for path in audio_files(source / "samples")}
     if table is None or not table.is_file() or not wavs:
@@ -26,8 +27,8 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
             "repository"
         )
     named = set()
-    for row in read_table(table, _COLUMNS):
-        if isinstance(row, Rejection):
+    for row in read_table(table, _COLUMNS, options, key="file_id", is_key=_is_name, usual_encoding="cp1250"):
+        if not isinstance(row, tuple):
             yield row
             continue
         named.add(_stem(row[1]))
@@ -38,7 +39,15 @@ def _read(source: Path | None, _seed: int) -> Iterator[SourceUtterance | Rejecti
 
 
 def _stem(cells: dict[str, str]) -> str:
-    return re.sub(r"\.wav$", "", cells["file_id"], flags=re.IGNORECASE)
+    return _without_suffix(cells["file_id"])
+
+
+def _is_name(cell: str) -> bool:
+    return _NAME.fullmatch(_without_suffix(cell)) is not None
+
+
+def _without_suffix(file_id: str) -> str:
+    return re.sub(r"\.wav$", "", file_id, flags=re.IGNORECASE)
 
 
 def _item(name: str, cells: dict[str, str], wavs: dict[str, Path]) -> SourceUtterance | Rejection:
@@ -80,7 +89,7 @@ def _item(name: str, cells: dict[str, str], wavs: dict[str, Path]) -> SourceUtte
     return SourceUtterance(utterance, AudioFile(wavs[stem]))
 
 
-READER = CorpusReader(
+READER = published_reader(
     name="nemo",
     title="nEMO, a dataset of emotional speech in Polish",
     licence="CC-BY-NC-SA-4.0",

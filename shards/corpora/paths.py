@@ -7,34 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-AUDIO_SUFFIXES = frozenset(
-    {
-        ".aac",
-        ".aif",
-        ".aifc",
-        ".aiff",
-        ".amr",
-        ".au",
-        ".caf",
-        ".flac",
-        ".m4a",
-        ".mka",
-        ".mp2",
-        ".mp3",
-        ".mp4",
-        ".oga",
-        ".ogg",
-        ".opus",
-        ".snd",
-        ".sph",
-        ".w64",
-        ".wav",
-        ".wave",
-        ".webm",
-        ".wma",
-    }
-)
-"""Of files that are sound by their name, whether or not they can be decoded."""
+from shards.suffixes import AUDIO_SUFFIXES
 
 
 def find_audio(folders: Sequence[Path], name: str) -> Path | None:

@@ -18,11 +18,12 @@ from shards.corpora.columns import Columns, columns_of, without
 from shards.corpora.identities import tidy
 from shards.corpora.missing import is_missing
 from shards.corpora.options import ReadOptions
-from shards.corpora.paths import AUDIO_SUFFIXES, find_audio
+from shards.corpora.paths import find_audio
 from shards.corpora.tables import Row, Table
 from shards.corpora.times import seconds_in
 from shards.errors import CorpusError
 from shards.schema import Note, Rejection, RowCount, SourceUtterance, Utterance, make_key
+from shards.suffixes import AUDIO_SUFFIXES
 
 _SIDES = {"left": 1, "l": 1, "right": 2, "r": 2}
 _UPWARDS = 4

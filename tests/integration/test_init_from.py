@@ -10,11 +10,13 @@ from tinyruns import ALONE, losses
 
 from metaser.config.load import load_experiment
 from metaser.config.schema import AdapterConfig, ModelConfig
-from metaser.errors import ModelError
+from metaser.errors import ConfigError, ModelError
+from metaser.eval.crossval import check_folds, plan_folds
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.tasks import TaskSpec
 from metaser.train.initial import load_initial_weights
 from metaser.train.run import train
+from shards.errors import SplitError
 
 HEADS_ONLY = (
     "stages=[{name: only, train: [heads], weights: {emotion: 1, gender: 1}, num_steps: 2, eval_every_steps: 2, "
@@ -164,3 +166,55 @@ def test_a_wrong_folder_leaves_no_run_behind(corpus, tmp_path):
     with pytest.raises(ModelError, match="init_from must be the folder of a run"):
         corpus.train(tmp_path / "run", f"init_from={tmp_path / 'nowhere'}")
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+ONE_STEP = HEADS_ONLY.replace("num_steps: 2", "num_steps: 1")
+OVERLAP = ("data.allow_speaker_overlap=true", "data.allow_recording_overlap=true")
+
+
+def judged(run):
+    report = json.loads((run / "report/report.json").read_text())
+    return report["protocol"], (run / "report/report.md").read_text(), (run / "best/README.md").read_text()
+
+
+def test_what_made_the_source_made_the_run(corpus, finished, tmp_path):
+    """The source has heard speakers 0 to 4; this run would call speaker 0, its test speaker, unseen."""
+    fold = "data.splits=[{policy: leave_one_out, fold: 0}]"
+    with pytest.raises(SplitError, match=r"a run that starts from .* 'tiny:s0'\); .* data\.allow_speaker_overlap=true"):
+        corpus.train(tmp_path / "refused", f"init_from={finished}", fold, ONE_STEP)
+    assert not (tmp_path / "refused/config.yaml").exists()
+    run = corpus.train(tmp_path / "run", f"init_from={finished}", fold, ONE_STEP, *OVERLAP)
+    protocol, report, card = judged(run)
+    assert (protocol["speaker_overlap"], protocol["init_from"]) == (True, str(finished))
+    assert protocol["num_utterances_trained_on"] == 6
+    for text in (report, card):
+        assert f"started from the weights of {str(finished)!r}, which 30 utterances of tiny made" in text
+        assert "unseen speakers" not in text
+    grandchild = corpus.train(tmp_path / "grandchild", f"init_from={run / 'best'}", fold, ONE_STEP, *OVERLAP)
+    assert judged(grandchild)[0]["speaker_overlap"] is True
+
+
+def test_a_source_of_the_same_splits_leaves_the_test_speakers_unseen(corpus, finished, tmp_path):
+    protocol, report, _ = judged(corpus.train(tmp_path / "run", f"init_from={finished}", ONE_STEP))
+    assert protocol["speaker_overlap"] is False
+    assert "unseen speakers" in report
+
+
+def test_a_source_without_a_record_leaves_it_unknown_here_and_in_what_starts_from_this_run(corpus, finished, tmp_path):
+    shutil.copytree(finished / "best", tmp_path / "export")
+    first = corpus.train(tmp_path / "first", f"init_from={tmp_path / 'export'}", ONE_STEP)
+    second = corpus.train(tmp_path / "second", f"init_from={first}", ONE_STEP)
+    for run, why in ((first, "it has no record of that"), (second, f"it started from {str(tmp_path / 'export')!r}")):
+        protocol, report, card = judged(run)
+        assert protocol["speaker_overlap"] is None
+        assert "unknown whether these speakers were trained on" in report
+        for text in (report, card):
+            assert why in text
+
+
+def test_every_fold_is_compared_with_the_source(corpus, finished, tmp_path):
+    folds = "data.splits=[{policy: leave_one_out}]"
+    plan = plan_folds(corpus.experiment(tmp_path / "runs", f"init_from={finished}", folds, ONE_STEP))
+    with pytest.raises(ConfigError, match=r"5 of 6 are not: .*fold 0 \(tiny:s0\)") as caught:
+        check_folds(plan)
+    assert "fold 5" not in str(caught.value)

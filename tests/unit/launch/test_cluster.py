@@ -192,6 +192,19 @@ def cluster_of(time):
     return ClusterConfig(time_min=time, grace_s=1).time_min
 
 
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [("12:00:00", 720), ("1:30:00", 90), ("90:00", 90), ("2-00:00:00", 2880), ("1-12", 2160), ("0:30:00", 30)],
+)
+def test_a_time_in_yaml_needs_no_quotes(tmp_path, time, minutes):
+    path = tmp_path / "cluster.yaml"
+    for text in (time, f"'{time}'"):
+        path.write_text(f"time_min: {text}\ngrace_s: 1\nsbatch: {{begin: 16:00}}\n")
+        cluster = load_cluster(path)
+        assert (cluster.time_min, cluster.sbatch) == (minutes, {"begin": "16:00"})
+    assert load_cluster(path, [f"time_min={time}"]).time_min == minutes
+
+
 @pytest.mark.parametrize("time", ["", "1:2:3:4", "soon", "0", "0:00", "-5", "1-"])
 def test_what_is_no_time(time):
     with pytest.raises(ValidationError, match=r"time_min\n.+input_value"):

@@ -341,7 +341,7 @@ def test_folders_that_cannot_be_used_are_refused_at_the_start(tmp_path, name):
     refused(TrainingError, f"augment.{name}.folder must be a folder of audio files, got '{tmp_path}/x', which is none")
     (tmp_path / "x").mkdir()
     (tmp_path / "x/notes.txt").write_text("nothing")
-    refused(TrainingError, f"augment.{name}.folder must hold audio files (.aif, .aiff, .au, .flac")
+    refused(TrainingError, f"augment.{name}.folder must hold audio files (.3gp, .aac, .ac3")
     write(tmp_path / "x/good.wav", tone(440, 100))
     write(tmp_path / "x/silent.wav", np.zeros(100, np.float32))
     refused(TrainingError, f"must hold sound, but {tmp_path}/x/silent.wav is silent from end to end")
@@ -422,3 +422,10 @@ def test_a_clip_that_does_not_fit_when_slowed_is_refused_at_the_start():
         check_stretched(config, np.array([8000, 9 * RATE_HZ + 800]), 10)
     assert "(9.05 s / 0.9 = 10.06 s), got 10; raise it" in str(caught.value)
     check_stretched(AugmentConfig(), np.array([10 * RATE_HZ]), 10)
+
+
+def test_recordings_may_have_every_suffix_of_sound(tmp_path):
+    for number, suffix in enumerate(("m4a", "webm", "WMA", "opus", "mp4")):
+        sf.write(tmp_path / f"{number}.wav", 0.1 * tone(200, 800), 16_000)
+        (tmp_path / f"{number}.wav").rename(tmp_path / f"{number}.{suffix}")
+    assert len(AudioFolder(str(tmp_path), "noise.folder")) == 5

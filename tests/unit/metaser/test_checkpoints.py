@@ -30,7 +30,7 @@ from transformers import (
 from metaser.config.schema import CoattentionConfig, HuggingFaceEncoderConfig, LogMelEncoderConfig, ModelConfig
 from metaser.errors import ModelError
 from metaser.model.encoder import HuggingFaceEncoder, load_encoder
-from metaser.model.metaser import build_model
+from metaser.model.metaser import MetaSERModel, build_model
 from metaser.predict import load_model
 from metaser.tasks import TaskSpec
 
@@ -532,3 +532,28 @@ def test_a_mutated_export_is_loaded_or_refused(export: Path, tmp_path_factory, n
         assert "\n" not in str(refused)
     finally:
         shutil.rmtree(folder)
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_any_value_in_an_export_s_configuration_is_loaded_or_refused(export: Path, tmp_path_factory, data) -> None:
+    folder = shutil.copytree(export, tmp_path_factory.mktemp("values") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    section = data.draw(st.sampled_from([config, config["encoder"], config["encoder"].get("config", config)]))
+    section[data.draw(st.sampled_from(sorted(section)))] = data.draw(VALUES)
+    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        load_model(folder)
+    except ModelError as refused:
+        assert "\n" not in str(refused)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_mistake_of_ours_is_no_damaged_export(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object) -> None:
+        raise AttributeError("ours")
+
+    monkeypatch.setattr(MetaSERModel, "__init__", broken)
+    with pytest.raises(AttributeError, match="ours"):
+        load_model(export)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaser.config.schema import LogMelEncoderConfig
-from metaser.eval.evaluate import predict_task
+from metaser.eval.evaluate import greedy_text, predict_task
 from metaser.model.encoder import build_encoder
 from metaser.tasks import TaskSpec
-from metaser.windows import WindowOutput, join_windows
+from metaser.windows import WindowOutput, join_frames, join_windows, silent_characters
 from shards.windows import FRAME_SAMPLES, Windowing
 
 ASR = TaskSpec(name="asr", kind="ctc", fields=("text",), labels=("<blank>", "<unk>", "a", "b"))
@@ -92,4 +92,25 @@ def test_silence_parts_letters_and_weighs_nothing():
     whole = joined(outputs)
     assert predict_task(ASR, whole.logits["asr"], whole.num_frames_B) == [("aa", None)]
     assert whole.logits["gender"].softmax(dim=-1)[0].tolist() == pytest.approx([0.9, 0.1])
-    assert len(joined(outputs[:2]).logits["asr"][0]) == len(letters) + 1
+    assert len(joined(outputs[:2]).logits["asr"][0]) == len(letters)
+
+
+@pytest.mark.parametrize("letters", [(), (" ",)])
+@given(is_silent=st.lists(st.booleans(), min_size=2, max_size=5).filter(lambda silences: not all(silences)))
+def test_evaluation_and_prediction_hear_the_same_in_a_silence(letters, is_silent):
+    spec = ASR.model_copy(update={"labels": (*ASR.labels, *letters)})
+    windows = Windowing.of_seconds(1.0, 0.0).cut(16_000 * len(is_silent))
+    frames = torch.nn.functional.one_hot(torch.full((ENCODER.num_frames(16_000),), 2), len(spec.labels)).float()
+    parts = [None if silent else frames for silent in is_silent]
+    outputs = [
+        WindowOutput(window, None if part is None else {"asr": part})
+        for window, part in zip(windows, parts, strict=True)
+    ]
+    whole = join_windows((spec,), outputs, hop_samples=ENCODER.hop_samples)
+    ((evaluated, _),) = predict_task(spec, whole.logits["asr"], whole.num_frames_B)
+    best = [None if part is None else part.argmax(dim=-1) for part in parts]
+    gap = torch.tensor(silent_characters(spec))
+    predicted = greedy_text(spec, join_frames(windows, best, gap, ENCODER.hop_samples).tolist())
+    words = "".join("-" if silent else "a" for silent in is_silent).strip("-")
+    expected = "".join(letters).join("a" for word in words.split("-") if word)
+    assert evaluated == predicted == expected

@@ -260,3 +260,26 @@ def test_folders_without_tars_are_refused(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"")
     with pytest.raises(CorpusError, match=r"has none \(a\.tar\.gz is compressed, and bytes inside it"):
         adopt_shards(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", ["m4a", "webm", "wma", "mp4", "aac", "3gp", "W64"])
+def test_every_suffix_of_sound_is_audio(tmp_path, suffix):
+    """What is in the member is told by its content, which here is a WAV file's."""
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as tar:
+        member = tarfile.TarInfo(f"x.{suffix}")
+        member.size = len(encoded(440))
+        tar.addfile(member, io.BytesIO(encoded(440)))
+    assert adopt_shards(tmp_path / "shards", tmp_path / "out").num_utterances == 1
+
+
+def test_a_video_beside_its_sound_is_not_read(tmp_path):
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as tar:
+        for name, data in (("x.mp4", b"pictures"), ("x.wav", encoded(440))):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    summary = adopt_shards(tmp_path / "shards", tmp_path / "out")
+    assert summary.num_utterances == 1
+    assert any(".mp4" in note for note in summary.notes)

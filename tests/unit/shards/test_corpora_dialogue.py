@@ -18,7 +18,10 @@ from corpustrees import (
     write_audio,
 )
 
+from shards.corpora.base import corpus_reader
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
+from shards.schema import Note, SourceUtterance
 
 # IEMOCAP
 
@@ -355,3 +358,53 @@ def test_meld_second_cuts_are_taken_only_where_there_is_no_other(tmp_path) -> No
     assert [u.source.rpartition("/")[2] for u in found[4:]] == ["dia0_utt0.wav", "final_videos_testdia0_utt1.wav"]
     assert rejection.kind == "second cut"
     assert rejection.source.endswith("final_videos_testdia0_utt0.wav")
+
+
+# Tables and texts that copying has changed
+
+
+def test_a_lone_quote_swallows_no_row(tmp_path) -> None:
+    texts = ["Look", '"It is me', "Yes", 'No"', '"Fine"']
+    rows = "".join(f"{turn},{text},Ross,joy,x,0,{turn},1,1,0,0\n" for turn, text in enumerate(texts))
+    write(meld(tmp_path) / "dev_sent_emo.csv", MELD_HEADER + rows)
+    found, rejected = read("meld", tmp_path)
+    assert [utterance.text for utterance in found if utterance.split == "dev"] == ["Look", '"It is me']
+    assert sum(rejection.source.startswith("dev_sent_emo.csv row") for rejection in rejected) == 3
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "cp1251", "utf-8"])
+def test_an_encoding_that_is_not_the_corpus_s_is_told_or_refused_but_never_garbage(tmp_path, encoding) -> None:
+    words = {"gb18030": "我今天非常高兴见到你们大家", "cp1251": "Привет моему старому другу", "utf-8": "naïve"}[
+        encoding
+    ]
+    table = write(meld(tmp_path) / "dev_sent_emo.csv", f"{MELD_HEADER}1,{words},A,joy,x,0,0,1,1,0,0\n", encoding)
+    try:
+        found, _ = read("meld", tmp_path)
+    except CorpusError as error:
+        assert f"{table} must be UTF-8" in str(error)
+        assert "--encoding" in str(error)
+    else:
+        assert words in [u.text for u in found]
+
+
+def test_encoding_holds_for_a_published_corpus_and_a_guess_is_said(tmp_path) -> None:
+    write(meld(tmp_path) / "dev_sent_emo.csv", f"{MELD_HEADER}1,Čau,A,joy,x,0,0,1,1,0,0\n", "cp1250")
+    (note,) = [item for item in corpus_reader("meld").read(tmp_path, 0) if isinstance(item, Note)]
+    assert "dev_sent_emo.csv is read as " in note.text
+    reader = corpus_reader("meld", ReadOptions(encoding="cp1250"))
+    write_others = [item.utterance.text for item in reader.read(tmp_path, 0) if isinstance(item, SourceUtterance)]
+    assert "Čau" in write_others
+    with pytest.raises(CorpusError, match="--labels must be about data of your own"):
+        corpus_reader("meld", ReadOptions(labels={"joy": "happiness"}))
+
+
+def test_transcripts_that_are_not_utf_8_are_said_once(tmp_path) -> None:
+    texts = msp_podcast(tmp_path) / "Transcripts"
+    stems = sorted(path.stem for path in (tmp_path / "Audios").glob("*.wav"))[:2]
+    for stem in stems:
+        write(texts / f"{stem}.txt", "It\N{RIGHT SINGLE QUOTATION MARK}s a café.", "cp1252")
+    items = list(corpus_reader("msp-podcast").read(tmp_path, 0))
+    (note,) = [item for item in items if isinstance(item, Note)]
+    assert note.text.startswith(f"2 text files ({stems[0]}.txt, ...) are read as cp1252 (café)")
+    said = [item.utterance.text for item in items if isinstance(item, SourceUtterance)]
+    assert said.count("It\N{RIGHT SINGLE QUOTATION MARK}s a café.") == 2

@@ -171,7 +171,8 @@ def test_containers_channels_and_rates_may_differ_within_a_corpus(tmp_path) -> N
     assert index.num_samples.tolist() == [1600] * 5
     assert summary.warnings == (
         "2 of 5 utterances had several channels and were mixed down to one, the first "
-        "Actor_01/03-01-03-01-01-01-01.wav; where each channel is another person, take one with --channel or a column channel",
+        "Actor_01/03-01-03-01-01-01-01.wav; where each channel is another person, take one with --channel "
+        "or a column channel",
         "the sources have several sample rates (3 at 16000 Hz, 1 at 48000 Hz, 1 at 96000 Hz); all are brought to "
         "16000 Hz",
     )

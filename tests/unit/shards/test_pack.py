@@ -13,6 +13,7 @@ import pytest
 import soundfile as sf
 from tones import Broken, Tone, folder_bytes, pack_items, reader, tone, utterance
 
+from shards.adopt import adopt_shards
 from shards.audio import AudioFile, decode_stored, pcm16, pcm_sha256
 from shards.corpora.base import CorpusReader
 from shards.errors import CorpusError, ShardError
@@ -488,3 +489,24 @@ def test_packing_loads_no_torch():
     code = "import sys, shards.pack, shards.survey, shards.filter; print({'torch', 'webdataset'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_an_ogg_file_cut_between_two_pages_is_packed_and_said(tmp_path):
+    """Its samples are all there, and recorders of phones write such files: only a person can tell."""
+    noise = np.random.default_rng(0).normal(size=160_000) * 0.1
+    for name in ("cut", "whole"):
+        sf.write(tmp_path / f"{name}.ogg", noise, 16_000, format="OGG", subtype="VORBIS")
+    data = (tmp_path / "cut.ogg").read_bytes()
+    last = data.rindex(b"OggS")
+    (tmp_path / "cut.ogg").write_bytes(data[:last])
+    (tmp_path / "t.csv").write_text("file,emotion\ncut.ogg,joy\nwhole.ogg,anger\n")
+    summary = pack_corpus("csv", tmp_path / "t.csv", tmp_path / "packed")
+    assert summary.num_utterances == 2
+    (said,) = [warning for warning in summary.warnings if "OGG" in warning]
+    assert said.startswith("1 of 2 utterances are of OGG files without a mark at their end, the first cut.ogg;")
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as tar:
+        tar.add(tmp_path / "cut.ogg", "x.ogg")
+        tar.add(tmp_path / "whole.ogg", "y.ogg")
+    warnings = adopt_shards(tmp_path / "shards", tmp_path / "adopted").warnings
+    assert any(warning.startswith("1 of 2 utterances are of OGG files") for warning in warnings)
