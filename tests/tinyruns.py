@@ -35,7 +35,7 @@ from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key
 
 REPOSITORY = Path(__file__).parents[1]
 ALONE = DistInfo(rank=0, num_processes=1, local_rank=0)
-TIMEOUT_S = 90.0
+TIMEOUT_S = 300.0
 """Nothing that these tests start may run longer."""
 
 EXPERIMENT = """
