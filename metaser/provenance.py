@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+
+def installed_packages() -> dict[str, str]:
+    """Return the versions of all installed packages by name; what an interrupted pip left behind has none."""
+    return dict(sorted((package.name, package.version) for package in distributions() if package.name))
 
 
 def git_state() -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from metaser.eval.coverage import check_labels
 from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, hear_as_trained, model_card
 from metaser.model.metaser import MetaSERModel, build_model
-from metaser.provenance import git_state
+from metaser.provenance import git_state, installed_packages
 from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, writing
 from metaser.seeding import seed_generators
@@ -420,7 +419,7 @@ def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWei
             "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
             "init_from": None if initial_weights is None else initial_weights.to_dict(),
             "git": git_state(),
-            "packages": dict(sorted((package.name, package.version) for package in distributions())),
+            "packages": installed_packages(),
         }
     )
     temporary = run.environment.with_suffix(".tmp")
