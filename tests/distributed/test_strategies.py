@@ -197,7 +197,6 @@ def loss_scales(run):
     return [(line["loss_scale"], line["num_overflows"], line["num_skipped"]) for line in lines]
 
 
-@pytest.mark.reliability
 def test_float16_scales_the_loss_alike_whatever_the_strategy(corpus, tmp_path):
     # So heavy a loss overflows with the first scales. One process cuts a step otherwise, and so overflows at others.
     float16 = (*EXACT, "parallel.precision=fp16", "stages.0.weights.asr=10")
@@ -213,7 +212,6 @@ def test_float16_scales_the_loss_alike_whatever_the_strategy(corpus, tmp_path):
         assert distance(saved.model_tensors(), expected.model_tensors()) < 1e-2
 
 
-@pytest.mark.reliability
 def test_the_loss_scale_goes_on_under_another_strategy(corpus, tmp_path):
     float16 = (*EXACT, "parallel.precision=fp16", "stages.1.weights.asr=10", "stages.1.eval_every_steps=2")
     float16 += ("stages.1.schedule={decay: constant, warmup_fraction: 0}",)
