@@ -69,6 +69,8 @@ class _Database:
     segments: dict[_Index, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     conflicts: dict[str, dict[str, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
     """Different values of one column, by row and column."""
+    misc: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """What tables of labels know of each, by table and label."""
     columns: dict[str, None] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
@@ -79,9 +81,7 @@ class _Database:
         schemes = {column: self._attributes(about) for column, about in (description.get("columns") or {}).items()}
         split = self._split(description)
         for row in table.rows:
-            if row.fault is not None:
-                raise CorpusError(f"{table.path} must be as audformat wrote it, but in row {row.number} {row.fault}")
-            cells = {column: cell for column, cell in row.cells.items() if column not in _INDEX and not _is_blank(cell)}
+            cells = _known({column: cell for column, cell in row.cells.items() if column not in _INDEX})
             for column, attributes in schemes.items():
                 known = attributes.get(str(cells.get(column)), {})
                 cells |= {name: value for name, value in known.items() if name not in cells}
@@ -112,19 +112,19 @@ class _Database:
         scheme = (self.header.get("schemes") or {}).get((about or {}).get("scheme_id")) or {}
         labels = scheme.get("labels")
         if isinstance(labels, str):
-            return {
-                str(next(iter(row.cells.values()))): dict(list(row.cells.items())[1:]) for row in self._misc(labels)
-            }
+            return self._misc(labels)
         if not isinstance(labels, dict):
             return {}
-        return {
-            str(label): {name: value for name, value in known.items() if not _is_blank(value)}
-            for label, known in labels.items()
-            if isinstance(known, dict)
-        }
+        return {str(label): _known(known) for label, known in labels.items() if isinstance(known, dict)}
 
-    def _misc(self, name: str) -> tuple[Row, ...]:
-        return _read_table(self.folder, name, self.options).rows
+    def _misc(self, name: str) -> dict[str, dict[str, Any]]:
+        """Return what a table of labels knows of each, which stands in its first column."""
+        if name not in self.misc:
+            table = _read_table(self.folder, name, self.options)
+            self.notes += table.notes
+            rows = [list(row.cells.items()) for row in table.rows]
+            self.misc[name] = {str(label): _known(dict(known)) for (_, label), *known in rows}
+        return self.misc[name]
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for every segment, and for every file without any."""
@@ -177,10 +177,20 @@ def _read_table(folder: Path, name: str, options: ReadOptions) -> Table:
     for suffix in ("csv", "parquet"):
         path = folder / f"db.{name}.{suffix}"
         if path.is_file():
-            return read_any_table(path, Place("", (folder,)), options.model_copy(update={"columns": {}}))
+            table = read_any_table(path, Place("", (folder,)), options.model_copy(update={"columns": {}}))
+            faulty = next((row for row in table.rows if row.fault is not None), None)
+            if faulty is not None:
+                raise CorpusError(
+                    f"{path} must be as audformat wrote it, but in row {faulty.number} {faulty.fault}; restore it"
+                )
+            return table
     raise CorpusError(
         f"{folder} must hold the table {name} as db.{name}.csv or .parquet, but does not; save it in one of these forms"
     )
+
+
+def _known(cells: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in cells.items() if not _is_blank(value)}
 
 
 def _is_blank(value: Any) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.audio import AudioFile
 from shards.corpora.base import Found, own_reader
 from shards.corpora.cells import split_in
 from shards.corpora.csv import read_any_table
@@ -19,7 +20,7 @@ from shards.corpora.options import ReadOptions
 from shards.corpora.rows import Place, found_in
 from shards.corpora.tables import Row, Table
 from shards.errors import CorpusError
-from shards.schema import Note, Rejection, RowCount, make_key
+from shards.schema import Note, Rejection, RowCount, SourceUtterance, make_key
 from shards.suffixes import AUDIO_SUFFIXES
 
 _METADATA = tuple(f"metadata.{suffix}" for suffix in ("csv", "tsv", "jsonl", "parquet"))
@@ -104,8 +105,8 @@ def _listed(part: _Part, corpus: str, options: ReadOptions) -> Iterator[Found]:
         folder = options.audio or part.folder
         place = Place(corpus, (folder,), given=given, prefix=part.prefix)
         for found in found_in(read_any_table(part.metadata, place, options), place, options):
-            path = getattr(getattr(found, "audio", None), "path", None)
-            named.add(path)
+            if isinstance(found, SourceUtterance) and isinstance(found.audio, AudioFile):
+                named.add(found.audio.path)
             yield found
     yield from _unnamed([path for path in files if path not in named], part)
 
@@ -131,7 +132,8 @@ def _classes(source: Path, parts: list[_Part], corpus: str, options: ReadOptions
                 loose.append(path)
                 continue
             cells = {"file": name, "emotion": inside.parts[0]}
-            rows.append(Row(len(rows) + 1, {**cells, **({} if part.split is None else {"split": part.split})}))
+            split = {} if part.split is None else {"split": part.split}
+            rows.append(Row(len(rows) + 1, {**cells, **split}, name=str(path)))
     outside = [path for path in _audio_below(source) if not any(path.is_relative_to(part.folder) for part in parts)]
     table = Table(source, ("file", "emotion", "split"), tuple(rows))
     place = Place(corpus, (source,))

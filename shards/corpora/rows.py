@@ -247,15 +247,16 @@ class _RowReader:
             raise CellError("bad key", str(error)) from error
 
     def _duplicate(self, name: str, key: str, row: Row, earlier: Row) -> Rejection:
+        other = earlier.name or f"row {earlier.number}"
         if row.cells == earlier.cells:
-            return Rejection(name, f"repeats row {earlier.number} word for word", "duplicate row")
+            return Rejection(name, f"repeats {other} word for word", "duplicate row")
         columns = [column for column in self.table.columns if row.cells.get(column) != earlier.cells.get(column)]
         first = columns[0]
         values = f"{_shown(earlier.cells.get(first))} and {_shown(row.cells.get(first))}"
         more = f" and {len(columns) - 1} more columns" if len(columns) > 1 else ""
         return Rejection(
             name,
-            f"has the same key {key!r} as row {earlier.number}, but another {first} ({values}){more}",
+            f"has the same key {key!r} as {other}, but another {first} ({values}){more}",
             "duplicate key",
         )
 

@@ -46,6 +46,15 @@ def test_folders_are_classes(tmp_path) -> None:
     assert "folders of my calls are taken for emotions: Wut (2), joyful (1)" in said
 
 
+def test_files_of_one_key_are_called_by_their_names(tmp_path) -> None:
+    for name in ("anger/1.flac", "anger/1.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    _, (rejection,), _ = read("folder", tmp_path, name="c")
+    assert rejection.source == str(tmp_path / "anger" / "1.wav")
+    assert f"has the same key 'c/anger/1' as {tmp_path / 'anger' / '1.flac'}" in rejection.reason
+
+
 def test_folders_may_be_nested_in_splits(tmp_path) -> None:
     for name in ("train/anger/1.wav", "validation/anger/1.wav", "test/sad/1.wav", "train/2.wav", "spare/anger/1.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -288,6 +297,19 @@ def test_tables_that_contradict_each_other_reject_the_row(database) -> None:
         *["tables must agree, but speaker is 3 and 8"] * 2,
         "tables must agree, but emotion is anger and sadness",
     ]
+
+
+def test_a_table_of_labels_is_read_as_others_are(database) -> None:
+    header = re.sub(r"labels:\n +3: .*\n +8: .*", "labels: people", HEADER)
+    write(database / "db.yaml", f"{header}  voices: {{type: filewise, columns: {{gender: {{}}}}}}\n")
+    write(database / "db.voices.csv", "file,gender\naudio/a.wav,male\n")
+    write(database / "db.people.csv", "speaker,gender,age\n3,,31\n8,female,\n")
+    items, rejected, _ = read("audformat", database)
+    assert rejected == []
+    assert [(i.utterance.gender, i.utterance.age) for i in items] == [("male", 31), ("male", 31), ("female", None)]
+    write(database / "db.people.csv", "speaker,gender,age\n3,male\n8,female,34,too much\n")
+    with pytest.raises(CorpusError, match=r"db\.people\.csv must be as audformat wrote it, but in row 2 "):
+        read("audformat", database)
 
 
 def test_what_is_no_database_is_refused(database) -> None:
