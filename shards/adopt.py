@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from shards import oggpages
 from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
 from shards.corpora.base import OWNERS_LICENCE
-from shards.corpora.cells import CellError, CellReader, labels_of
+from shards.corpora.cells import CellError, CellReader, cell_of, labels_of
 from shards.corpora.columns import metadata_columns, nearest_field
 from shards.corpora.identities import composed
-from shards.corpora.options import NO_OPTIONS, ReadOptions
+from shards.corpora.options import NO_OPTIONS, ReadOptions, flag
 from shards.corpora.tally import Tally
 from shards.decoding import decode
 from shards.errors import AudioError, CorpusError, ShardError
@@ -83,10 +83,11 @@ def adopt_shards(
         CorpusError: if there are no tars or nothing usable, or something is unusable and `on_bad` is `raise`.
         ShardError: if `out` cannot be written or holds something else.
     """
-    strange = [option for option in options.given if option not in ("labels", "licence")]
+    strange = [flag(option) for option in options.given if option not in ("labels", "licence")]
     if strange:
         raise CorpusError(
-            f"shards to adopt must be taken as they are, but for --labels and --licence, got {strange[0]}"
+            f"shards to adopt must be taken as they are, but for --labels and --licence, got {', '.join(strange)}; "
+            "leave it out"
         )
     labels = labels_of(options.labels)
     tars = _tars(source)
@@ -201,17 +202,18 @@ class _AdoptJob:
         try:
             utterance = self._utterance(sample, cells)
             canonical_json(utterance.model_dump())
-            member = next(iter(audio.values()))
-            samples, rate_hz = decode(member.data, name)
-            check_mixable(samples, name)
         except CellError as error:
             return Rejection(name, str(error), error.kind)
         except CorpusError as error:
             return Rejection(name, str(error), "bad key")
-        except AudioError as error:
-            return Rejection(name, str(error), "unusable audio")
         except ValueError as error:
             return Rejection(name, f"metadata must be Unicode text and finite numbers, but {error}", "bad metadata")
+        (member,) = audio.values()
+        try:
+            samples, rate_hz = decode(member.data, name)
+            check_mixable(samples, name)
+        except AudioError as error:
+            return Rejection(name, str(error), "unusable audio")
         pcm = pcm16(prepare(samples, rate_hz))
         objection = audio_objection(name, len(pcm), bool(pcm.any()), self.settings.max_duration_s)
         if objection is not None:
@@ -247,7 +249,7 @@ class _AdoptJob:
         for name, field_name in fields.items():
             if name != field_name:
                 reader.tally.add("column", field_name, name)
-        cells = {field_name: _as_cell(described[name]) for name, field_name in fields.items()}
+        cells = {field_name: cell_of(name, field_name, described[name]) for name, field_name in fields.items()}
         cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
         if "txt" in sample.meta:
             cells.setdefault("text", sample.meta["txt"].text)
@@ -267,13 +269,6 @@ class _AdoptJob:
         for suffix in (*sample.unread, *(kind for kind in sample.audio if kind not in sample.sounds)):
             reader.tally.add("unread", "member", f".{suffix}")
         return composed(utterance)
-
-
-def _as_cell(value: Any) -> str:
-    """Return a JSON value as a table would hold it."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from shards.corpora.options import NO_OPTIONS, ReadOptions
+from shards.corpora.options import NO_OPTIONS, ReadOptions, flag
 from shards.errors import CorpusError
 from shards.schema import Note, Rejection, RowCount, SourceUtterance
 
@@ -105,7 +105,7 @@ def corpus_reader(name: str, options: ReadOptions = NO_OPTIONS) -> CorpusReader:
     of_own_data = [option for option in options.given if option != "channel" and option not in reader.obeys]
     if of_own_data:
         raise CorpusError(
-            f"--{', --'.join(option.replace('columns', 'map') for option in of_own_data)} must be about data of your "
+            f"{', '.join(map(flag, of_own_data))} must be about data of your "
             f"own, but corpus {name!r} is read as it was published; leave it out"
         )
     return reader if reader.with_options is None else reader.with_options(options)

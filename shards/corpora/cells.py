@@ -19,6 +19,7 @@ from shards.labels import STYLES, canonical_gender, known_emotion, own_emotion
 from shards.schema import METADATA_FIELDS, SPLITS
 
 _NUMBERS = ("valence", "arousal", "dominance", "age")
+_MAX_SHOWN = 60
 _SPLIT_WORDS = {
     "training": "train",
     "val": "dev",
@@ -36,6 +37,24 @@ class CellError(Exception):
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
+
+
+def as_text(value: Any) -> str:
+    """Return a value as a table of text would hold it."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def cell_of(name: str, field_name: str, value: Any) -> str:
+    """Return the value that a field has under `name`, as a table of text would hold it.
+
+    Raises:
+        CellError: if it is several values.
+    """
+    if isinstance(value, list | dict) and field_name != "emotion_votes":
+        raise CellError("bad value", f"{name} must be one value, got {as_text(value)[:_MAX_SHOWN]}")
+    return as_text(value)
 
 
 def number_in(name: str, cell: str) -> float:

@@ -16,7 +16,7 @@ from shards.corpora.base import Found, own_reader
 from shards.corpora.cells import split_in
 from shards.corpora.csv import read_any_table
 from shards.corpora.identities import tidy
-from shards.corpora.options import ReadOptions
+from shards.corpora.options import ReadOptions, flag
 from shards.corpora.rows import Place, found_in
 from shards.corpora.tables import Row, Table
 from shards.errors import CorpusError
@@ -66,8 +66,7 @@ def read_folder(source: Path | None, options: ReadOptions) -> Iterator[Found]:
         return
     strange = [name for name in ("columns", "encoding", "quotes", "audio") if name in options.given]
     if strange:
-        option = strange[0].replace("columns", "map")
-        raise CorpusError(f"--{option} must be about a table, but {source} holds none; leave it out")
+        raise CorpusError(f"{flag(strange[0])} must be about a table, but {source} holds none; leave it out")
     yield from _classes(source, parts, corpus, options)
 
 

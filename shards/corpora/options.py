@@ -38,3 +38,8 @@ class ReadOptions(Section):
 
 
 NO_OPTIONS = ReadOptions()
+
+
+def flag(option: str) -> str:
+    """Return what the command line calls an option."""
+    return f"--{option.replace('columns', 'map')}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found
-from shards.corpora.cells import CellError, CellReader, labels_of, number_in, split_in
+from shards.corpora.cells import CellError, CellReader, as_text, cell_of, labels_of, number_in, split_in
 from shards.corpora.columns import Columns, columns_of, without
 from shards.corpora.identities import tidy
 from shards.corpora.missing import is_missing
@@ -110,7 +109,7 @@ def _with_fitting_aliases(table: Table, columns: Columns, options: ReadOptions) 
 
 def _fits(table: Table, column: str, reads: Callable[[str], object]) -> bool:
     """Return whether any cell reads; one that does not, among others that do, is a bad cell."""
-    cells = [tidy(_as_text(row.cells.get(column))) for row in table.rows if row.fault is None]
+    cells = [tidy(as_text(row.cells.get(column))) for row in table.rows if row.fault is None]
     values = [cell for cell in cells if cell and not is_missing("", cell)]
     return not values or any(_reads(reads, cell) for cell in values)
 
@@ -166,11 +165,9 @@ class _RowReader:
     # ------------------------------------------------------------ one row
 
     def _item(self, row: Row) -> SourceUtterance:
-        for name, field_name in self.columns.fields.items():
-            if isinstance(row.cells.get(name), list | dict) and field_name != "emotion_votes":
-                raise CellError("bad value", f"{name} must be one value, got {_as_text(row.cells[name])[:_MAX_SHOWN]}")
-        texts = {name: _as_text(value) for name, value in row.cells.items() if value is not None}
-        by_field = {found: texts[name] for name, found in self.columns.fields.items() if name in texts}
+        values = {name: value for name, value in row.cells.items() if value is not None}
+        fields = {name: found for name, found in self.columns.fields.items() if name in values}
+        by_field = {found: cell_of(name, found, values[name]) for name, found in fields.items()}
         given = {name: cell for name, cell in self.place.given.items() if not by_field.get(name, "").strip()}
         cells = self.cells.present({**by_field, **given})
         if "file" not in cells:
@@ -196,7 +193,7 @@ class _RowReader:
 
     def _audio(self, row: Row) -> Path | None:
         column = self.columns.column("file")
-        name = "" if column is None or row.cells.get(column) is None else _as_text(row.cells[column]).strip()
+        name = "" if column is None or row.cells.get(column) is None else as_text(row.cells[column]).strip()
         if not name:
             return None
         has_folders = len(PurePosixPath(name.replace("\\", "/")).parts) > 1
@@ -237,7 +234,7 @@ class _RowReader:
 
     def _counts_channels_from_zero(self) -> bool:
         column = self.columns.column("channel")
-        cells = [_as_text(row.cells[column]) for row in self.table.rows if column and row.cells.get(column) is not None]
+        cells = [as_text(row.cells[column]) for row in self.table.rows if column and row.cells.get(column) is not None]
         return any(_channel_number(tidy(cell)) == 0 for cell in cells)
 
     def _key(self, cells: Mapping[str, str], start_s: float | None, end_s: float | None, channel: int | None) -> str:
@@ -290,21 +287,14 @@ def _milliseconds(time_s: float) -> int:
     return round(time_s * 1000)
 
 
-def _as_text(value: Any) -> str:
-    """Return a value as a table of text would hold it."""
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-
-
 def _as_extra(value: Any) -> str | float | int | bool | None:
     """Return a value as `extra` holds it; None where there is none."""
     if isinstance(value, str):
         return tidy(value) or None
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, bool | int | float) else _as_text(value)
+    return value if value is None or isinstance(value, bool | int | float) else as_text(value)
 
 
 def _shown(value: Any) -> str:
-    return repr(_as_text(value)[:_MAX_SHOWN])
+    return repr(as_text(value)[:_MAX_SHOWN])

@@ -135,6 +135,8 @@ BAD = {
     "deep json": ({"x.wav": encoded(300), "x.json": b"[" * 100_000}, "must be JSON"),
     "list": ({"x.wav": encoded(300), "x.json": b"[1]"}, "must hold an object, got '"),
     "broken json": ({"x.wav": encoded(300), "x.json": b"{"}, "must be JSON"),
+    "several values": ({"x.wav": encoded(300), "x.json": b'{"emotion": ["sad", "calm"]}'}, "emotion must be one value"),
+    "half a sign": ({"x.wav": encoded(300), "x.json": b'{"speaker": "\\ud800"}'}, "Unicode text"),
     "nan": ({"x.wav": encoded(300), "x.json": b'{"rating": NaN}'}, "finite numbers"),
     "number": ({"x.wav": encoded(300), "x.json": b'{"age": "old"}'}, "age must be a finite number, got 'old'"),
     "ours": (
@@ -205,8 +207,8 @@ def test_what_is_read_as_something_else_is_said_and_names_are_composed(tmp_path)
     ):
         assert words in said, said
     assert read_manifest(tmp_path / "out").licence == "CC0"
-    with pytest.raises(CorpusError, match="must be taken as they are, but for --labels and --licence, got channel"):
-        adopt_shards(tmp_path, tmp_path / "other", options=ReadOptions(channel=1))
+    with pytest.raises(CorpusError, match="but for --labels and --licence, got --map, --channel; leave"):
+        adopt_shards(tmp_path, tmp_path / "other", options=ReadOptions(columns={"a": "text"}, channel=1))
 
 
 def test_our_own_shards_with_decomposed_names_are_adopted_composed(tmp_path):
