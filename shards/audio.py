@@ -119,10 +119,18 @@ def silent_channels(samples: Float32[np.ndarray, "T *channels"]) -> list[int]:
     return [] if is_quiet.all() else [int(channel) + 1 for channel in np.flatnonzero(is_quiet)]
 
 
-def _one_channel(samples: Float32[np.ndarray, "T *channels"], channel: int, name: str) -> Float32[np.ndarray, " T"]:
-    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+def check_channel(channel: int, num_channels: int, name: Path | str) -> None:
+    """Check that there is such a channel, counted from 1.
+
+    Raises:
+        AudioError: if not.
+    """
     if not 1 <= channel <= num_channels:
         raise AudioError(f"channel must be 1 to the {num_channels} of {name}, got {channel}; correct it")
+
+
+def _one_channel(samples: Float32[np.ndarray, "T *channels"], channel: int, name: str) -> Float32[np.ndarray, " T"]:
+    check_channel(channel, 1 if samples.ndim == 1 else samples.shape[1], name)
     return samples if samples.ndim == 1 else np.ascontiguousarray(samples[:, channel - 1])
 
 

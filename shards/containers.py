@@ -318,8 +318,9 @@ def _voc(file: BinaryIO, size: int, name: str) -> Samples:
     position, found = _number(file, 20, 2, "little"), []
     while position < size and _at(file, position, 1) != b"\0":
         kind, num_bytes = _number(file, position, 1, "little"), _number(file, position + 1, 3, "little")
-        if kind in (1, 2, 9):
-            found.append(Samples(position + 4 + {1: 2, 2: 0, 9: 12}[kind], num_bytes - {1: 2, 2: 0, 9: 12}[kind]))
+        header_bytes = {1: 2, 2: 0, 9: 12}.get(kind)
+        if header_bytes is not None:
+            found.append(Samples(position + 4 + header_bytes, num_bytes - header_bytes))
         position += 4 + num_bytes
     if not found:
         raise _incomplete(name, "block of sound")

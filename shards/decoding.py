@@ -15,7 +15,7 @@ from shards.ffmpeg import HEAD_BYTES, Foreign, decode_foreign, foreign_format, r
 from shards.stream import Stream
 from shards.tags import skip_tags, without_end_tags
 
-_UNKNOWN_FRAMES = 1 << 36
+UNKNOWN_FRAMES = 1 << 36
 """FLAC, the format with the widest counter, has 36 bits for it; libsndfile says more where there is no length."""
 _GIT_LFS_POINTER = b"version https://git-lfs"
 """What a clone holds in place of audio (CREMA-D's, for one) where Git LFS is not installed."""
@@ -135,8 +135,7 @@ def _streams(data: bytes, name: str) -> list[Stream] | Foreign:
     file = io.BytesIO(data)
     found = find_samples(file, len(data), name)
     if found is None:
-        is_compressed = data.startswith(b"NIST_1A") and refused is not None
-        return refused if is_compressed and refused is not None else [Stream(data)]
+        return refused if refused is not None and data.startswith(b"NIST_1A") else [Stream(data)]
     end = check_length(file, len(data), found, name)
     if found.is_foreign and refused is not None:
         return refused
@@ -165,7 +164,7 @@ def _decode_stream(stream: Stream, name: str) -> tuple[np.ndarray, int]:
                 f"audio must be of a format whose length can be checked, but {name} is {file.format}, data of Matlab "
                 "or a sampler; convert it to WAV or FLAC"
             )
-        frames = int(file.frames) if file.frames < _UNKNOWN_FRAMES else 0
+        frames = int(file.frames) if file.frames < UNKNOWN_FRAMES else 0
         num_stated = frames if stream.num_stated is None else stream.num_stated
         samples = _read_to_end(file, num_stated)
         rate_hz = int(file.samplerate)

@@ -12,13 +12,12 @@ import numpy as np
 import soundfile as sf
 
 from shards.containers import check_length, find_samples
-from shards.decoding import DECODER_ERRORS, check_samples, decode, decoder_reason
+from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, check_samples, decode, decoder_reason
 from shards.errors import AudioError
 from shards.ffmpeg import HEAD_BYTES, decode_foreign, foreign_format
 
 _PLAIN_CODECS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 """Each sample stands for itself, in a place of its own."""
-_UNKNOWN_FRAMES = 1 << 36
 _END_TOLERANCE_S = 0.01
 """Tables often give segment ends rounded to 10 ms, which may lie just behind the last sample."""
 _MOST_KEPT_BYTES = 1 << 30
@@ -121,7 +120,7 @@ def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | 
         with sf.SoundFile(file.fileno(), closefd=False) as sound:
             # What a FLAC file has beyond its stated end is not looked for, so that its end must be given.
             is_exact = part.end_s is not None if is_flac else sound.subtype in _PLAIN_CODECS
-            if not is_exact or not 0 < sound.frames < _UNKNOWN_FRAMES:
+            if not is_exact or not 0 < sound.frames < UNKNOWN_FRAMES:
                 return None
             if is_flac:
                 _check_end(sound, path)

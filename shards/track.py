@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from shards.audio import CANCELLED, QUIET_PEAK, prepare, to_mono
-from shards.errors import AudioError
+from shards.audio import CANCELLED, QUIET_PEAK, check_channel, prepare, to_mono
 from shards.parts import load_file
 from shards.windows import is_silent
 
@@ -91,8 +90,8 @@ class Track:
         Raises:
             AudioError: if there is no such channel, or a part of the file is damaged.
         """
-        if channel is not None and not 1 <= channel <= self.num_channels:
-            raise AudioError(f"channel must be 1 to the {self.num_channels} of {self.path}, got {channel}; correct it")
+        if channel is not None:
+            check_channel(channel, self.num_channels, self.path)
         self.channels = Channels(self.num_channels)
         yield prepare(self._mono(channel), self._rate_hz)
 

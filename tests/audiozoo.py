@@ -173,7 +173,6 @@ def is_written(kind: Kind) -> bool:
 
 # ---------------------------------------------------------------- what ffmpeg writes
 
-_LOSSY = {"frame": 2048, "tolerance": None}
 # name, ffmpeg's arguments, suffix, family, rate, channels, lossless, frame, decoded by ffmpeg
 _FFMPEG = [
     *(

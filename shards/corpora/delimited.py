@@ -24,7 +24,6 @@ _SEPARATORS = (",", ";", "\t", "|")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _DECLARED = re.compile(r'"?sep=(?P<separator>.)"?(?:\r\n|\n|\r|$)', re.IGNORECASE)
 """Excel's first line."""
-_SAID = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _MAX_SHOWN = 60
 
 IsAudio = Callable[[str], bool]

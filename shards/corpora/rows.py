@@ -18,13 +18,13 @@ from shards.corpora.identities import tidy
 from shards.corpora.missing import is_missing
 from shards.corpora.options import ReadOptions
 from shards.corpora.paths import find_audio
+from shards.corpora.said import SIDES
 from shards.corpora.tables import Row, Table
 from shards.corpora.times import seconds_in
 from shards.errors import CorpusError
 from shards.schema import Note, Rejection, RowCount, SourceUtterance, Utterance, make_key
 from shards.suffixes import AUDIO_SUFFIXES
 
-_SIDES = {"left": 1, "l": 1, "right": 2, "r": 2}
 _UPWARDS = 4
 """Folders above a table in which its audio is looked for."""
 _MAX_SHOWN = 60
@@ -229,7 +229,7 @@ class _RowReader:
         number = _channel_number(cells["channel"])
         if number is None:
             raise CellError("bad number", f"channel must be a number, left or right, got {cells['channel']!r}")
-        is_side = cells["channel"].lower() in _SIDES
+        is_side = cells["channel"].lower() in SIDES
         return number + 1 if self._is_from_zero and not is_side else number
 
     def _counts_channels_from_zero(self) -> bool:
@@ -259,7 +259,7 @@ class _RowReader:
 
 
 def _channel_number(cell: str) -> int | None:
-    side = _SIDES.get(cell.lower())
+    side = SIDES.get(cell.lower())
     if side is not None:
         return side
     try:

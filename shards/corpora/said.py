@@ -9,7 +9,8 @@ import yaml
 
 from shards.errors import CorpusError
 
-_SIDES = {"left": 1, "right": 2}
+SIDES = {"left": 1, "l": 1, "right": 2, "r": 2}
+"""Channels as people call them."""
 
 
 def columns_said(pairs: Sequence[str]) -> dict[str, str | None]:
@@ -46,7 +47,7 @@ def channel_number(said: str) -> int:
     Raises:
         CorpusError: if `said` is no number above 0, nor left or right.
     """
-    number = _SIDES.get(said.lower()) or (int(said) if said.isascii() and said.isdigit() else 0)
+    number = SIDES.get(said.lower()) or (int(said) if said.isascii() and said.isdigit() else 0)
     if number < 1:
         raise CorpusError(f"--channel must be a number from 1, left or right, got {said!r}")
     return number

@@ -69,11 +69,6 @@ def mp3(num_samples: int = 40_000, rate_hz: int = 16_000) -> bytes:
     return encoded(tone(num_samples, rate_hz), "MP3", rate_hz=rate_hz)
 
 
-def info_bytes(data: bytes) -> int:
-    """The header's frame in what libsndfile writes at 16 kHz."""
-    return data.index(b"\xff\xf3", 4)
-
-
 @pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_mp3_without_a_length_is_decoded_to_its_last_frame(rate_hz) -> None:
     whole = mp3(3 * rate_hz, rate_hz)

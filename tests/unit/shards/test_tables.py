@@ -548,7 +548,7 @@ def test_labels_may_stand_in_a_file(tmp_path) -> None:
 
 
 def test_channels_are_counted_from_one() -> None:
-    assert [channel_number(said) for said in ("1", "left", "RIGHT", "12")] == [1, 1, 2, 12]
+    assert [channel_number(said) for said in ("1", "left", "RIGHT", "r", "12")] == [1, 1, 2, 2, 12]
     for said in ("0", "-1", "²", "middle", ""):
         with pytest.raises(CorpusError, match="--channel must be a number from 1, left or right"):
             channel_number(said)
