@@ -237,6 +237,11 @@ class Index:
         """Return a column of `INDEX_SCHEMA` as it is stored."""
         return self.columns.take(name, self.rows)
 
+    def qualified(self, names: pa.Array) -> pa.Array:
+        """Return each row's name as `corpus:name`; absent where it is."""
+        texts = [texts.cast(pa.large_string()) for texts in (self.column("corpus"), names)]
+        return pc.binary_join_element_wise(*texts, pa.scalar(":", pa.large_string()))
+
     def numbers(self, name: str) -> np.ndarray:
         """Return a column of numbers, shape (num_utterances,); NaN where an optional one is absent.
 
@@ -355,6 +360,13 @@ def duplicate_rows(index: Index) -> list[list[int]]:
     return [rows for rows in groups.values() if len(rows) > 1]
 
 
+def repeated_key(index: Index) -> tuple[str, int] | None:
+    """Return a key that stands in several rows, and in how many; None if each stands once."""
+    counts = pc.value_counts(index.column("key"))
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    return (repeated[0]["values"].as_py(), repeated[0]["counts"].as_py()) if len(repeated) else None
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -412,13 +424,12 @@ def _check_keys(index: Index, folders: Sequence[str | Path], manifests: Sequence
     corpora = [corpus for manifest in manifests for corpus in manifest.labels["corpus"]]
     if len(set(corpora)) == len(corpora):
         return
-    counts = pc.value_counts(index.column("key"))
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        first = repeated[0].as_py()
+    repeated = repeated_key(index)
+    if repeated is not None:
+        key, count = repeated
         raise ShardError(
-            f"every utterance must stand in one shard folder only, but {first['values']!r} occurs {first['counts']} "
-            f"times in {', '.join(map(str, folders))}; give each corpus once"
+            f"every utterance must stand in one shard folder only, but {key!r} occurs {count} times in "
+            f"{', '.join(map(str, folders))}; give each corpus once"
         )
 
 

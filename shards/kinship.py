@@ -193,17 +193,12 @@ def _table(part: Index, split: str) -> pa.Table:
         "split": pa.array([split] * len(part), pa.large_string()),
         "speaker": part.column("speaker"),
         "session": part.column("session"),
-        "dialogue": _qualified(part, "dialogue"),
+        "dialogue": part.qualified(part.column("dialogue")),
         "file": file_names(part),
         "recording": pa.array(digests, _DIGEST),
         "text": pa.array([_text_digest(text) for text in part.stream("text")], _DIGEST),
     }
     return pa.table({name: column.cast(_SCHEMA.field(name).type) for name, column in columns.items()}, schema=_SCHEMA)
-
-
-def _qualified(part: Index, name: str) -> pa.Array:
-    texts = [part.column(field).cast(pa.large_string()) for field in ("corpus", name)]
-    return pc.binary_join_element_wise(*texts, pa.scalar(":", pa.large_string()))
 
 
 def _text_digest(text: str | None) -> bytes | None:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import soundfile as sf
 from pydantic import Field
@@ -32,7 +31,7 @@ from shards.audio import QUIET_PEAK, silent_channels
 from shards.config import Section
 from shards.corpora.identities import nearly_equal
 from shards.errors import CorpusError, ShardError
-from shards.index import Index, duplicate_rows, label_tables, open_index, write_index
+from shards.index import Index, duplicate_rows, label_tables, open_index, repeated_key, write_index
 from shards.manifest import (
     INDEX_NAME,
     REJECTED_NAME,
@@ -456,11 +455,10 @@ def _numbered_rows(state: Path, notes: Sequence[ShardNote], extra_names: set[str
 
 
 def _check_unique(index: Index) -> None:
-    counts = pc.value_counts(index.column("key"))
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        first = repeated[0].as_py()
-        raise CorpusError(f"every key must stand once, but {first['values']!r} occurs {first['counts']} times; rename")
+    repeated = repeated_key(index)
+    if repeated is not None:
+        key, count = repeated
+        raise CorpusError(f"every key must stand once, but {key!r} occurs {count} times; rename one")
 
 
 def _file_record(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class SplitAssignment:
     """Positions in `SPLITS`, int8, shape (num_utterances,), in the index's order."""
     protocol: dict[str, Any]
     """What a report must say: the rule per corpus and whether speakers overlap (None: some are unknown)."""
+    recordings_across: list[list[int]]
+    """Rows with identical audio that stand in more than one split, group by group."""
 
     @property
     def names(self) -> np.ndarray:
@@ -97,7 +99,7 @@ def assign_splits(
         "num_recordings_in_two_splits": len(recordings),
         "num_files_in_two_splits": len(files),
     }
-    return SplitAssignment(numbers, protocol)
+    return SplitAssignment(numbers, protocol, recordings)
 
 
 def describe_splits(protocol: Mapping[str, Any]) -> str:
@@ -251,11 +253,6 @@ def _splits_of_speakers(speakers: Codes, splits: np.ndarray) -> dict[str, set[in
     return splits_of
 
 
-def duplicates_across(index: Index, splits: SplitAssignment) -> list[list[int]]:
-    """Return groups of rows with identical audio that stand in more than one split."""
-    return _recordings_across(index, splits.numbers)
-
-
 def _recordings_across(index: Index, numbers: np.ndarray) -> list[list[int]]:
     return [rows for rows in duplicate_rows(index) if len(set(numbers[rows].tolist())) > 1]
 
@@ -315,5 +312,4 @@ def plain_paths(paths: pa.Array) -> pa.Array:
 
 def file_names(index: Index) -> pa.Array:
     """Return the file that each utterance was cut from, as `corpus:path`; absent where the index does not say."""
-    corpora, sources = (index.column(name).cast(pa.large_string()) for name in ("corpus", "source"))
-    return pc.binary_join_element_wise(corpora, plain_paths(sources), pa.scalar(":", pa.large_string()))
+    return index.qualified(plain_paths(index.column("source")))

@@ -55,7 +55,7 @@ from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, check_longest, check_sizes, stable_seed
 from shards.sampling import sampling_weights
-from shards.splits import SplitAssignment, assign_splits, describe_splits, duplicates_across
+from shards.splits import SplitAssignment, assign_splits, describe_splits
 
 log = logging.getLogger(__name__)
 
@@ -396,7 +396,7 @@ class _Training:
 
 
 def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
-    groups = duplicates_across(index, splits)
+    groups = splits.recordings_across
     if groups:
         keys = " = ".join(index.take(groups[0]).values("key"))
         log.warning("%d recordings stand in more than one split, under different names: %s", len(groups), keys)

@@ -5,7 +5,7 @@ from tables import index_of
 
 from shards.config import LeaveOneOut, RandomSpeakers, StoredSplit
 from shards.errors import SplitError
-from shards.splits import assign_splits, describe_splits, duplicates_across
+from shards.splits import assign_splits, describe_splits
 
 
 def table(speakers, *, split=None, gender=None, session=None, corpus="c"):
@@ -146,7 +146,7 @@ def test_one_recording_in_two_splits_is_refused_under_any_name_unless_allowed():
     with pytest.raises(SplitError, match=first):
         assign_splits(index, [StoredSplit()], allow_speaker_overlap=True)
     splits = assign_splits(index, [StoredSplit()], allow_recording_overlap=True)
-    assert duplicates_across(index, splits) == [[0, 2]]
+    assert splits.recordings_across == [[0, 2]]
     assert splits.protocol["num_recordings_in_two_splits"] == 1
     assert splits.protocol["speaker_overlap"] is True, "equal samples are one speaker, whatever the names"
 
