@@ -27,7 +27,7 @@ from shards.config import MIN_HOP_S, MIN_WINDOW_S
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
 from shards.track import Track
-from shards.windows import Windowing, is_silent
+from shards.windows import Window, Windowing, is_silent
 
 SHORTEST_S = 0.1
 DEFAULT_WINDOW_S = 15.0
@@ -221,22 +221,24 @@ class _Heard(NamedTuple):
 def _predict_track(
     model: MetaSERModel, file: str, track: Track, windowing: Windowing, channel: int | None
 ) -> FilePrediction:
-    heard = [_hear(model, file, start, samples_T) for start, samples_T in windowing.stream(track.blocks(channel))]
+    mono_T = track.mono(channel)
+    if len(mono_T) < SHORTEST_S * RATE_HZ:
+        raise AudioError(f"{file} must be at least {SHORTEST_S:g} s long, got {len(mono_T) / RATE_HZ:.3f} s")
     if channel is None and track.channels.cancel:
         raise AudioError(
             f"channels must not cancel each other when they are mixed, but those of {file} do; choose one of its "
             f"{track.num_channels} with --channel 1 or each"
         )
-    if track.channels.is_silent(channel) or all(window.logits is None for window in heard):
-        what = file if channel is None else f"channel {channel} of {file}"
-        raise AudioError(
-            f"audio must hold sound, but {what} is silent from end to end; "
-            f"{'record it again' if channel is None else 'choose another --channel'}"
-        )
+    if track.channels.is_silent(channel):
+        raise _silence(file, channel)
+    windows = windowing.cut(len(mono_T))
+    heard = [_hear(model, window.start, mono_T[window.start : window.end]) for window in windows]
+    if all(window.logits is None for window in heard):
+        raise _silence(file, channel)
     return FilePrediction(
         file,
         heard[-1].end / RATE_HZ,
-        heard[0].tasks if len(heard) == 1 else _joined_tasks(model, heard, windowing),
+        heard[0].tasks if len(heard) == 1 else _joined_tasks(model, heard, windows),
         channel="mix" if channel is None and track.num_channels > 1 else channel,
         num_channels=track.num_channels,
         windows=tuple(WindowPrediction(start / RATE_HZ, end / RATE_HZ, tasks) for start, end, tasks, _ in heard),
@@ -244,9 +246,15 @@ def _predict_track(
     )
 
 
-def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> _Heard:
-    if start == 0 and len(samples_T) < SHORTEST_S * RATE_HZ:
-        raise AudioError(f"{file} must be at least {SHORTEST_S:g} s long, got {len(samples_T) / RATE_HZ:.3f} s")
+def _silence(file: str, channel: int | None) -> AudioError:
+    what = file if channel is None else f"channel {channel} of {file}"
+    return AudioError(
+        f"audio must hold sound, but {what} is silent from end to end; "
+        f"{'record it again' if channel is None else 'choose another --channel'}"
+    )
+
+
+def _hear(model: MetaSERModel, start: int, samples_T: np.ndarray) -> _Heard:
     end = start + len(samples_T)
     if is_silent(samples_T):
         return _Heard(start, end, {}, None)
@@ -264,8 +272,7 @@ def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> 
     return _Heard(start, end, tasks, {name: values[0] for name, values in logits.items()})
 
 
-def _joined_tasks(model: MetaSERModel, heard: Sequence[_Heard], windowing: Windowing) -> dict[str, dict[str, Any]]:
-    windows = windowing.cut(heard[-1].end)
+def _joined_tasks(model: MetaSERModel, heard: Sequence[_Heard], windows: Sequence[Window]) -> dict[str, dict[str, Any]]:
     hop_samples = model.encoder.hop_samples
     outputs = [WindowOutput(window, part.logits) for window, part in zip(windows, heard, strict=True)]
     pooled = [spec for spec in model.task_specs if spec.kind != "ctc"]

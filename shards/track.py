@@ -1,4 +1,4 @@
-"""One file's sound block by block, as models hear it: mono at 16 kHz, a channel of it or the mean of all."""
+"""One file's sound as models hear it: mono at 16 kHz, a channel of it or the mean of all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PART_SAMPLES = 1 << 20
 
 
 class Channels:
-    """What a pass over a recording finds in its channels."""
+    """What a recording's channels hold."""
 
     def __init__(self, num: int) -> None:
         """Begin with nothing heard of `num` channels."""
@@ -72,7 +72,7 @@ class Track:
     """What is heard of one file."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file.
+        """Open the file, and find out what its channels hold.
 
         Raises:
             AudioError: if it is no audio file, or is damaged.
@@ -82,25 +82,25 @@ class Track:
         self._samples_TC = samples[:, None] if samples.ndim == 1 else samples
         self.num_channels = self._samples_TC.shape[1]
         self.channels = Channels(self.num_channels)
-        """What the last pass over all blocks has found."""
+        for _, part_TC in self._parts():
+            self.channels.hear(part_TC, part_TC[:, 0] if self.num_channels == 1 else to_mono(part_TC))
 
-    def blocks(self, channel: int | None = None) -> Iterator[Float32[np.ndarray, " T"]]:
-        """Yield mono samples at 16 kHz: one channel, counted from 1, or the mean of all.
+    def mono(self, channel: int | None = None) -> Float32[np.ndarray, " T"]:
+        """Return samples at 16 kHz: of one channel, counted from 1, or the mean of all.
 
         Raises:
-            AudioError: if there is no such channel, or a part of the file is damaged.
+            AudioError: if there is no such channel.
         """
         if channel is not None:
             check_channel(channel, self.num_channels, self.path)
-        self.channels = Channels(self.num_channels)
-        yield prepare(self._mono(channel), self._rate_hz)
+        if channel is not None or self.num_channels == 1:
+            return prepare(np.ascontiguousarray(self._samples_TC[:, (channel or 1) - 1]), self._rate_hz)
+        mix_T = np.empty(len(self._samples_TC), np.float32)
+        for start, part_TC in self._parts():
+            mix_T[start : start + len(part_TC)] = to_mono(part_TC)
+        return prepare(mix_T, self._rate_hz)
 
-    def _mono(self, channel: int | None) -> Float32[np.ndarray, " T"]:
-        mono_T = np.empty(len(self._samples_TC), np.float32)
-        # Part by part, because an hour of stereo at 48 kHz is 1.4 GB, and each thing done to it at once as much again.
-        for start in range(0, len(mono_T), _PART_SAMPLES):
-            part_TC = self._samples_TC[start : start + _PART_SAMPLES]
-            mix_T = part_TC[:, 0] if self.num_channels == 1 else to_mono(part_TC)
-            self.channels.hear(part_TC, mix_T)
-            mono_T[start : start + len(mix_T)] = mix_T if channel is None else part_TC[:, channel - 1]
-        return mono_T
+    def _parts(self) -> Iterator[tuple[int, Float32[np.ndarray, "T C"]]]:
+        # An hour of stereo at 48 kHz is 1.4 GB, and each thing done to it at once as much again.
+        for start in range(0, len(self._samples_TC), _PART_SAMPLES):
+            yield start, self._samples_TC[start : start + _PART_SAMPLES]

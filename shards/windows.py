@@ -6,7 +6,6 @@ than the others by a frame or more: the last one is moved back instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,20 +63,6 @@ class Windowing:
         """Return how much of each recording one window holds."""
         heard: np.ndarray = np.minimum(num_samples, self.length)
         return heard
-
-    def stream(self, blocks: Iterable[Float32[np.ndarray, " T"]]) -> Iterator[tuple[int, Float32[np.ndarray, " T2"]]]:
-        """Yield (start, samples) of every window of a recording that comes block by block, as `cut` would cut it.
-
-        Holds one window and one block.
-        """
-        start, kept = 0, np.empty(0, np.float32)
-        for block in blocks:
-            kept = np.concatenate([kept, block]) if len(kept) else block
-            while len(kept) > self.length + self.hop:
-                yield start, kept[: self.length]
-                start, kept = start + self.hop, kept[self.hop :]
-        for window in self.cut(len(kept)):
-            yield start + window.start, kept[window.start : window.end]
 
 
 def is_silent(samples: Float32[np.ndarray, " T"]) -> bool:

@@ -1,4 +1,4 @@
-"""A recording cut into windows: all of it, no sliver, each moment spoken for once; streamed as if it were whole."""
+"""A recording cut into windows: all of it, no sliver, each moment spoken for once."""
 
 from itertools import pairwise
 
@@ -53,17 +53,6 @@ def test_windows_cover_a_recording_and_share_it(windowing, num_samples):
         gaps = [right.start - left.start for left, right in pairwise(windows)]
         assert set(gaps[:-1]) <= {windowing.hop}
         assert 0 < gaps[-1] <= windowing.hop
-
-
-@given(WINDOWINGS, st.integers(1, 100_000), st.lists(st.integers(0, 100_000), max_size=5))
-def test_a_stream_is_cut_as_the_whole(windowing, num_samples, cuts):
-    samples = np.arange(num_samples, dtype=np.float32)
-    blocks = np.split(samples, sorted(cut for cut in cuts if cut < num_samples))
-    found = list(windowing.stream(blocks))
-    expected = windowing.cut(num_samples)
-    assert [start for start, _ in found] == [window.start for window in expected]
-    for (_, heard), window in zip(found, expected, strict=True):
-        assert np.array_equal(heard, samples[window.start : window.end])
 
 
 @pytest.mark.parametrize("level", [0.0, 0.25, -1.0])
