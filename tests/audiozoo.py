@@ -92,21 +92,23 @@ def wave(num_channels: int, rate_hz: int = 16_000, num_samples: int = NUM_SAMPLE
 
 # ---------------------------------------------------------------- what libsndfile writes
 
+_EXACT = 1 / 16_384
+"""What is made from 16 bits, and loses nothing of them."""
 _TOLERANCES = {
     "PCM_S8": 1 / 64,
     "PCM_U8": 1 / 64,
-    "PCM_16": 1 / 16_384,
+    "PCM_16": _EXACT,
     "PCM_24": 1e-6,
     "PCM_32": 1e-6,
     "FLOAT": 1e-6,
     "DOUBLE": 1e-6,
     "ULAW": 0.02,
     "ALAW": 0.02,
-    "ALAC_16": 1 / 16_384,
+    "ALAC_16": _EXACT,
     "ALAC_20": 1e-5,
     "ALAC_24": 1e-6,
     "ALAC_32": 1e-6,
-    "DWVW_16": 1 / 16_384,
+    "DWVW_16": _EXACT,
     "DWVW_24": 1e-6,
 }
 _FRAMES = {
@@ -173,17 +175,17 @@ def is_written(kind: Kind) -> bool:
 
 # ---------------------------------------------------------------- what ffmpeg writes
 
-# name, ffmpeg's arguments, suffix, family, rate, channels, lossless, frame, decoded by ffmpeg
+# name, ffmpeg's arguments, family, rate, channels, lossless, frame, decoded by ffmpeg
 _FFMPEG = [
     *(
         (f"wav {c}", f"-c:a {c} -f wav", "RIFF", 16_000, 1, t, f, False)
         for c, t, f in [
             ("pcm_u8", 1 / 64, 1),
-            ("pcm_s16le", 1 / 16_384, 1),
-            ("pcm_s24le", 1 / 16_384, 1),
-            ("pcm_s32le", 1 / 16_384, 1),
-            ("pcm_f32le", 1 / 16_384, 1),
-            ("pcm_f64le", 1 / 16_384, 1),
+            ("pcm_s16le", _EXACT, 1),
+            ("pcm_s24le", _EXACT, 1),
+            ("pcm_s32le", _EXACT, 1),
+            ("pcm_f32le", _EXACT, 1),
+            ("pcm_f64le", _EXACT, 1),
             ("pcm_alaw", 0.02, 1),
             ("pcm_mulaw", 0.02, 1),
             ("adpcm_ms", None, 1012),
@@ -207,30 +209,30 @@ _FFMPEG = [
         ]
     ),
     ("wav gsm_ms", "-c:a libgsm_ms -f wav", "RIFF", 8_000, 1, None, 320, False),
-    ("wav pipe", "-f wav pipe:", "RIFF", 16_000, 1, 1 / 16_384, 1, False),
-    ("wav pipe x2", "-f wav pipe:", "RIFF", 16_000, 2, 1 / 16_384, 1, False),
-    ("rf64", "-rf64 always -f wav", "RF64", 16_000, 2, 1 / 16_384, 1, False),
-    ("rf64 pipe", "-rf64 always -f wav pipe:", "RF64", 16_000, 2, 1 / 16_384, 1, False),
-    ("w64", "-f w64", "W64", 16_000, 1, 1 / 16_384, 4, False),
-    ("w64 pipe", "-f w64 pipe:", "W64", 16_000, 1, 1 / 16_384, 4, False),
+    ("wav pipe", "-f wav pipe:", "RIFF", 16_000, 1, _EXACT, 1, False),
+    ("wav pipe x2", "-f wav pipe:", "RIFF", 16_000, 2, _EXACT, 1, False),
+    ("rf64", "-rf64 always -f wav", "RF64", 16_000, 2, _EXACT, 1, False),
+    ("rf64 pipe", "-rf64 always -f wav pipe:", "RF64", 16_000, 2, _EXACT, 1, False),
+    ("w64", "-f w64", "W64", 16_000, 1, _EXACT, 4, False),
+    ("w64 pipe", "-f w64 pipe:", "W64", 16_000, 1, _EXACT, 4, False),
     *(
         (f"aiff {c}", f"-c:a {c} -f aiff", "AIFF", 16_000, 2, t, f, False)
         for c, t, f in [
-            ("pcm_s16be", 1 / 16_384, 1),
-            ("pcm_s16le", 1 / 16_384, 1),
-            ("pcm_f32be", 1 / 16_384, 1),
+            ("pcm_s16be", _EXACT, 1),
+            ("pcm_s16le", _EXACT, 1),
+            ("pcm_f32be", _EXACT, 1),
             ("pcm_mulaw", 0.02, 1),
         ]
     ),
     ("aiff ima", "-c:a adpcm_ima_qt -f aiff", "AIFF", 16_000, 1, None, 64, True),
-    ("aiff pipe", "-f aiff pipe:", "AIFF", 16_000, 1, 1 / 16_384, 1, False),
-    ("au", "-f au", "AU", 16_000, 1, 1 / 16_384, 1, False),
+    ("aiff pipe", "-f aiff pipe:", "AIFF", 16_000, 1, _EXACT, 1, False),
+    ("au", "-f au", "AU", 16_000, 1, _EXACT, 1, False),
     ("au pipe", "-c:a pcm_mulaw -f au pipe:", "AU", 8_000, 1, 0.02, 1, False),
-    ("caf pcm", "-f caf", "CAF", 16_000, 1, 1 / 16_384, 1, False),
-    ("caf alac", "-c:a alac -f caf", "CAF", 16_000, 1, 1 / 16_384, 4096, False),
+    ("caf pcm", "-f caf", "CAF", 16_000, 1, _EXACT, 1, False),
+    ("caf alac", "-c:a alac -f caf", "CAF", 16_000, 1, _EXACT, 4096, False),
     ("caf opus", "-c:a libopus -f caf", "CAF", 48_000, 1, None, 960, True),
     ("caf mp3", "-c:a libmp3lame -f caf", "CAF", 16_000, 1, None, 1152, True),
-    ("caf pipe", "-f caf pipe:", "CAF", 16_000, 1, 1 / 16_384, 1, False),
+    ("caf pipe", "-f caf pipe:", "CAF", 16_000, 1, _EXACT, 1, False),
     *(
         (f"mp3 {label}", f"-c:a libmp3lame {options} -f mp3", "MP3", r, n, None, 1152, False)
         for label, options, r, n in [
@@ -256,34 +258,34 @@ _FFMPEG = [
     ("ogg vorbis pipe", "-c:a libvorbis -f ogg pipe:", "OGG", 16_000, 1, None, 2048, False),
     ("ogg opus", "-c:a libopus -f ogg", "OGG", 48_000, 1, None, 960, False),
     ("ogg opus 16k", "-c:a libopus -application voip -f opus", "OGG", 16_000, 1, None, 960, False),
-    ("ogg flac", "-c:a flac -f ogg", "OGG", 16_000, 1, 1 / 16_384, 1, False),
+    ("ogg flac", "-c:a flac -f ogg", "OGG", 16_000, 1, _EXACT, 1, False),
     ("ogg speex", "-c:a libspeex -f ogg", "OGG", 16_000, 1, None, 640, True),
-    ("flac", "-c:a flac -f flac", "FLAC", 16_000, 1, 1 / 16_384, 1, False),
-    ("flac stereo", "-c:a flac -sample_fmt s32 -f flac", "FLAC", 44_100, 2, 1 / 16_384, 1, False),
-    ("flac pipe", "-c:a flac -f flac pipe:", "FLAC", 16_000, 1, 1 / 16_384, 1, False),
+    ("flac", "-c:a flac -f flac", "FLAC", 16_000, 1, _EXACT, 1, False),
+    ("flac stereo", "-c:a flac -sample_fmt s32 -f flac", "FLAC", 44_100, 2, _EXACT, 1, False),
+    ("flac pipe", "-c:a flac -f flac pipe:", "FLAC", 16_000, 1, _EXACT, 1, False),
     ("voc u8", "-c:a pcm_u8 -f voc", "VOC", 16_000, 1, 1 / 64, 1, True),
-    ("voc s16", "-c:a pcm_s16le -f voc", "VOC", 16_000, 1, 1 / 16_384, 1, True),
-    ("ircam", "-c:a pcm_s16le -f ircam", "IRCAM", 16_000, 1, 1 / 16_384, 1, False),
+    ("voc s16", "-c:a pcm_s16le -f voc", "VOC", 16_000, 1, _EXACT, 1, True),
+    ("ircam", "-c:a pcm_s16le -f ircam", "IRCAM", 16_000, 1, _EXACT, 1, False),
     *(
         (f"{mux} {label}", f"-c:a {options} -f {mux}", fam, r, n, t, f, True)
         for mux, label, options, fam, r, n, t, f in [
             ("ipod", "aac", "aac", "MOV", 16_000, 1, None, 1024),
-            ("ipod", "alac", "alac", "MOV", 16_000, 1, 1 / 16_384, 1),
+            ("ipod", "alac", "alac", "MOV", 16_000, 1, _EXACT, 1),
             ("ipod", "aac stereo", "aac", "MOV", 44_100, 2, None, 1024),
             ("ipod", "faststart", "aac -movflags +faststart", "MOV", 44_100, 1, None, 1024),
             ("mp4", "aac", "aac", "MOV", 48_000, 2, None, 1024),
             ("mp4", "mp3", "libmp3lame", "MOV", 16_000, 1, None, 1152),
             ("mp4", "fragmented", "aac -movflags frag_keyframe+empty_moov", "MOV", 16_000, 1, None, 1024),
             ("mp4", "opus", "libopus", "MOV", 48_000, 1, None, 960),
-            ("mp4", "flac", "flac", "MOV", 16_000, 1, 1 / 16_384, 1),
-            ("mov", "pcm", "pcm_s16le", "MOV", 16_000, 1, 1 / 16_384, 1),
+            ("mp4", "flac", "flac", "MOV", 16_000, 1, _EXACT, 1),
+            ("mov", "pcm", "pcm_s16le", "MOV", 16_000, 1, _EXACT, 1),
             ("mov", "aac", "aac", "MOV", 16_000, 1, None, 1024),
             ("mov", "ima", "adpcm_ima_qt", "MOV", 16_000, 1, None, 64),
             ("3gp", "aac", "aac", "MOV", 16_000, 1, None, 1024),
             ("matroska", "aac", "aac", "MKV", 16_000, 1, None, 1024),
             ("matroska", "vorbis", "libvorbis", "MKV", 16_000, 1, None, 2048),
-            ("matroska", "flac", "flac", "MKV", 16_000, 1, 1 / 16_384, 1),
-            ("matroska", "pcm", "pcm_s16le", "MKV", 16_000, 1, 1 / 16_384, 1),
+            ("matroska", "flac", "flac", "MKV", 16_000, 1, _EXACT, 1),
+            ("matroska", "pcm", "pcm_s16le", "MKV", 16_000, 1, _EXACT, 1),
             ("matroska", "mp3", "libmp3lame", "MKV", 16_000, 1, None, 1152),
             ("webm", "opus", "libopus", "MKV", 48_000, 1, None, 960),
             ("webm", "vorbis", "libvorbis", "MKV", 16_000, 1, None, 2048),
@@ -297,18 +299,18 @@ _FFMPEG = [
             ("ac3", "ac3", "ac3", "AC3", 48_000, 2, None, 1536),
             ("eac3", "eac3", "eac3", "AC3", 48_000, 2, None, 1536),
             ("dts", "dca", "dca -strict -2", "DTS", 48_000, 2, None, 512),
-            ("truehd", "truehd", "truehd -strict -2", "MLP", 48_000, 2, 1 / 16_384, 40),
-            ("tta", "tta", "tta", "TTA", 16_000, 1, 1 / 16_384, 1),
-            ("wv", "wavpack", "wavpack", "WV", 16_000, 1, 1 / 16_384, 1),
+            ("truehd", "truehd", "truehd -strict -2", "MLP", 48_000, 2, _EXACT, 40),
+            ("tta", "tta", "tta", "TTA", 16_000, 1, _EXACT, 1),
+            ("wv", "wavpack", "wavpack", "WV", 16_000, 1, _EXACT, 1),
             ("flv", "mp3", "libmp3lame", "FLV", 44_100, 1, None, 1152),
             ("flv", "aac", "aac", "FLV", 44_100, 1, None, 1024),
             ("avi", "mp3", "libmp3lame", "AVI", 16_000, 1, None, 1152),
-            ("avi", "pcm", "pcm_s16le", "AVI", 16_000, 1, 1 / 16_384, 1),
+            ("avi", "pcm", "pcm_s16le", "AVI", 16_000, 1, _EXACT, 1),
             ("mpegts", "aac", "aac", "TS", 16_000, 1, None, 1024),
             ("mpegts", "mp2", "mp2", "TS", 48_000, 2, None, 1152),
             ("mpeg", "mp2", "mp2", "PS", 48_000, 2, None, 1152),
             ("rm", "ac3", "ac3", "RM", 44_100, 2, None, 1536),
-            ("sox", "s32", "pcm_s32le", "SOX", 16_000, 1, 1 / 16_384, 1),
+            ("sox", "s32", "pcm_s32le", "SOX", 16_000, 1, _EXACT, 1),
         ]
     ),
 ]
@@ -322,7 +324,7 @@ _UNKNOWN_TO_US = [
 def ffmpeg_kinds() -> Iterator[Kind]:
     """Yield the kinds that this machine's ffmpeg writes."""
     for name, options, family, rate_hz, num_channels, tolerance, frame, needs_ffmpeg in _FFMPEG:
-        kind = Kind(
+        yield Kind(
             f"ffmpeg {name}",
             cache(lambda o=options, r=rate_hz, n=num_channels: by_ffmpeg(o, r, n)),
             family,
@@ -336,7 +338,6 @@ def ffmpeg_kinds() -> Iterator[Kind]:
             may_be_refused=name in ("wav aac", "sox s32"),
             needs_ffmpeg=needs_ffmpeg,
         )
-        yield kind
     for name, options in _UNKNOWN_TO_US:
         yield Kind(
             f"ffmpeg {name}",

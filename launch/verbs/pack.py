@@ -69,29 +69,20 @@ def pack(
         name=name,
         licence=licence,
     )
-    with _progress("bytes" if corpus == ADOPTED else "utterances") as progress:
-        if corpus == ADOPTED:
-            summary = adopt_shards(
-                Path(source),
-                Path(out),
-                on_bad=on_bad,
-                num_workers=workers,
-                max_duration_s=max_duration,
-                options=options,
-                progress=progress,
-            )
-        else:
-            summary = pack_corpus(
-                corpus,
-                None if source == "-" else Path(source),
-                Path(out),
-                on_bad=on_bad,
-                num_workers=workers,
-                seed=seed,
-                options=options,
-                max_duration_s=max_duration,
-                progress=progress,
-            )
+    run: Callable[..., PackSummary]
+    if corpus == ADOPTED:
+        run, unit = partial(adopt_shards, Path(source)), "bytes"
+    else:
+        run, unit = partial(pack_corpus, corpus, None if source == "-" else Path(source), seed=seed), "utterances"
+    with _progress(unit) as progress:
+        summary = run(
+            out=Path(out),
+            on_bad=on_bad,
+            num_workers=workers,
+            max_duration_s=max_duration,
+            options=options,
+            progress=progress,
+        )
     print(describe(summary))
 
 
