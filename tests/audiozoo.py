@@ -408,7 +408,7 @@ def _lies(kind: Kind, data: bytes) -> Iterator[tuple[str, bytes]]:
             if magic in data[:300]:
                 yield from _sizes(data, data.index(magic) + 8, 4, "big")
     elif data[:4] == b"OggS":
-        yield from _granule_lies(data)
+        yield from granule_lies(data)
     elif kind.family == "MOV" and b"mdhd" in data:
         yield from ((f"mdhd {label}", lie) for label, lie in _sizes(data, data.index(b"mdhd") + 20, 4, "big"))
     elif kind.family == "MKV" and b"\x44\x89\x88" in data:
@@ -418,7 +418,8 @@ def _lies(kind: Kind, data: bytes) -> Iterator[tuple[str, bytes]]:
         yield from _sizes(data, 27, 3, "little")
 
 
-def _granule_lies(data: bytes) -> Iterator[tuple[str, bytes]]:
+def granule_lies(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield an OGG file whose last page states other ends, with its checksum."""
     start = data.rindex(b"OggS")
     granule = int.from_bytes(data[start + 6 : start + 14], "little")
     for value in (0, granule * 2, granule + 5000):

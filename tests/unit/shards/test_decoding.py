@@ -19,6 +19,7 @@ from shards.decoding import decode
 from shards.errors import AudioError
 from shards.ffmpeg import foreign_format
 from shards.mpeg import is_mpeg
+from shards.tags import without_end_tags
 
 SNDFILE_KINDS = list(audiozoo.sndfile_kinds())
 NUM_SHARES = 4
@@ -141,6 +142,54 @@ def test_ogg_with_a_lost_or_damaged_page_is_refused() -> None:
     flipped[starts[4] + 200] ^= 1
     with pytest.raises(AudioError, match="the OGG page's checksum differs"):
         decode(bytes(flipped), "clip")
+
+
+def test_ogg_whose_time_runs_backwards_is_refused() -> None:
+    _, lie = next(audiozoo.granule_lies(encoded(tone(80_000), "OGG", "VORBIS")))
+    with pytest.raises(AudioError, match="time runs backwards"):
+        decode(lie, "clip")
+
+
+APE = b"APETAGEX" + struct.pack("<IIII", 2000, 32, 0, 0) + bytes(8)
+TAGS = {
+    "id3": audiozoo.ID3V1,
+    "ape": APE,
+    "ape with a head": APE[:20] + struct.pack("<I", 0xA0000000) + bytes(8) + APE,
+    "ape and id3": APE + audiozoo.ID3V1,
+    "lyrics": b"LYRICSBEGIN" + b"la la la" * 900 + b"LYRICS200",
+    "zeros": bytes(4000),
+}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tags_behind_mp3_are_no_fault_and_no_sound(tag) -> None:
+    assert length(mp3() + TAGS[tag] + mp3()) == length(mp3() + mp3())
+
+
+@pytest.mark.parametrize("tag", [name for name in TAGS if name[:3] in ("id3", "ape")])
+def test_tags_behind_flac_are_no_fault_and_no_sound(tag) -> None:
+    flac = encoded(tone(3000), "FLAC")
+    assert np.array_equal(decode(flac + TAGS[tag], "clip")[0], decode(flac, "clip")[0])
+    assert without_end_tags(flac + TAGS[tag]) == flac
+
+
+def test_more_zeros_than_padding_are_refused() -> None:
+    with pytest.raises(AudioError, match="no MPEG frame"):
+        decode(mp3() + bytes(5000) + mp3(), "clip")
+
+
+def test_a_codec_that_is_counted_is_refused_where_more_follows() -> None:
+    data = encoded(tone(8000), "AIFF", "GSM610")
+    at = data.index(b"COMM") + 10
+    with pytest.raises(AudioError, match="states 4000 samples"):
+        decode(data[:at] + (4000).to_bytes(4, "big") + data[at + 4 :], "clip")
+
+
+def test_the_open_end_of_flac_that_states_too_few_samples_is_its_last_one(tmp_path) -> None:
+    flac = encoded(tone(8000), "FLAC")
+    path = tmp_path / "a.flac"
+    path.write_bytes(flac[:21] + bytes([flac[21] & 0xF0]) + (4000).to_bytes(4, "big") + flac[26:])
+    assert len(AudioFile(path, start_s=0.125).load()[0]) == 6000
 
 
 def test_joined_flac_is_decoded_one_after_another() -> None:

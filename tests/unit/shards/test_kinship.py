@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tables import index_of
 
 from shards.errors import ShardError
-from shards.kinship import Material, kinship
+from shards.kinship import START, Material, kinship
 
 
 def material(split="train", **columns):
@@ -53,6 +53,12 @@ def test_texts_are_the_same_whatever_their_case_and_punctuation():
     judged = {"text": ["der LAPPEN  liegt, auf dem Eisschrank", "STRASSE!", None, "?", "neu"]}
     found = compared(made, judged)
     assert (found.num_texts, found.num_with_text) == (2, 3)
+
+
+def test_what_a_start_was_trained_on_counts_as_training():
+    made = material(START, text=["a b"], speaker=["c:a"], session=["one"])
+    found = kinship(made, material("test", text=["a b"], speaker=["c:x"], session=["one"]), same_shards=True)
+    assert (found.num_texts, found.partners) == (1, ("c:a",))
 
 
 def test_texts_of_dev_are_no_training_texts_but_its_recordings_count():
