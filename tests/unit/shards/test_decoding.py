@@ -92,6 +92,11 @@ def test_mp3_that_states_too_many_frames_is_refused() -> None:
         decode(whole[:at] + (5000).to_bytes(4, "big") + whole[at + 4 :], "clip")
 
 
+def test_mp3_without_the_end_of_its_last_frame_is_refused() -> None:
+    with pytest.raises(AudioError, match=r"its last MPEG frame has \d+ of \d+ bytes"):
+        decode(mp3()[:-1], "clip")
+
+
 def test_joined_mp3_is_decoded_one_after_another_without_the_encoders_silence() -> None:
     first, second = mp3(20_000), mp3(30_000)
     tags = audiozoo.ID3V1 + audiozoo.ID3V2

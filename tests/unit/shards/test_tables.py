@@ -365,6 +365,7 @@ def test_no_time_at_the_end_is_the_end_of_the_file(audio) -> None:
         (("left", "right"), [1, 2]),
         (("L", "2"), [1, 2]),
         (("0.0", ""), [1, None]),
+        (("0", "right"), [1, 2]),
     ],
 )
 def test_channels_are_utterances_of_their_own(audio, cells, channels) -> None:
