@@ -21,7 +21,6 @@ from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
-from metaser.predict import choose_windows
 from metaser.record import DataRecord, is_own_folder, material, read_record, used_rows
 from metaser.rundir import RunDir, writing
 from metaser.start import describe_start, is_same_shards, known_start, start_facts, start_notes
@@ -30,6 +29,7 @@ from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.engine import Processes, autocast
 from metaser.train.stage import passes_filter, select_utterances
+from metaser.windows import choose_windows
 from shards.batch import Batch
 from shards.config import DataConfig, SplitRule, StoredSplit
 from shards.errors import ShardError, SplitError

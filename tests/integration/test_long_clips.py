@@ -8,7 +8,8 @@ import soundfile as sf
 import torch
 from tinyruns import EXACT, losses, metaser, read_json
 
-from metaser.predict import choose_windows, load_model, predict_files
+from metaser.predict import load_model, predict_files
+from metaser.windows import choose_windows
 from shards.errors import PlanError
 from shards.index import load_index
 from shards.plan import Slot
