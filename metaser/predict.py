@@ -18,9 +18,8 @@ from torch import Tensor
 
 from metaser.errors import ConfigError, ModelError
 from metaser.eval.evaluate import greedy_text, predict_task
-from metaser.model.checkpoints import check_export
-from metaser.model.encoder import FAMILIES
-from metaser.model.metaser import MetaSERConfig, MetaSERModel
+from metaser.model.exported import open_export
+from metaser.model.metaser import MetaSERModel
 from metaser.tasks import TaskSpec
 from metaser.windows import WindowOutput, choose_windows, join_frames, join_windows, silent_characters
 from shards.errors import AudioError
@@ -70,18 +69,7 @@ def load_model(path: str | Path) -> MetaSERModel:
     Raises:
         ModelError: if there is none, or it is damaged.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"MODEL must be a run's folder or an exported model's, but {str(path)!r} is not a folder")
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
-        folder = folder / "best"
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"MODEL must be a run's folder or an exported model's, but {str(folder)!r} holds no {name}"
-            )
-    check_export(folder, FAMILIES)
-    config = _read_config(folder)
+    folder, config = open_export(path, setting="MODEL")
     try:
         loaded: Any = MetaSERModel.from_pretrained(folder, config=config, output_loading_info=True)
     except (RuntimeError, ValueError, LookupError, StrictDataclassError) as error:
@@ -96,21 +84,6 @@ def load_model(path: str | Path) -> MetaSERModel:
         )
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return model
-
-
-def _read_config(folder: Path) -> MetaSERConfig:
-    try:
-        config: MetaSERConfig = MetaSERConfig.from_pretrained(folder)
-        if config.encoder["kind"] == "huggingface":
-            form = config.encoder["config"]
-            FAMILIES[form["model_type"]].config_class.from_dict(form)
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
-        # transformers takes values of config.json as they are.
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"MODEL must be what MetaSER exported, but {str(folder / 'config.json')!r} is not: {reason}"
-        ) from error
-    return config
 
 
 def choose_channel(text: str) -> ChannelChoice:
