@@ -29,7 +29,7 @@ from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
 from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, write_report
 from metaser.progress import is_finished
-from metaser.rundir import RunDir, lock_holder, read_json, reading
+from metaser.rundir import RunDir, lock_holder, read_json, reading, write_whole
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
@@ -190,10 +190,7 @@ def start_crossval(plan: CrossValidation) -> None:
     text = json.dumps({"rule": plan.rule, "groups": plan.groups, "experiment": dump_experiment(plan.config)}, indent=1)
     try:
         plan.root.mkdir(parents=True, exist_ok=True)
-        path = RunDir(plan.root).crossval
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_whole(RunDir(plan.root).crossval, text)
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(plan.root)!r} is not: {error.strerror}") from error
 

@@ -26,7 +26,7 @@ from metaser.export import export_model, hear_as_trained, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state, installed_packages
 from metaser.record import write_record
-from metaser.rundir import RunDir, RunLock, read_json, reading, writing
+from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, writing
 from metaser.seeding import seed_generators
 from metaser.start import check_start, describe_start, read_start
 from metaser.targets import Targets
@@ -116,9 +116,7 @@ def _record_start(
 ) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
-        temporary = run.config.with_suffix(".tmp")
-        temporary.write_text(dump_experiment(config))
-        temporary.replace(run.config)
+        write_whole(run.config, dump_experiment(config))
     with writing(run.environment):
         _append_environment(run, info, initial_weights)
 
@@ -396,9 +394,7 @@ def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWei
             "packages": installed_packages(),
         }
     )
-    temporary = run.environment.with_suffix(".tmp")
-    temporary.write_text(json.dumps(starts, indent=1))
-    temporary.replace(run.environment)
+    write_whole(run.environment, json.dumps(starts, indent=1))
 
 
 class _RunLog(logging.FileHandler):
