@@ -114,6 +114,9 @@ class _Export(_FromFile):
     model: dict[str, Any]
     tasks: list[dict[str, Any]]
     main_task: str
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    """The older name; transformers takes anything for either."""
 
     @field_validator("model_type")
     @classmethod
