@@ -14,7 +14,7 @@ from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
 from metaser.eval.claims import describe_rules, kinship_facts, kinship_notes, refuse_kinship
-from metaser.eval.coverage import all_left_out
+from metaser.eval.coverage import all_left_out, passes_filter
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
@@ -28,7 +28,7 @@ from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.engine import Processes, autocast
-from metaser.train.stage import passes_filter, select_utterances
+from metaser.train.stage import select_utterances
 from metaser.windows import choose_windows
 from shards.batch import Batch
 from shards.config import DataConfig, SplitRule, StoredSplit
