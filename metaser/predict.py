@@ -13,12 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from metaser.errors import ConfigError, ModelError
+from metaser.errors import ConfigError
 from metaser.eval.evaluate import greedy_text, predict_task
-from metaser.model.exported import open_export
+from metaser.model.exported import load_export
 from metaser.model.metaser import MetaSERModel
 from metaser.tasks import TaskSpec
 from metaser.windows import WindowOutput, choose_windows, join_frames, join_windows, silent_characters
@@ -69,19 +68,7 @@ def load_model(path: str | Path) -> MetaSERModel:
     Raises:
         ModelError: if there is none, or it is damaged.
     """
-    folder, config = open_export(path, setting="MODEL")
-    try:
-        loaded: Any = MetaSERModel.from_pretrained(folder, config=config, output_loading_info=True)
-    except (RuntimeError, ValueError, LookupError, StrictDataclassError) as error:
-        # What config.json says and what model.safetensors holds do not belong together.
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"MODEL must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
-    model: MetaSERModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise ModelError(
-            f"MODEL must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are missing); "
-            "export it again"
-        )
+    model = load_export(path, setting="MODEL")
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return model
 

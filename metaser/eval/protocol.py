@@ -20,6 +20,7 @@ from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
+from metaser.model.exported import load_export
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.record import DataRecord, is_own_folder, material, read_record, used_rows
 from metaser.rundir import RunDir, writing
@@ -118,7 +119,7 @@ def _judge(
     """
     if not (run.best / "config.json").is_file():
         raise RunError(f"run {str(run.root)!r} has no best model yet; its last stage must be evaluated on dev first")
-    model = MetaSERModel.from_pretrained(run.best)
+    model = load_export(run.best, setting="RUN")
     specs = model.task_specs
     chosen = choice.index.take(choice.rows)
     by_stage = [select_utterances(stage, specs, chosen) for stage in config.stages]

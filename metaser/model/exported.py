@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
 from metaser.errors import ModelError
 from metaser.model.checkpoints import check_export
 from metaser.model.encoder import FAMILIES
-from metaser.model.metaser import MetaSERConfig
+from metaser.model.metaser import MetaSERConfig, MetaSERModel
+
+
+def load_export(path: str | Path, *, setting: str) -> MetaSERModel:
+    """Return the model in the folder that `open_export` finds, on the CPU.
+
+    Raises:
+        ModelError: if there is none, or it is damaged.
+    """
+    folder, config = open_export(path, setting=setting)
+    try:
+        loaded: Any = MetaSERModel.from_pretrained(folder, config=config, output_loading_info=True)
+    except (RuntimeError, ValueError, LookupError, StrictDataclassError) as error:
+        # What config.json says and what model.safetensors holds do not belong together.
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{setting} must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
+    model: MetaSERModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ModelError(
+            f"{setting} must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are missing); "
+            "export it again"
+        )
+    return model
 
 
 def open_export(path: str | Path, *, setting: str) -> tuple[Path, MetaSERConfig]:
