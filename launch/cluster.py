@@ -32,7 +32,7 @@ def _minutes(value: Any) -> Any:
     if found is None:
         return value
     days, hours, minutes, seconds = (sum(int(found[name] or 0) for name in names) for names in ("d", "hH", "mM", "sS"))
-    return ((24 * days + hours) * 60 + minutes) + (seconds > 0) * (seconds + 59) // 60
+    return (24 * days + hours) * 60 + minutes + (seconds + 59) // 60
 
 
 class ClusterConfig(Section):

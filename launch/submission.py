@@ -23,7 +23,7 @@ from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
-from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval
+from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval, write_whole
 
 if TYPE_CHECKING:
     from submitit import Job, SlurmExecutor
@@ -392,9 +392,7 @@ def _record(run: RunDir, job: TrainingJob, queued: Job[None], cluster: ClusterCo
         git=git_state(),
     )
     records = [*_submissions(run), submission]
-    temporary = run.submissions.with_suffix(".tmp")
-    temporary.write_text(json.dumps([asdict(record) for record in records], indent=1))
-    temporary.replace(run.submissions)
+    write_whole(run.submissions, json.dumps([asdict(record) for record in records], indent=1))
     return submission
 
 

@@ -15,10 +15,10 @@ import yaml
 
 from metaser.config.schema import ExperimentConfig, HuggingFaceEncoderConfig, StageConfig
 from metaser.eval.claims import describe_rules
-from metaser.eval.metrics import HEADLINE_METRICS, selected_value
+from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, rounded, selected_value
 from metaser.model.metaser import MetaSERModel
 from metaser.record import DataRecord, PartRecord, read_record
-from metaser.rundir import RunDir, writing
+from metaser.rundir import RunDir, write_whole, writing
 from metaser.start import describe_start, known_start
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
@@ -37,7 +37,6 @@ _KINDS_OF_SPEECH = {
     "demo": "synthetic",
 }
 """By corpus reader."""
-_TITLES = {"wa": "WA", "ua": "UA", "macro_f1": "macro-F1", "wer": "WER", "cer": "CER", "ccc": "CCC", "mse": "MSE"}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LONGEST_WINDOW_S = 60.0
 
@@ -86,9 +85,7 @@ def write_card(run: RunDir, config: ExperimentConfig, specs: Sequence[TaskSpec],
         return
     path = run.best / "README.md"
     with writing(path):
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(model_card(run, config, specs, report), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, model_card(run, config, specs, report))
 
 
 def model_card(
@@ -287,13 +284,11 @@ def _metrics_table(specs: Sequence[TaskSpec], tasks: Mapping[str, Mapping[str, A
         metrics = tasks.get(spec.name)
         if metrics is None:
             continue
-        values = ", ".join(f"{_TITLES[name]} {_number(metrics.get(name))}" for name in HEADLINE_METRICS[spec.kind])
+        values = ", ".join(
+            f"{METRIC_TITLES[name]} {rounded(metrics.get(name))}" for name in HEADLINE_METRICS[spec.kind]
+        )
         rows.append([spec.name, str(metrics["num_utterances"]), values, _interval(metrics)])
     return _table(["task", "utterances", "metrics", "UA, 95 % interval"], rows)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _interval(metrics: Mapping[str, Any]) -> str:

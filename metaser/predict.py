@@ -13,25 +13,20 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from metaser.errors import ConfigError, ModelError
+from metaser.errors import ConfigError
 from metaser.eval.evaluate import greedy_text, predict_task
-from metaser.model.checkpoints import check_export
-from metaser.model.encoder import FAMILIES
-from metaser.model.metaser import MetaSERConfig, MetaSERModel
+from metaser.model.exported import load_export
+from metaser.model.metaser import MetaSERModel
 from metaser.tasks import TaskSpec
-from metaser.windows import WindowOutput, join_frames, join_windows, silent_characters
-from shards.config import MIN_HOP_S, MIN_WINDOW_S
+from metaser.windows import WindowOutput, choose_windows, join_frames, join_windows, silent_characters
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
 from shards.track import Track
 from shards.windows import Window, Windowing, is_silent
 
 SHORTEST_S = 0.1
-DEFAULT_WINDOW_S = 15.0
-"""For a model whose config.json does not say how long a window it should hear."""
 
 ChannelChoice = int | Literal["mix", "each"]
 
@@ -73,82 +68,9 @@ def load_model(path: str | Path) -> MetaSERModel:
     Raises:
         ModelError: if there is none, or it is damaged.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"MODEL must be a run's folder or an exported model's, but {str(path)!r} is not a folder")
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
-        folder = folder / "best"
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"MODEL must be a run's folder or an exported model's, but {str(folder)!r} holds no {name}"
-            )
-    check_export(folder, FAMILIES)
-    config = _read_config(folder)
-    try:
-        loaded: Any = MetaSERModel.from_pretrained(folder, config=config, output_loading_info=True)
-    except (RuntimeError, ValueError, LookupError, StrictDataclassError) as error:
-        # What config.json says and what model.safetensors holds do not belong together.
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"MODEL must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
-    model: MetaSERModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise ModelError(
-            f"MODEL must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are missing); "
-            "export it again"
-        )
+    model = load_export(path, setting="MODEL")
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return model
-
-
-def _read_config(folder: Path) -> MetaSERConfig:
-    try:
-        config: MetaSERConfig = MetaSERConfig.from_pretrained(folder)
-        if config.encoder["kind"] == "huggingface":
-            form = config.encoder["config"]
-            FAMILIES[form["model_type"]].config_class.from_dict(form)
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
-        # transformers takes values of config.json as they are.
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"MODEL must be what MetaSER exported, but {str(folder / 'config.json')!r} is not: {reason}"
-        ) from error
-    return config
-
-
-def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
-    """Return the windows that `model` hears long recordings in.
-
-    Args:
-        model: Its config.json names a window: the one it was trained with, or the length of its training clips.
-        window_s: Another length.
-        overlap_s: How far windows overlap; None is the model's own, or a quarter of another length.
-
-    Raises:
-        ConfigError: if the lengths make no windows.
-        ModelError: if those in config.json do not.
-    """
-    stored_s = getattr(model.config, "window_s", None), getattr(model.config, "window_overlap_s", None)
-    if window_s is None and stored_s[0] is not None:
-        window_s, overlap_s = stored_s[0], stored_s[1] if overlap_s is None else overlap_s
-    window_s = DEFAULT_WINDOW_S if window_s is None else window_s
-    problem = _objection(window_s, overlap_s)
-    if problem is None:
-        return Windowing.of_seconds(window_s, overlap_s)
-    if (window_s, overlap_s) == stored_s:
-        raise ModelError(f"window_s and window_overlap_s in config.json: {problem}; export the model again")
-    raise ConfigError(f"{problem}; give other --window or --overlap")
-
-
-def _objection(window_s: Any, overlap_s: Any) -> str | None:
-    if not isinstance(window_s, int | float) or not MIN_WINDOW_S <= window_s < float("inf"):
-        return f"a window must last {MIN_WINDOW_S:g} s or longer, got {window_s}"
-    if overlap_s is not None and not (isinstance(overlap_s, int | float) and 0 <= overlap_s <= window_s - MIN_HOP_S):
-        return (
-            f"windows of {window_s:g} s must overlap by 0 to {window_s - MIN_HOP_S:g} s, so that each begins at least "
-            f"{MIN_HOP_S:g} s after the other, got {overlap_s}"
-        )
-    return None
 
 
 def choose_channel(text: str) -> ChannelChoice:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from metaser.config.schema import ExperimentConfig
-from metaser.rundir import RunDir, read_json, writing
+from metaser.rundir import RunDir, read_json, write_whole, writing
 from metaser.tasks import TaskSpec
 from metaser.train.stage import select_utterances
 from shards.index import Index
@@ -143,9 +143,7 @@ def write_record(
     text = json.dumps(asdict(DataRecord(folders, parts, splits.protocol, started_from)), indent=1, ensure_ascii=False)
     with writing(run.data):
         made.write(run.trained_on)
-        temporary = run.data.with_suffix(".tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(run.data)
+        write_whole(run.data, text + "\n")
 
 
 def _folder_record(folder: str, config: ExperimentConfig) -> FolderRecord:

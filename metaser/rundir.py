@@ -127,6 +127,13 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path`; readers see what was there or all of it."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Say in one sentence that `path` cannot be read; that it does not exist is left to the caller.

@@ -27,14 +27,12 @@ def resolve_tasks(
     Args:
         tasks: what the experiment wants.
         training: the training utterances that any stage's filter admits.
-        trained_on: for tasks whose labels are `all`, those that the stages which weigh the task admit; else `training`.
+        trained_on: by task, those that decide in place of `training`.
 
     Raises:
         TrainingError: if a label set or balanced class weights cannot be made.
     """
-    own = trained_on or {}
-    takes_all = {task.name for task in tasks if isinstance(task, ClassificationTask) and task.labels == "all"}
-    return tuple(_resolve(task, own.get(task.name, training) if task.name in takes_all else training) for task in tasks)
+    return tuple(_resolve(task, (trained_on or {}).get(task.name, training)) for task in tasks)
 
 
 def _resolve(task: TaskConfig, training: Index) -> TaskSpec:

@@ -1,4 +1,4 @@
-"""What a model says of a recording's windows, joined into what it says of the recording.
+"""Which windows of a recording a model hears, and what it says of them, joined into what it says of the recording.
 
 Classes: the mean of the windows' log-probabilities, renormalised (their geometric mean); numbers: the mean; both
 weighted by the seconds for which a window speaks, so that overlaps count once. Characters: the frames of all windows
@@ -11,20 +11,59 @@ Legend: W windows, L frames, C outputs of a task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metaser.model.metaser import MetaSEROutput
+from metaser.errors import ConfigError, ModelError
+from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.tasks import CTC_BLANK, TaskSpec
-from shards.windows import Window
+from shards.config import MIN_HOP_S, MIN_WINDOW_S
+from shards.windows import Window, Windowing
 
+_DEFAULT_WINDOW_S = 15.0
+"""For a model whose config.json does not say how long a window it should hear."""
 _SURE = 30.0
 """Logit of what stands for a silent window; the other characters' are 0."""
 _BARELY = 1e-3
 """More than the blank, which a loss may therefore take as well: whether a word ends in the silence is not known."""
+
+
+def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
+    """Return the windows that `model` hears long recordings in.
+
+    Args:
+        model: Its config.json names a window: the one it was trained with, or the length of its training clips.
+        window_s: Another length.
+        overlap_s: How far windows overlap; None is the model's own, or a quarter of another length.
+
+    Raises:
+        ConfigError: if the lengths make no windows.
+        ModelError: if those in config.json do not.
+    """
+    stored_s = getattr(model.config, "window_s", None), getattr(model.config, "window_overlap_s", None)
+    if window_s is None and stored_s[0] is not None:
+        window_s, overlap_s = stored_s[0], stored_s[1] if overlap_s is None else overlap_s
+    window_s = _DEFAULT_WINDOW_S if window_s is None else window_s
+    problem = _objection(window_s, overlap_s)
+    if problem is None:
+        return Windowing.of_seconds(window_s, overlap_s)
+    if (window_s, overlap_s) == stored_s:
+        raise ModelError(f"window_s and window_overlap_s in config.json: {problem}; export the model again")
+    raise ConfigError(f"{problem}; give other --window or --overlap")
+
+
+def _objection(window_s: Any, overlap_s: Any) -> str | None:
+    if not isinstance(window_s, int | float) or not MIN_WINDOW_S <= window_s < float("inf"):
+        return f"a window must last {MIN_WINDOW_S:g} s or longer, got {window_s}"
+    if overlap_s is not None and not (isinstance(overlap_s, int | float) and 0 <= overlap_s <= window_s - MIN_HOP_S):
+        return (
+            f"windows of {window_s:g} s must overlap by 0 to {window_s - MIN_HOP_S:g} s, so that each begins at least "
+            f"{MIN_HOP_S:g} s after the other, got {overlap_s}"
+        )
+    return None
 
 
 class WindowOutput(NamedTuple):

@@ -36,7 +36,8 @@ def predict(
 ) -> None:
     """Print what a trained model says of audio files."""
     from launch.console import plain_logging
-    from metaser.predict import choose_channel, choose_windows, load_model, predict_files
+    from metaser.predict import choose_channel, load_model, predict_files
+    from metaser.windows import choose_windows
 
     with plain_logging():
         chosen = choose_channel(channel)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import NonNegativeInt
 
-from metaser.config.schema import ClassificationTask, ExperimentConfig
+from metaser.config.schema import ClassificationTask, ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
 from metaser.tasks import TaskSpec, count_words
 from shards.config import Section
@@ -22,8 +22,6 @@ from shards.splits import SplitAssignment
 
 _MAX_WORDS = 100
 """A field that anything may stand in can hold thousands."""
-
-
 _HELD_APART = ("speaker", "session")
 """Fields whose values splits hold apart on purpose."""
 
@@ -51,12 +49,17 @@ class LeftOut(Section):
         )
 
 
+def passes_filter(stage: StageConfig, index: Index) -> np.ndarray:
+    """Return which utterances the stage's filter admits, shape (num_utterances,), bool."""
+    return np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+
+
 def weighing_rows(config: ExperimentConfig, task: str, index: Index) -> np.ndarray:
     """Return which rows the filter of some stage that weighs `task` admits, shape (num_utterances,)."""
     admitted = np.zeros(len(index), dtype=bool)
     for stage in config.stages:
         if task in stage.weighted_tasks:
-            admitted |= np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
+            admitted |= passes_filter(stage, index)
     return admitted
 
 

@@ -23,13 +23,13 @@ from metaser.config.load import dump_experiment, parse_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError, RunError
 from metaser.eval.claims import FoldClaims, pooled_claims
-from metaser.eval.coverage import LeftOut, add_left_out, check_labels
+from metaser.eval.coverage import LeftOut, add_left_out
 from metaser.eval.figures import confusion_figure
 from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
 from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, write_report
 from metaser.progress import is_finished
-from metaser.rundir import RunDir, lock_holder, read_json, reading
+from metaser.rundir import RunDir, lock_holder, read_json, reading, write_whole
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
@@ -119,7 +119,7 @@ def check_folds(plan: CrossValidation) -> list[str]:
         ConfigError: if a fold cannot be trained, naming all such folds and why.
     """
     from metaser.start import check_start, read_start
-    from metaser.train.stage import experiment_specs, stage_data
+    from metaser.train.checks import check_data
 
     index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
     start = None if plan.config.init_from is None else read_start(plan.config.init_from)
@@ -129,12 +129,10 @@ def check_folds(plan: CrossValidation) -> list[str]:
         config = plan.experiment(fold)
         try:
             splits = _splits_of(config, index)
-            specs = experiment_specs(config, index, splits)
-            for stage in config.stages:
-                stage_data(stage, specs, index, splits)
+            data = check_data(config, index, splits, num_processes=config.parallel.expected_num_processes or 1)
             if start is not None and not plan.run(fold).is_run():
                 check_start(start, config, index, splits)
-            for note in check_labels(config, specs, index, splits):
+            for note in data.notes:
                 folds_of[note].append(fold)
         except InputError as error:
             failing[str(error)].append(fold)
@@ -192,10 +190,7 @@ def start_crossval(plan: CrossValidation) -> None:
     text = json.dumps({"rule": plan.rule, "groups": plan.groups, "experiment": dump_experiment(plan.config)}, indent=1)
     try:
         plan.root.mkdir(parents=True, exist_ok=True)
-        path = RunDir(plan.root).crossval
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_whole(RunDir(plan.root).crossval, text)
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(plan.root)!r} is not: {error.strerror}") from error
 

@@ -22,6 +22,16 @@ HEADLINE_METRICS: dict[str, tuple[str, ...]] = {
     "regression": ("ccc", "mse"),
 }
 """The numbers a table shows for each kind of task."""
+METRIC_TITLES = {
+    "wa": "WA",
+    "ua": "UA",
+    "macro_f1": "macro-F1",
+    "wer": "WER",
+    "cer": "CER",
+    "ccc": "CCC",
+    "mse": "MSE",
+}
+"""What a table calls them, in the order of its columns."""
 
 MIN_SPEAKERS_FOR_INTERVAL = 5
 
@@ -301,3 +311,8 @@ def _concordance(pairs: Sequence[tuple[float, float]]) -> float | None:
     covariance = math.fsum((true - mean_true) * (predicted - mean_predicted) for true, predicted in pairs) / num
     spread = math.fsum((true - mean_true) ** 2 + (predicted - mean_predicted) ** 2 for true, predicted in pairs) / num
     return 2 * covariance / (spread + (mean_true - mean_predicted) ** 2)
+
+
+def rounded(value: float | None) -> str:
+    """Return a metric as tables show it."""
+    return "-" if value is None else f"{value:.3f}"

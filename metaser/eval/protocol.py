@@ -14,14 +14,14 @@ from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
 from metaser.eval.claims import describe_rules, kinship_facts, kinship_notes, refuse_kinship
-from metaser.eval.coverage import all_left_out
+from metaser.eval.coverage import all_left_out, passes_filter
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
+from metaser.model.exported import load_export
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
-from metaser.predict import choose_windows
 from metaser.record import DataRecord, is_own_folder, material, read_record, used_rows
 from metaser.rundir import RunDir, writing
 from metaser.start import describe_start, is_same_shards, known_start, start_facts, start_notes
@@ -29,7 +29,8 @@ from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.engine import Processes, autocast
-from metaser.train.stage import passes_filter, select_utterances
+from metaser.train.stage import select_utterances
+from metaser.windows import choose_windows
 from shards.batch import Batch
 from shards.config import DataConfig, SplitRule, StoredSplit
 from shards.errors import ShardError, SplitError
@@ -118,7 +119,7 @@ def _judge(
     """
     if not (run.best / "config.json").is_file():
         raise RunError(f"run {str(run.root)!r} has no best model yet; its last stage must be evaluated on dev first")
-    model = MetaSERModel.from_pretrained(run.best)
+    model = load_export(run.best, setting="RUN")
     specs = model.task_specs
     chosen = choice.index.take(choice.rows)
     by_stage = [select_utterances(stage, specs, chosen) for stage in config.stages]

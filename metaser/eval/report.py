@@ -14,23 +14,15 @@ from rich.table import Table
 
 from metaser.errors import TrainingError
 from metaser.eval.coverage import LeftOut
-from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult, task_metrics, ua_interval_95
+from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, UtteranceResult, rounded, task_metrics, ua_interval_95
 from metaser.eval.predictions import predictions_csv
 from metaser.eval.text import TEXT_NORMALISATION
+from metaser.rundir import write_whole
 from metaser.tasks import TaskSpec
 
 UNKNOWN_GROUP = "(unknown)"
 """Where utterances stand whose metadata does not name their group."""
 
-_TITLES = {
-    "wa": "WA",
-    "ua": "UA",
-    "macro_f1": "macro-F1",
-    "wer": "WER",
-    "cer": "CER",
-    "ccc": "CCC",
-    "mse": "MSE",
-}
 _SPEAKERS = {
     True: "speaker overlap",
     False: "unseen speakers",
@@ -122,9 +114,9 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    _write_whole(folder / "report.json", text + "\n")
-    _write_whole(folder / "report.md", _markdown(report))
-    _write_whole(folder / "predictions.csv", predictions_csv(results, specs))
+    write_whole(folder / "report.json", text + "\n")
+    write_whole(folder / "report.md", _markdown(report))
+    write_whole(folder / "predictions.csv", predictions_csv(results, specs))
 
 
 def render_table(report: Mapping[str, Any], main_task: str, console: Console) -> None:
@@ -168,13 +160,13 @@ def _fold_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             f"{fold['fold']} ({fold['group']})",
             str(fold["num_utterances"] or 0),
-            *(_number(fold[metric]) for metric in metrics),
+            *(rounded(fold[metric]) for metric in metrics),
         ]
         for fold in report["folds"]
     ]
     for name in ("mean", "std"):
-        rows.append([name, "", *(_number(report[name][metric]) for metric in metrics)])
-    return ["fold (test group)", "utterances", *(_TITLES[metric] for metric in metrics)], rows
+        rows.append([name, "", *(rounded(report[name][metric]) for metric in metrics)])
+    return ["fold (test group)", "utterances", *(METRIC_TITLES[metric] for metric in metrics)], rows
 
 
 def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -216,12 +208,12 @@ def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], li
     """Return column titles and one row of text per task; a metric that no task has gets no column."""
     tasks = report["tasks"]
     names = sorted(tasks, key=lambda name: (name != main_task, name))
-    shown = [metric for metric in _TITLES if any(metric in tasks[name] for name in names)]
+    shown = [metric for metric in METRIC_TITLES if any(metric in tasks[name] for name in names)]
     has_interval = any(tasks[name].get("ua_interval_95") for name in names)
-    header = ["task", "utterances", *(_TITLES[metric] for metric in shown)]
+    header = ["task", "utterances", *(METRIC_TITLES[metric] for metric in shown)]
     rows = []
     for name in names:
-        numbers = (_number(tasks[name].get(metric)) for metric in shown)
+        numbers = (rounded(tasks[name].get(metric)) for metric in shown)
         rows.append([name, str(tasks[name]["num_utterances"]), *numbers])
     if has_interval:
         header.append(_INTERVAL_TITLE)
@@ -234,7 +226,7 @@ def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], li
 def _recall_rows(report: Mapping[str, Any], main_task: str) -> list[list[str]]:
     metrics = report["tasks"].get(main_task, {})
     num_of = dict(zip(metrics.get("labels", ()), map(sum, metrics.get("confusion", ())), strict=True))
-    return [[label, str(num_of[label]), _number(metrics["recall"][label])] for label in metrics.get("classes", ())]
+    return [[label, str(num_of[label]), rounded(metrics["recall"][label])] for label in metrics.get("classes", ())]
 
 
 def _notes(report: Mapping[str, Any], main_task: str) -> list[str]:
@@ -265,10 +257,6 @@ def _notes(report: Mapping[str, Any], main_task: str) -> list[str]:
     return notes
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def _markdown(report: Mapping[str, Any]) -> str:
     main_task = report["main_task"]
     lines = ["# Evaluation", "", f"{_headline(report)}.", "", *_markdown_table(*_task_rows(report, main_task))]
@@ -286,12 +274,12 @@ def _markdown(report: Mapping[str, Any]) -> str:
         header = ["reference \\ predicted", *metrics["labels"]]
         lines += ["", f"## Confusion of {main_task}", "", *_markdown_table(header, rows)]
     for field, groups in report["groups"].items():
-        shown = [metric for metric in _TITLES if all(metric in group for group in groups.values())]
+        shown = [metric for metric in METRIC_TITLES if all(metric in group for group in groups.values())]
         rows = [
-            [value, str(group["num_utterances"]), *(_number(group[metric]) for metric in shown)]
+            [value, str(group["num_utterances"]), *(rounded(group[metric]) for metric in shown)]
             for value, group in groups.items()
         ]
-        header = [field, "utterances", *(_TITLES[metric] for metric in shown)]
+        header = [field, "utterances", *(METRIC_TITLES[metric] for metric in shown)]
         lines += ["", f"## {main_task} by {field}", "", *_markdown_table(header, rows)]
     for title in ("protocol", "run"):
         if report[title]:
@@ -308,9 +296,3 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return ["| " + " | ".join(cells) + " |" for cells in (escaped[0], rule, *escaped[1:])]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.activations import ACT2FN
@@ -109,11 +109,21 @@ class _ExportedEncoder(_FromFile):
 
 
 class _Export(_FromFile):
-    model_type: Literal["metaser"]
+    model_type: str
     encoder: _ExportedEncoder
     model: dict[str, Any]
     tasks: list[dict[str, Any]]
     main_task: str
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    """The older name; transformers takes anything for either."""
+
+    @field_validator("model_type")
+    @classmethod
+    def _check_type(cls, model_type: str) -> str:
+        if model_type != "metaser":
+            raise ValueError("it must be metaser, and an encoder's checkpoint belongs in model.encoder")
+        return model_type
 
 
 class _Index(_FromFile):

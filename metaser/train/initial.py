@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from metaser.errors import ModelError
-from metaser.model.metaser import Blueprint, MetaSERConfig, MetaSERModel
+from metaser.model.exported import open_export
+from metaser.model.metaser import Blueprint, MetaSERModel
 from metaser.tasks import TaskSpec
+from shards.manifest import file_sha256
 
 _PER_TASK = ("task_scalars", "gate_vectors", "gate_scalars")
 """ARI's parameters with a row for each task."""
@@ -67,12 +65,9 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
     Raises:
         ModelError: if there is no model, it is damaged, or its encoder has another form.
     """
-    folder = _model_folder(source)
-    form, file = _read_form(folder, source), folder / "model.safetensors"
-    try:
-        tensors = {_bare(name): value for name, value in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"init_from needs the weights in {str(file)!r}, which cannot be read: {error}") from error
+    folder, form = open_export(source, setting="init_from")
+    file = folder / "model.safetensors"
+    tensors = {_bare(name): value for name, value in load_file(file).items()}
     _check_encoder(model.config.encoder, form.encoder, source)
     ours, theirs = model.config.blueprint(), form.blueprint()
     targets: dict[str, dict[str, Tensor]] = {}
@@ -99,42 +94,11 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
     return InitialWeights(
         source=source,
         weights=str(file),
-        sha256=_sha256(file),
+        sha256=file_sha256(file),
         loaded=dict(loaded),
         fresh={part: why for part, why in fresh.items() if part in targets or part == "ari of other tasks"},
         unused=dict(unused),
     )
-
-
-def _model_folder(source: str) -> Path:
-    folder = Path(source)
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
-        folder = folder / "best"
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        raise ModelError(
-            "init_from must be the folder of a run whose last stage was evaluated, or an exported model's, but "
-            f"{source!r} {'holds no ' + missing[0] if folder.is_dir() else 'is no folder'}"
-        )
-    return folder
-
-
-def _read_form(folder: Path, source: str) -> MetaSERConfig:
-    try:
-        values = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"init_from needs a readable config.json, but that in {source!r} is not: {error}") from error
-    if not isinstance(values, dict) or values.get("model_type") != MetaSERConfig.model_type:
-        found = values.get("model_type") if isinstance(values, dict) else type(values).__name__
-        raise ModelError(
-            f"init_from must be a model that MetaSER trained, but {source!r} holds one of type {found!r}; "
-            "an encoder's checkpoint belongs in model.encoder"
-        )
-    try:
-        form: MetaSERConfig = MetaSERConfig.from_dict(values)
-    except TypeError as error:
-        raise ModelError(f"init_from needs a whole config.json, but that in {source!r} is not: {error}") from error
-    return form
 
 
 def _check_encoder(ours: dict[str, Any], theirs: dict[str, Any], source: str) -> None:
@@ -221,8 +185,3 @@ def _fill(place: Tensor, value: Tensor, rows: list[tuple[int, int]] | None) -> N
 def _bare(name: str) -> str:
     """Return a parameter's name as it is without LoRA beside it."""
     return name.replace(".base_layer.", ".")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

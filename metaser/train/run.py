@@ -21,39 +21,31 @@ from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
-from metaser.eval.coverage import check_labels
 from metaser.eval.protocol import evaluate_run_split
 from metaser.export import export_model, hear_as_trained, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state, installed_packages
 from metaser.record import write_record
-from metaser.rundir import RunDir, RunLock, read_json, reading, writing
+from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, writing
 from metaser.seeding import seed_generators
 from metaser.start import check_start, describe_start, read_start
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
-from metaser.train.augment import Augmenter, build_augmenters, check_stretched
+from metaser.train.augment import Augmenter, build_augmenters
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
+from metaser.train.checks import check_data
 from metaser.train.engine import Processes, build_engine
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
-from metaser.train.stage import (
-    experiment_specs,
-    freeze_all_but,
-    heard_samples,
-    is_cut,
-    select_parameters,
-    select_utterances,
-    stage_data,
-)
+from metaser.train.stage import StageData, freeze_all_but, heard_samples, is_cut, select_parameters
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
 from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
-from shards.plan import Schedule, check_longest, check_sizes, stable_seed
+from shards.plan import Schedule, stable_seed
 from shards.sampling import sampling_weights
 from shards.splits import SplitAssignment, assign_splits, describe_splits
 
@@ -124,9 +116,7 @@ def _record_start(
 ) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
-        temporary = run.config.with_suffix(".tmp")
-        temporary.write_text(dump_experiment(config))
-        temporary.replace(run.config)
+        write_whole(run.config, dump_experiment(config))
     with writing(run.environment):
         _append_environment(run, info, initial_weights)
 
@@ -187,27 +177,9 @@ class _Training:
             allow_recording_overlap=config.data.allow_recording_overlap,
         )
         _warn_of_duplicates(index, splits)
-        specs = experiment_specs(config, index, splits)
-        # Everything a user may have got wrong is found before the first step of the first stage.
-        data = [stage_data(stage, specs, index, splits, config.data) for stage in config.stages]
-        notes = check_labels(config, specs, index, splits)
-        windowing = config.data.windowing
-        for part in data:
-            for split in (part.training, part.dev):
-                check_sizes(
-                    split.num_samples,
-                    num_processes=self.processes.info.num_processes,
-                    max_slot_s=config.data.max_slot_s,
-                    windowing=windowing,
-                )
-        test = index.take(splits.rows("test"))
-        for stage in config.stages:
-            judged = test.take(select_utterances(stage, specs, test))
-            check_longest(judged.num_samples, windowing, max_slot_s=config.data.max_slot_s)
-        for stage, part in zip(config.stages, data, strict=True):
-            check_stretched(stage.augment, heard_samples(part.training, config.data), config.data.max_slot_s)
+        data = check_data(config, index, splits, num_processes=self.processes.info.num_processes)
         augmenters = build_augmenters(config)
-        model = self._fresh_model(specs)
+        model = self._fresh_model(data.specs)
         resumed = self._newest()
         initial_weights = start = None
         if config.init_from is not None and resumed is None:
@@ -220,12 +192,12 @@ class _Training:
             select_parameters(model, stage)
         self._log_size(model, index)
         if self.processes.info.is_main:
-            for note in notes:
+            for note in data.notes:
                 log.warning(note)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
         self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
         taken = None if start is None else (start.record, start.made)
-        self.processes.on_main(lambda: write_record(self.run_dir, config, specs, index, splits, taken))
+        self.processes.on_main(lambda: write_record(self.run_dir, config, data.specs, index, splits, taken))
         log.info("%s", describe_splits(splits.protocol))
         if start is not None:
             log.info("%s", describe_start(start.record))
@@ -245,7 +217,7 @@ class _Training:
                 elif resumed is None and number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
                 loop = self._stage_loop(
-                    number, stage, model, specs, data[number - 1], augmenters[number - 1], resumed, tracker
+                    number, stage, model, data.specs, data.stages[number - 1], augmenters[number - 1], resumed, tracker
                 )
                 loop.key_log = key_log
                 loop.cpu_wait = cpu_wait
@@ -302,7 +274,7 @@ class _Training:
         stage: StageConfig,
         model: MetaSERModel,
         specs: tuple[TaskSpec, ...],
-        data: Any,
+        data: StageData,
         augmenter: Augmenter,
         resumed: Checkpoint | None,
         tracker: Tracker | None,
@@ -422,9 +394,7 @@ def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWei
             "packages": installed_packages(),
         }
     )
-    temporary = run.environment.with_suffix(".tmp")
-    temporary.write_text(json.dumps(starts, indent=1))
-    temporary.replace(run.environment)
+    write_whole(run.environment, json.dumps(starts, indent=1))
 
 
 class _RunLog(logging.FileHandler):

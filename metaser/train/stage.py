@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch.nn import Parameter
 
-from metaser.config.schema import ExperimentConfig, StageConfig
+from metaser.config.schema import ClassificationTask, ExperimentConfig, StageConfig
 from metaser.errors import ConfigError, TrainingError
-from metaser.eval.coverage import weighing_rows
+from metaser.eval.coverage import passes_filter, weighing_rows
 from metaser.eval.metrics import HEADLINE_METRICS
 from metaser.model.metaser import MetaSERModel
 from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import TaskSpec
 from shards.config import DataConfig
-from shards.filter import select_rows
 from shards.index import Index
 from shards.splits import SplitAssignment
 
@@ -30,11 +29,6 @@ class StageData:
 
     training: Index
     dev: Index
-
-
-def passes_filter(stage: StageConfig, index: Index) -> np.ndarray:
-    """Return which utterances the stage's filter admits, shape (num_utterances,), bool."""
-    return np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
 
 
 def heard_samples(index: Index, data: DataConfig) -> np.ndarray:
@@ -81,7 +75,9 @@ def experiment_specs(config: ExperimentConfig, index: Index, splits: SplitAssign
     """
     training = splits.rows("train")
     trained_on = {
-        task.name: index.take(training[weighing_rows(config, task.name, index)[training]]) for task in config.tasks
+        task.name: index.take(training[weighing_rows(config, task.name, index)[training]])
+        for task in config.tasks
+        if isinstance(task, ClassificationTask) and task.labels == "all"
     }
     return resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)), trained_on)
 

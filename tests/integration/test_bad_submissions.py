@@ -27,7 +27,7 @@ def command(corpus, tmp_path):
 
 
 def test_local_processes_that_cannot_be_recorded_are_ended(command, run):
-    (run / "jobs/submissions.tmp").mkdir(parents=True)
+    (run / "jobs/.submissions.json.tmp").mkdir(parents=True)
     said = error_line(command("submit", run, "--local"))
     assert "nothing stays submitted" in said
     assert not (run / "config.yaml").exists()

@@ -12,10 +12,15 @@ import pytest
 import soundfile as sf
 import soxr
 import torch
-from tinyruns import Speech, clip, losses, metaser, num_lines, pack_clips, read_json
+from safetensors.torch import load_file, save_file
+from tinyruns import ALONE, Speech, clip, losses, metaser, num_lines, pack_clips, read_json
 from tones import pack_items
 
+from metaser.config.load import load_experiment
+from metaser.errors import ModelError
+from metaser.eval.protocol import evaluate_run
 from metaser.model.metaser import MetaSERModel
+from metaser.rundir import RunDir
 from shards.labels import FOUR_EMOTIONS
 from shards.schema import RATE_HZ
 
@@ -149,3 +154,15 @@ def test_the_formats_say_the_same(finished, tmp_path):
         assert f"{share:.3f}" in shown["table"]
     assert good["emotion"]["label"] in shown["table"]
     assert num_lines(tmp_path / "stderr.txt") == 1
+
+
+def test_a_damaged_best_model_is_not_judged(finished, tmp_path):
+    run = RunDir(shutil.copytree(finished, tmp_path / "run"))
+    weights = run.best / "model.safetensors"
+    tensors = load_file(weights)
+    lost = next(name for name in tensors if name.startswith("heads."))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, weights, {"format": "pt"})
+    for words in (f"every weight, .*without {lost}", r"model\.safetensors"):
+        with pytest.raises(ModelError, match=words):
+            evaluate_run(run, load_experiment(run.config), ALONE)
+        weights.write_bytes(b"damaged")

@@ -112,20 +112,21 @@ def test_another_encoder_is_refused_even_where_shapes_agree(finished, changes, w
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
-WAVLM, LFS = b'{"model_type": "wavlm"}', b"version https://git-lfs"
+WAVLM, LFS = b'{"model_type": "wavlm"}', b"version https://git-lfs.github.com/spec/v1"
 
 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (None, "is no folder"),
+        (None, "init_from must be a run's folder or an exported model's, but .* is not a folder"),
         ({}, "holds no config.json"),
         ({"config.yaml": b"x"}, "holds no config.json"),
         ({"config.json": b"{}"}, "holds no model.safetensors"),
-        ({"config.json": WAVLM, "model.safetensors": b""}, "of type 'wavlm'; an encoder's checkpoint"),
-        ({"config.json": b"[]", "model.safetensors": b""}, "of type 'list'"),
-        ({"config.json": b"<html>", "model.safetensors": b""}, "readable config.json"),
-        ({"config.json": None, "model.safetensors": LFS}, "cannot be read"),
+        ({"config.json": WAVLM, "model.safetensors": b""}, "an encoder's checkpoint belongs in .*, got 'wavlm'"),
+        ({"config.json": b"[]", "model.safetensors": b""}, "configuration of an exported model"),
+        ({"config.json": b'{"model_type": "metaser", "encoder": 5}', "model.safetensors": b""}, "encoder: .* got 5"),
+        ({"config.json": b"<html>", "model.safetensors": b""}, "a web page"),
+        ({"config.json": None, "model.safetensors": LFS}, "a pointer of Git LFS"),
     ],
 )
 def test_what_is_no_model_is_one_sentence(finished, tmp_path, files, words):
@@ -136,6 +137,15 @@ def test_what_is_no_model_is_one_sentence(finished, tmp_path, files, words):
             (folder / name).write_bytes((finished / "best" / name).read_bytes() if content is None else content)
     with pytest.raises(ModelError, match=words):
         load_initial_weights(source_of(finished), str(folder))
+
+
+def test_weights_that_are_not_finite_are_refused(finished, tmp_path):
+    source = source_of(finished)
+    with torch.no_grad():
+        source.ari.integration.task_scalars[0] = torch.nan
+    source.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match="task_scalars"):
+        load_initial_weights(source_of(finished), str(tmp_path / "broken"))
 
 
 def test_a_run_starts_from_it_once_says_so_and_goes_on_without_it(corpus, finished, tmp_path, caplog):
@@ -163,7 +173,7 @@ def test_a_run_starts_from_it_once_says_so_and_goes_on_without_it(corpus, finish
 
 
 def test_a_wrong_folder_leaves_no_run_behind(corpus, tmp_path):
-    with pytest.raises(ModelError, match="init_from must be the folder of a run"):
+    with pytest.raises(ModelError, match="init_from must be a run's folder"):
         corpus.train(tmp_path / "run", f"init_from={tmp_path / 'nowhere'}")
     assert not (tmp_path / "run/config.yaml").exists()
 

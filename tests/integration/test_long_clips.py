@@ -2,18 +2,25 @@
 
 import csv
 import json
+import logging
+import shutil
 
 import pytest
 import soundfile as sf
 import torch
-from tinyruns import EXACT, losses, metaser, read_json
+from tinyruns import ALONE, EXACT, Speech, losses, metaser, read_json
+from tones import pack_items
 
-from metaser.predict import choose_windows, load_model, predict_files
+from metaser.config.load import load_experiment
+from metaser.eval.protocol import evaluate_run
+from metaser.predict import load_model, predict_files
+from metaser.rundir import RunDir
+from metaser.windows import choose_windows
 from shards.errors import PlanError
 from shards.index import load_index
 from shards.plan import Slot
 from shards.read import read_slots
-from shards.schema import RATE_HZ
+from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key
 
 WINDOWED = ("data.window_s=0.4", "data.window_overlap_s=0.1")
 
@@ -56,6 +63,29 @@ def test_an_utterance_is_judged_as_predict_answers_its_file(corpus, windowed, tm
         for label, share in answer.tasks["emotion"]["probabilities"].items():
             assert float(row[f"emotion.probability.{label}"]) == pytest.approx(share, abs=1e-4)
         assert row["asr.prediction"] == answer.tasks["asr"]["text"]
+
+
+def test_other_shards_with_clips_that_fit_no_slot_are_judged_as_predict_answers_them(finished, tmp_path, caplog):
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "best/config.json"
+    path.write_text(json.dumps(read_json(path) | {"window_s": 0.6, "window_overlap_s": 0.2}))
+    voice = Speech(pitch_hz=150.0, waver_hz=3.0, duration_s=5.0, seed=1)
+    utterance = Utterance(key=make_key("other", "long"), corpus="other", source="long.wav", emotion="anger")
+    pack_items([SourceUtterance(utterance, voice)], tmp_path / "other")
+    config = load_experiment(run / "config.yaml")
+    assert config.data.max_slot_s < voice.duration_s
+    caplog.set_level(logging.INFO)
+    report = evaluate_run(RunDir(run), config, ALONE, shards=str(tmp_path / "other"), allow_overlap=True)
+    assert report["num_utterances"] == 1
+    assert "(the longest has 5.0 s) are heard in windows of 0.6 s that overlap by 0.2 s" in caplog.text
+    sf.write(tmp_path / "long.wav", voice.load()[0], RATE_HZ, subtype="FLOAT")
+    (answer,) = predict_files(load_model(run), [str(tmp_path / "long.wav")])
+    assert len(answer.windows) > 1
+    with (run / "report/other-test/predictions.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["emotion.prediction"] == answer.tasks["emotion"]["label"]
+    for label, share in answer.tasks["emotion"]["probabilities"].items():
+        assert float(row[f"emotion.probability.{label}"]) == pytest.approx(share, abs=1e-3)
 
 
 def test_texts_of_cut_clips_are_left_out_and_counted(windowed):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tinyencoders import BUCKETS, SIZES
 from tinyruns import clip, dev_metrics, losses, read_json
 from tones import pack_items
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
@@ -176,23 +177,10 @@ def test_a_loss_that_is_not_finite_still_stops_the_run_with_float16(corpus, tmp_
         corpus.train(tmp_path / "run", *OVERFLOWING, "stages.0.weights.asr=1e39")
 
 
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "num_buckets": 8,
-    "max_bucket_distance": 16,
-}
-
-
 @pytest.mark.parametrize(("config_class", "model_class"), [(Wav2Vec2Config, Wav2Vec2Model), (WavLMConfig, WavLMModel)])
 def test_a_hugging_face_encoder_trains_through_both_stages(corpus, tmp_path, config_class, model_class):
     torch.manual_seed(0)
-    source = model_class(config_class(**TINY))
+    source = model_class(config_class(**SIZES, **BUCKETS))
     source.save_pretrained(tmp_path / "encoder")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "encoder")
     run = corpus.train(

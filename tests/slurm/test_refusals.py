@@ -35,7 +35,7 @@ def queue():
 def test_a_job_that_cannot_be_recorded_is_taken_back_and_no_other(command, run, tmp_path):
     assert command("submit", tmp_path / "other").returncode == 0
     before = queue()
-    (run / "jobs/submissions.tmp").mkdir(parents=True)
+    (run / "jobs/.submissions.json.tmp").mkdir(parents=True)
     said = error_line(command("submit", run))
     assert "output_dir must be writable to record a job" in said
     assert "Is a directory; nothing stays submitted" in said
@@ -43,7 +43,7 @@ def test_a_job_that_cannot_be_recorded_is_taken_back_and_no_other(command, run, 
 
 
 def test_folds_that_cannot_be_recorded_are_taken_back(command, run):
-    (run / "fold3/jobs/submissions.tmp").mkdir(parents=True)
+    (run / "fold3/jobs/.submissions.json.tmp").mkdir(parents=True)
     assert "nothing stays submitted" in error_line(command("crossval", run, LEAVE_ONE_OUT))
     assert nothing_queued()
 

@@ -8,6 +8,8 @@ import logging
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tinyencoders import SIZES
 from torch import Tensor
 from transformers import (
     HubertConfig,
@@ -36,15 +39,6 @@ from metaser.tasks import TaskSpec
 
 torch.set_num_threads(1)
 
-SIZES = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-}
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 377607901\n"
 HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"
 FORMATS = {"model.safetensors": save_file, "pytorch_model.bin": torch.save}
@@ -444,6 +438,18 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
+@contextmanager
+def read_or_refused(folder: Path, naming: str = "") -> Iterator[None]:
+    """Hold what is done with `folder` to success or one sentence, and remove the folder."""
+    try:
+        yield
+    except ModelError as refused:
+        assert naming in str(refused)
+        assert "\n" not in str(refused)
+    finally:
+        shutil.rmtree(folder)
+
+
 @settings(max_examples=60)
 @given(st.sampled_from(["config.json", "preprocessor_config.json", *FORMATS]), st.integers(0, 2**32))
 def test_a_mutated_file_is_read_or_refused(source: Path, tmp_path_factory, name: str, seed: int) -> None:
@@ -455,12 +461,8 @@ def test_a_mutated_file_is_read_or_refused(source: Path, tmp_path_factory, name:
     for _ in range(int(random.integers(1, 4))):
         data = mutated(data, random) if data else data
     (folder / name).write_bytes(data)
-    try:
+    with read_or_refused(folder, naming=str(folder)):
         load(folder)
-    except ModelError as refused:
-        assert str(folder) in str(refused)
-    finally:
-        shutil.rmtree(folder)
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.lists(st.integers(-9, 99))
@@ -472,12 +474,8 @@ def test_any_value_in_the_configuration_is_read_or_refused(source: Path, tmp_pat
     folder = shutil.copytree(source, tmp_path_factory.mktemp("values") / "encoder")
     keys = sorted(json.loads((folder / "config.json").read_text()))
     with_config(folder, **{data.draw(st.sampled_from(keys)): data.draw(VALUES) for _ in range(2)})
-    try:
+    with read_or_refused(folder, naming=str(folder)):
         load(folder)
-    except ModelError as refused:
-        assert str(folder) in str(refused)
-    finally:
-        shutil.rmtree(folder)
 
 
 # ---------------------------------------------------------------- exported models
@@ -512,6 +510,15 @@ def test_an_export_with_something_else_in_place_of_a_file(export: Path, tmp_path
         load_model(folder)
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", [False, 3, []])
+def test_an_export_of_a_type_that_is_none(export: Path, tmp_path: Path, name: str, value: object) -> None:
+    folder = shutil.copytree(export, tmp_path / "copy")
+    with_config(folder, **{name: value})
+    with pytest.raises(ModelError, match=str(folder)):
+        load_model(folder)
+
+
 def test_an_export_without_a_weight(export: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(export, tmp_path / "copy")
     tensors = load_file(folder / "model.safetensors")
@@ -526,12 +533,8 @@ def test_an_export_without_a_weight(export: Path, tmp_path: Path) -> None:
 def test_a_mutated_export_is_loaded_or_refused(export: Path, tmp_path_factory, name: str, seed: int) -> None:
     folder = shutil.copytree(export, tmp_path_factory.mktemp("mutated") / "model")
     (folder / name).write_bytes(mutated((folder / name).read_bytes(), np.random.default_rng(seed)))
-    try:
+    with read_or_refused(folder):
         load_model(folder)
-    except ModelError as refused:
-        assert "\n" not in str(refused)
-    finally:
-        shutil.rmtree(folder)
 
 
 @settings(max_examples=15)
@@ -542,12 +545,8 @@ def test_any_value_in_an_export_s_configuration_is_loaded_or_refused(export: Pat
     section = data.draw(st.sampled_from([config, config["encoder"], config["encoder"].get("config", config)]))
     section[data.draw(st.sampled_from(sorted(section)))] = data.draw(VALUES)
     (folder / "config.json").write_text(json.dumps(config))
-    try:
+    with read_or_refused(folder):
         load_model(folder)
-    except ModelError as refused:
-        assert "\n" not in str(refused)
-    finally:
-        shutil.rmtree(folder)
 
 
 def test_a_mistake_of_ours_is_no_damaged_export(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,24 @@ def test_folds_that_cannot_train_are_named_with_the_reason_before_any_starts(cor
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.max_slot_s=0.5"], r"6 of 6 are not: folds 0 .*data\.max_slot_s must hold the longest clip"),
+        (["parallel.expected_num_processes=99"], r"each of the 99 processes needs an utterance"),
+        (
+            ["data.max_slot_s=0.83", "stages.1.augment.speed={probability: 1, factors: [0.5]}"],
+            r"longest clip at the slowest speed",
+        ),
+        (["data.window_s=0.1", "data.window_overlap_s=0", "stages.0.weights={asr: 1}"], r"every fold: .*needs train"),
+    ],
+)
+def test_folds_are_checked_like_a_training(corpus, tmp_path, overrides, words):
+    plan = plan_folds(corpus.experiment(tmp_path / "runs", LEAVE_ONE_OUT, *overrides))
+    with pytest.raises(ConfigError, match=words):
+        check_folds(plan)
+
+
 def test_what_folds_leave_out_or_lack_is_said(corpus, tmp_path):
     overrides = ["tasks.0.labels=[anger, neutral]", "stages.1.filter=speaker != 'tiny:s4' or emotion != 'anger'"]
     plan = plan_folds(corpus.experiment(tmp_path, LEAVE_ONE_OUT, *overrides, "stages.1.weights={emotion: 1}"))

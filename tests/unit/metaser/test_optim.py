@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tinyencoders import BUCKETS, SIZES
 from transformers import Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig
 
 from metaser.config.schema import (
@@ -104,26 +105,16 @@ def test_vectors_and_coefficients_are_not_decayed():
     assert found["encoder.layers.2.attention_norm.weight"] == (1e-3, 0.0)
 
 
-SMALL = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2,
-    "num_buckets": 8,
-}
 PRE_NORM = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "conv_bias": True}
 FAMILIES = {
-    "wav2vec2": Wav2Vec2Config(**SMALL),
-    "wav2vec2-large": Wav2Vec2Config(**SMALL, **PRE_NORM),
-    "hubert": HubertConfig(**SMALL),
-    "hubert-batch-norm": HubertConfig(**SMALL, conv_pos_batch_norm=True),
-    "hubert-large": HubertConfig(**SMALL, **PRE_NORM),
-    "wavlm": WavLMConfig(**SMALL),
-    "wavlm-large": WavLMConfig(**SMALL, **PRE_NORM),
-    "data2vec": Data2VecAudioConfig(**SMALL, conv_pos_kernel_size=3),
+    "wav2vec2": Wav2Vec2Config(**SIZES),
+    "wav2vec2-large": Wav2Vec2Config(**SIZES, **PRE_NORM),
+    "hubert": HubertConfig(**SIZES),
+    "hubert-batch-norm": HubertConfig(**SIZES, conv_pos_batch_norm=True),
+    "hubert-large": HubertConfig(**SIZES, **PRE_NORM),
+    "wavlm": WavLMConfig(**SIZES, **BUCKETS),
+    "wavlm-large": WavLMConfig(**SIZES, **BUCKETS, **PRE_NORM),
+    "data2vec": Data2VecAudioConfig(**SIZES, conv_pos_kernel_size=3),
 }
 LINEAR_IN_A_LAYER = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
 UPPER, LOWER, LOWEST = 1e-3, 1e-3 / 2, 1e-3 / 4

@@ -17,8 +17,9 @@ from metaser.errors import ConfigError, ModelError
 from metaser.eval.evaluate import greedy_text
 from metaser.model.encoder import HuggingFaceEncoder
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
-from metaser.predict import choose_channel, choose_windows, predict_files
+from metaser.predict import choose_channel, predict_files
 from metaser.tasks import TaskSpec
+from metaser.windows import choose_windows
 from shards.schema import RATE_HZ
 from shards.windows import Windowing
 
