@@ -10,7 +10,9 @@ from typing import Any
 
 def installed_packages() -> dict[str, str]:
     """Return the versions of all installed packages by name; what an interrupted pip left behind has none."""
-    return dict(sorted((package.name, package.version) for package in distributions() if package.name))
+    # Each access to a package's `metadata` parses its file anew.
+    found = [package.metadata for package in distributions()]
+    return dict(sorted((str(one["Name"]), str(one["Version"])) for one in found if one["Name"]))
 
 
 def git_state() -> dict[str, Any] | None:

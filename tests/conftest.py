@@ -7,6 +7,8 @@ from hermetic import hide, show, show_cluster
 # Before torch or huggingface_hub is imported; the processes that tests start inherit it.
 hide()
 
+import gc  # noqa: E402
+
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -19,9 +21,16 @@ settings.load_profile("reproducible")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Show what the chosen tests are about."""
+    """Show what the chosen tests are about, and start what they fork from."""
     marks = {mark.name for item in session.items for mark in item.iter_markers()}
     if "cluster" in marks:
         show_cluster()
     elif "ffmpeg" in marks:
         show(("ffmpeg", "ffprobe"))
+    if any("unit" not in item.path.parts for item in session.items):
+        from tinyruns import start_server
+
+        start_server(with_deepspeed="distributed" in marks)
+    # A training ends with two collections, 0.6 s each over what is imported here.
+    gc.collect()
+    gc.freeze()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -187,14 +188,19 @@ def num_lines(path: Path) -> int:
 
 
 def start_server(*, with_deepspeed: bool = False) -> None:
-    """Start the server that processes are forked from, with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    # Python 3.11's server does not know pytest's sys.path, so that it cannot import this module itself.
-    modules = ["launch.cli", "launch.console", "metaser.predict", "metaser.train.run", "shards.pack", "tensorboard"]
-    modules += ["matplotlib.pyplot", "sklearn.metrics"]
+    """Start the server that processes are forked from, with everything imported; before readers start a leaner one."""
+    modules = ["tinyruns", "launch.console", "metaser.predict", "tensorboard", "matplotlib.pyplot", "sklearn.metrics"]
     if with_deepspeed:
         modules += ["deepspeed", "metaser.train.zero", "deepspeed.runtime.zero.muon.muon_optimizer"]
-    context.set_forkserver_preload(modules)
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules, "frozen"])
+    # Python 3.11's server does not know pytest's sys.path.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
 
 
 @contextmanager

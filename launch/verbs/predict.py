@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Iterator
@@ -87,16 +86,25 @@ def _json_line(prediction: FilePrediction) -> dict[str, Any]:
 
 def _columns(spec: Any) -> list[str]:
     if spec.kind == "classification":
-        return ["label", *spec.labels]
+        return ["label", *(_share_column(label) for label in spec.labels)]
     return ["text"] if spec.kind == "ctc" else list(spec.labels)
 
 
+def _share_column(label: str) -> str:
+    # A class may be called so, too.
+    return "probability.label" if label == "label" else label
+
+
 def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per_window: bool) -> bool:
+    from metaser.eval.predictions import csv_line
+
+    def write(cells: dict[str, Any]) -> None:
+        sys.stdout.write(csv_line(cells.get(name) for name in names))
+
     failed = False
     times = ["start_s", "end_s"] if per_window else []
     names = ["file", "duration_s", *columns, "error", "channel", "num_windows", *times]
-    writer = csv.DictWriter(sys.stdout, names, restval="", lineterminator="\n")
-    writer.writeheader()
+    sys.stdout.write(csv_line(names))
     for prediction in predictions:
         failed |= prediction.error is not None
         row = {
@@ -109,17 +117,18 @@ def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per
         if per_window and prediction.windows:
             for window in prediction.windows:
                 shown = {"start_s": window.start_s, "end_s": window.end_s}
-                writer.writerow(row | shown | _csv_cells(window.tasks))
+                write(row | shown | _csv_cells(window.tasks))
         else:
-            writer.writerow(row | _csv_cells(prediction.tasks))
+            write(row | _csv_cells(prediction.tasks))
     return failed
 
 
 def _csv_cells(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for task, values in tasks.items():
-        flat = {**values, **values.get("probabilities", {})}
-        cells |= {f"{task}.{name}": value for name, value in flat.items() if name != "probabilities"}
+        shares = values.get("probabilities", {})
+        cells |= {f"{task}.{name}": value for name, value in values.items() if name != "probabilities"}
+        cells |= {f"{task}.{_share_column(label)}": share for label, share in shares.items()}
     return cells
 
 

@@ -35,14 +35,15 @@ def predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec
         for spec in answered:
             row += _cells(spec, result.tasks.get(spec.name))
         rows.append(row)
-    return "".join(_line(row) for row in rows)
+    return "".join(csv_line(row) for row in rows)
 
 
 def _columns(spec: TaskSpec) -> list[str]:
     return [f"{spec.name}.{field}" for field in spec.fields] if spec.kind == "regression" else [spec.name]
 
 
-def _line(row: Iterable[str | None]) -> str:
+def csv_line(row: Iterable[object]) -> str:
+    """Return the row with its line feed; None is an empty cell."""
     line = io.StringIO()
     # The csv module quotes what its line terminator holds, and readers end a row at a lone carriage return, too.
     csv.writer(line, lineterminator="\r\n").writerow(row)

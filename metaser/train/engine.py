@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -63,7 +64,8 @@ def choose_strategy(parallel: ParallelConfig, num_processes: int) -> Strategy:
     return parallel.strategy
 
 
-def _check_compiler() -> None:
+def _prepare_compiler() -> None:
+    from torch._inductor import config
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -74,6 +76,9 @@ def _check_compiler() -> None:
             f"parallel.compile_layers true needs a C++ compiler on a CPU, but there is none: {error}; install g++ or "
             "set it to false"
         ) from error
+    # torch hashes the headers that it compiles beforehand with this program, and fails where there is none.
+    if shutil.which("openssl") is None:
+        config.cpp_cache_precompile_headers = False
 
 
 class Processes:
@@ -95,7 +100,7 @@ class Processes:
         self.parallel = parallel
         self.strategy = choose_strategy(parallel, info.num_processes)
         if parallel.compile_layers and not use_cuda:
-            _check_compiler()
+            _prepare_compiler()
         # accelerate fills what is left out from these; the experiment alone decides.
         for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
             del os.environ[name]

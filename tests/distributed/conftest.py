@@ -1,12 +1,7 @@
-"""The tiny corpus, once for all tests with several processes, and the server that these are forked from."""
+"""The tiny corpus, once for all tests with several processes."""
 
 import pytest
-from tinyruns import make_corpus, start_server
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _server():
-    start_server(with_deepspeed=True)
+from tinyruns import make_corpus
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tinyruns import TinyCorpus, clip, error_line, metaser, read_json, start_server, write_experiment
+from tinyruns import TinyCorpus, clip, error_line, metaser, read_json, write_experiment
 from tones import pack_items
 
 from metaser.rundir import RunDir, RunLock
@@ -13,7 +13,6 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def three_speakers(tmp_path_factory):
-    start_server()
     folder = tmp_path_factory.mktemp("three")
     pack_items([clip(number, split=None) for number in range(36) if number % 6 < 3], folder / "shards")
     yaml = write_experiment(folder / "tiny.yaml", folder / "shards")

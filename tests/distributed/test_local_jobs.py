@@ -5,18 +5,13 @@ import signal
 
 import pytest
 from clusterjobs import held, in_stage, main_process, write_cluster
-from tinyruns import SetVariables, dev_metrics, losses, metaser, read_json, start_server, wait_until
+from tinyruns import SetVariables, dev_metrics, losses, metaser, read_json, wait_until
 
 from metaser.progress import is_finished
 from metaser.rundir import RunDir
 
 pytestmark = pytest.mark.distributed
 TIMEOUT_S = 150
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server():
-    start_server()
 
 
 def submit(corpus, run, *options, folder, **changes):

@@ -3,12 +3,7 @@
 import signal
 
 import pytest
-from tinyruns import make_corpus, start_server
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _server():
-    start_server()
+from tinyruns import make_corpus
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from clusterjobs import cancelled_at_the_end
-from tinyruns import make_corpus, make_demo, start_server
+from tinyruns import make_corpus, make_demo
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,7 +14,6 @@ def _cluster():
     assert "metaser[1-2]" in found.stdout, (
         f"run `make cluster`: {found.stderr} SLURM_CONF={os.environ.get('SLURM_CONF')}"
     )
-    start_server()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -455,7 +456,8 @@ def test_encoders_survive_from_pretrained(folders: dict[str, Path], tmp_path: Pa
         weights = load_file(file)
         loaded = Holder.from_pretrained(tmp_path / name).eval()
         assert torch.equal(encode(loaded.encoder, clips()[1]).layers[-1], encode(encoder, clips()[1]).layers[-1])
-        for missing in weights:  # whatever a checkpoint lacks starts afresh, the rest stays
+        # Whatever a checkpoint lacks starts afresh, the rest stays; the layers are alike.
+        for missing in {re.sub(r"\d+", "N", key): key for key in weights}.values():
             save_file({key: weights[key] for key in weights if key != missing}, file, {"format": "pt"})
             state = Holder.from_pretrained(tmp_path / name).state_dict()
             assert all(torch.equal(state[key], weights[key]) for key in weights if key != missing)
