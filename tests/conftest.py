@@ -27,7 +27,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         show_cluster()
     elif "ffmpeg" in marks:
         show(("ffmpeg", "ffprobe"))
-    if any("unit" not in item.path.parts for item in session.items):
+    if any({"integration", "distributed", "slurm"} & {*item.path.parts} for item in session.items):
         from tinyruns import start_server
 
         start_server(with_deepspeed="distributed" in marks)

@@ -150,17 +150,22 @@ def make_corpus(folder: Path) -> TinyCorpus:
     return TinyCorpus(pack_clips(folder / "shards"), write_experiment(folder / "tiny.yaml", folder / "shards"))
 
 
-def make_demo(folder: Path, *, steps: int | None = None) -> TinyCorpus:
-    """Pack the embedded corpus below `folder` and write the demo's experiment, each stage cut to `steps` steps."""
-    pack_corpus("demo", None, folder / "shards")
+def pack_demo(folder: Path) -> Path:
+    """Pack the embedded corpus into `folder`."""
+    pack_corpus("demo", None, folder)
+    return folder
+
+
+def make_demo(folder: Path, shards: Path, *, steps: int | None = None) -> TinyCorpus:
+    """Write the demo's experiment on the embedded corpus in `shards` into `folder`, each stage cut to `steps` steps."""
     experiment = yaml.safe_load((REPOSITORY / "configs/experiment/demo.yaml").read_text())
-    experiment["data"]["shards"] = str(folder / "shards")
+    experiment["data"]["shards"] = str(shards)
     if steps is not None:
         for stage in experiment["stages"]:
             stage |= {"num_steps": steps, "eval_every_steps": steps // 2, "save_every_steps": steps // 2}
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(experiment))
-    return TinyCorpus(folder / "shards", path)
+    return TinyCorpus(shards, path)
 
 
 def losses(run: Path) -> list[tuple[int, int, float, dict[str, float]]]:

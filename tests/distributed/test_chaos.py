@@ -16,7 +16,7 @@ from tinyruns import dev_metrics, losses, make_demo, num_lines, started, train_r
 from launch.cli import exit_with_code
 from launch.train import train
 
-KILLS = {"eight": (8, 30), "fifty": (50, None)}
+KILLS = {"four": (4, 16), "fifty": (50, None)}
 """How often a demo training is disturbed, and to how many steps its stages are cut."""
 COUNT = 2
 CHANGES = ("stages.0.save_every_steps=4", "stages.1.save_every_steps=4", "data.num_workers=1", "log_keys=true")
@@ -143,14 +143,11 @@ def is_zombie(pid):
 
 @pytest.mark.parametrize(
     "amount",
-    [
-        pytest.param("eight", marks=pytest.mark.distributed),
-        pytest.param("fifty", marks=pytest.mark.reliability),
-    ],
+    [pytest.param("four", marks=pytest.mark.distributed), pytest.param("fifty", marks=pytest.mark.reliability)],
 )
-def test_random_kills_end_in_the_same_weights(tmp_path, amount):
+def test_random_kills_end_in_the_same_weights(demo_shards, tmp_path, amount):
     num_kills, steps = KILLS[amount]
-    demo = make_demo(tmp_path, steps=steps)
+    demo = make_demo(tmp_path, demo_shards, steps=steps)
     expected = train_ranks(COUNT, demo.yaml, tmp_path / "undisturbed", *CHANGES, timeout_s=WHOLE_RUN_S)
     run, generator = tmp_path / "run", random.Random(11)
     kinds = ["a rank", "a reader", "the launcher", "during a save"]

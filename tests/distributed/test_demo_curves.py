@@ -5,14 +5,14 @@ from tinyruns import EXACT, dev_metrics, losses, make_demo, train_ranks
 
 pytestmark = pytest.mark.distributed
 
-STEPS = 24
+STEPS = 12
 TOLERANCE = 1e-3
 """Of each loss, relative. Rounding alone, one process with slots of 20 s, moves single losses by up to 1.1e-4."""
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    return make_demo(tmp_path_factory.mktemp("demo"), steps=STEPS)
+def demo(demo_shards, tmp_path_factory):
+    return make_demo(tmp_path_factory.mktemp("demo"), demo_shards, steps=STEPS)
 
 
 @pytest.fixture(scope="module")

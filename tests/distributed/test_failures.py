@@ -22,8 +22,17 @@ pytestmark = pytest.mark.distributed
 LONG = ("stages.0.num_steps=100000", "stages.0.eval_every_steps=100000", "stages.0.save_every_steps=5")
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
-@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
+@pytest.mark.parametrize(
+    ("strategy", "victim"),
+    [
+        ("ddp", 0),
+        ("zero3", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.reliability)
+            for case in [("ddp", 1), ("ddp", 2), ("zero3", 0), ("zero3", 1)]
+        ),
+    ],
+)
 def test_a_rank_that_dies_ends_the_job_within_a_minute_with_its_name_and_last_words(corpus, tmp_path, strategy, victim):
     run = tmp_path / "run"
     given = (f"output_dir={run}", f"parallel.strategy={strategy}", *LONG)

@@ -111,6 +111,7 @@ def test_two_processes_learn_what_one_does(corpus, alone, pair, tmp_path, launch
             assert ours[task][metric] == pytest.approx(theirs[task][metric])
 
 
+@pytest.mark.reliability
 def test_the_same_job_twice_is_the_same_to_the_last_bit(corpus, pair, tmp_path):
     again = train(corpus, tmp_path / "run", *EXACT)
     assert_same_run(again, pair)
@@ -123,7 +124,7 @@ def assert_same_run(ours, expected):
     assert task_results(ours) == task_results(expected)
 
 
-@pytest.mark.parametrize("line", [3, 9, 13])
+@pytest.mark.parametrize("line", [9, *(pytest.param(line, marks=pytest.mark.reliability) for line in (3, 13))])
 def test_a_job_killed_as_a_whole_goes_on_to_the_last_bit(corpus, pair, tmp_path, line):
     run = tmp_path / "run"
     with launched(*LAUNCHERS["torchrun"], corpus.yaml, *EXACT, f"output_dir={run}") as process:
@@ -143,7 +144,7 @@ def test_one_killed_rank_ends_the_job_and_leaves_no_orphan(corpus, tmp_path):
         wait_until(lambda: not job_of(f"output_dir={run}"), "no process is left", 30)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.reliability)])
 def test_ranks_asked_to_stop_save_together_and_exit_with_0(corpus, tmp_path, name):
     run = tmp_path / "run"
     long = ("stages.0.num_steps=100000", "stages.0.eval_every_steps=100000", "data.num_workers=1")

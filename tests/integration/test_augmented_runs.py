@@ -22,6 +22,7 @@ def test_it_trains_on_other_audio_than_a_run_without(finished, augmented):
     assert not {line[2] for line in losses(finished)} & {line[2] for line in losses(augmented)}
 
 
+@pytest.mark.reliability
 def test_the_cut_into_slots_changes_nothing_but_rounding(corpus, tmp_path):
     whole = corpus.train(tmp_path / "whole", *AUGMENTED, *EXACT, "data.max_slot_s=30")
     parts = corpus.train(tmp_path / "parts", *AUGMENTED, *EXACT, "data.max_slot_s=2")

@@ -83,10 +83,10 @@ DRAWN = random.Random(7).randint(1, NUM_LINES)
     "lines",
     [
         pytest.param((1,), id="before-any-checkpoint"),
-        pytest.param((8,), id="stage-boundary"),
+        pytest.param((8,), id="stage-boundary", marks=pytest.mark.reliability),
         pytest.param((9, 2), id="second-stage-twice"),
         pytest.param((NUM_LINES,), id="before-the-report"),
-        pytest.param((DRAWN,), id=f"drawn-{DRAWN}"),
+        pytest.param((DRAWN,), id=f"drawn-{DRAWN}", marks=pytest.mark.reliability),
     ],
 )
 def test_killed_and_started_again_it_goes_on_as_if_nothing_had_happened(corpus, finished, tmp_path, lines):
@@ -111,7 +111,9 @@ def test_with_reader_processes_too(corpus, finished, tmp_path):
     assert_same_run(corpus.train(tmp_path / "run", *workers), finished)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize(
+    "name", ["SIGUSR2", *(pytest.param(name, marks=pytest.mark.reliability) for name in ("SIGTERM", "SIGUSR1"))]
+)
 def test_asked_to_stop_it_saves_exits_with_0_and_goes_on_later(corpus, finished, tmp_path, name):
     run = interrupted(corpus, tmp_path / "run", 5, signal_number=signal.Signals[name])
     last_step = losses(run)[-1][1]

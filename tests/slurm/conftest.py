@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from clusterjobs import cancelled_at_the_end
-from tinyruns import make_corpus, make_demo
+from tinyruns import make_corpus, make_demo, pack_demo
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,4 +30,5 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """Return the embedded corpus and the demo's experiment, cut to a few steps."""
-    return make_demo(tmp_path_factory.mktemp("demo"), steps=8)
+    folder = tmp_path_factory.mktemp("demo")
+    return make_demo(folder, pack_demo(folder / "shards"), steps=8)
