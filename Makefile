@@ -51,8 +51,10 @@ cluster: .venv/all-ready
 	touch $@ .venv/demo-ready
 
 .venv-oldest/ready: pyproject.toml | .venv/all-ready
-	$(BIN)/uv venv --quiet --clear --python $(OLDEST_PYTHON) .venv-oldest
-	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable ".[all]"
+	$(OLDEST_PYTHON) -m venv --clear .venv-oldest
+	$(BIN)/python tests/oldest.py constraints > .venv-oldest/constraints.txt
+	DS_BUILD_OPS=0 .venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-oldest/constraints.txt --editable ".[all]"
 	touch $@
 
 clean:

@@ -1,4 +1,7 @@
-"""What `make oldest` does beside the unit tests: import all modules, train a tiny model, load and ask its export."""
+"""What `make oldest` does beside the unit tests: import all modules, train a tiny model, load and ask its export.
+
+python tests/oldest.py constraints      # what pip must install for it
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,29 @@ import pkgutil
 import platform
 import sys
 import tempfile
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY))
 NAMES = ("torch", "transformers", "accelerate", "deepspeed", "numpy", "pyarrow", "pydantic", "huggingface_hub", "peft")
+
+
+def constraints() -> str:
+    """Return the lowest version of each package that pyproject.toml names for users, as pip's constraints."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = [texts for extra, texts in project["optional-dependencies"].items() if extra != "dev"]
+    named = [text for texts in (project["dependencies"], *extras) for text in texts]
+    lowest = [
+        f"{requirement.name}=={bound.version}"
+        for requirement in map(Requirement, named)
+        for bound in requirement.specifier
+        if bound.operator == ">="
+    ]
+    return "\n".join(lowest)
 
 
 def import_all() -> int:
@@ -39,6 +60,9 @@ def train_and_predict(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["constraints"]:
+        print(constraints())
+        sys.exit()
     print(platform.python_version(), *(f"{name} {version(name)}" for name in NAMES), sep=", ")
     print(f"{import_all()} modules imported")
     with tempfile.TemporaryDirectory() as temporary:
