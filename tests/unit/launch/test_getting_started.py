@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 import typer
 from corpustrees import write, write_audio
+from startingpage import COMMANDS, RUNNABLE
 from typer.testing import CliRunner
 
 from launch.cli import app
 
-PAGE = (Path(__file__).parents[3] / "docs" / "getting-started.md").read_text("utf-8")
-COMMANDS = [
-    shlex.split(line.replace("\\\n", " "), comments=True)[1:]
-    for line in re.findall(r"^    (metaser (?:.*\\\n)*.*)$", PAGE, flags=re.MULTILINE)
-]
-IS_TEMPLATE = re.compile(r"[A-Z]{4,}|\[|^\.\.\.$")
-PACKING = [
-    command for command in COMMANDS if command[0] in ("pack", "inspect") and not any(map(IS_TEMPLATE.search, command))
-]
+PACKING = [command for command in RUNNABLE if command[0] in ("pack", "inspect")]
 TABLES = {
     "mine.csv": "file,emotion,speaker\na.wav,angry,anna\nb.wav,sad,ben\n",
     "mapped.csv": "recording_name,mood,internal\na.wav,angry,1\nb.wav,sad,2\n",
