@@ -80,7 +80,7 @@ def test_a_pretrained_encoder_learns_the_same_spread_by_zero(corpus, encoder, al
         }
 
 
-@pytest.mark.parametrize("strategy", SPREAD)
+@pytest.mark.parametrize("strategy", [pytest.param("zero2", marks=pytest.mark.reliability), "zero3"])
 def test_a_pretrained_encoder_continues_spread_by_zero(corpus, encoder, alone, tmp_path, strategy):
     run = tmp_path / "run"
     constant = ("stages.1.schedule={decay: constant, warmup_fraction: 0}", "stages.1.eval_every_steps=3")

@@ -92,7 +92,9 @@ def task_results(run):
     return json.loads((run / "report/report.json").read_text())["tasks"]
 
 
-@pytest.mark.parametrize("launcher", list(LAUNCHERS))
+@pytest.mark.parametrize(
+    "launcher", ["accelerate", pytest.param("accelerate -m", marks=pytest.mark.reliability), "torchrun"]
+)
 def test_two_processes_learn_what_one_does(corpus, alone, pair, tmp_path, launcher):
     run = pair if launcher == "torchrun" else train(corpus, tmp_path / "run", *EXACT, launcher=launcher)
     starts = json.loads((run / "environment.json").read_text())
@@ -175,7 +177,7 @@ def test_never_resuming_is_no_race_between_the_processes(corpus, tmp_path):
     assert "already holds a run" in said
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("num_processes", [pytest.param(2, marks=pytest.mark.reliability), 3])
 def test_evaluation_is_the_same_on_any_number_of_processes(corpus, alone, num_processes):
     path = alone / "report" / "train" / "report.json"
     reports = []
