@@ -37,6 +37,8 @@ _KINDS_OF_SPEECH = {
     "demo": "synthetic",
 }
 """By corpus reader."""
+_LANGUAGE_CODE = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]+)*")
+"""The hub takes no other words."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LONGEST_WINDOW_S = 60.0
 
@@ -118,7 +120,8 @@ def model_card(
 
 def _front_matter(config: ExperimentConfig, record: DataRecord) -> str:
     encoder = config.model.encoder
-    languages = sorted(_counted(record, "languages", "train"))
+    codes = map(_LANGUAGE_CODE.fullmatch, _counted(record, "languages", "train"))
+    languages = sorted({code[1].lower() for code in codes if code})
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "audio-classification",

@@ -130,7 +130,7 @@ class Kinship:
     names: tuple[str, ...]
     """Speakers whose names, though not their corpora, are those of speakers that made the model; same shards: none."""
     num_files: int
-    """Cut from a file of a name that others were cut from; same shards: the file itself."""
+    """Cut from a file of a name that others were cut from, and not these; same shards: the file itself."""
     num_without_speaker: int
     num_made: int
     num_made_without_speaker: int
@@ -167,7 +167,7 @@ def kinship(made: Material, judged: Material, *, same_shards: bool) -> Kinship:
         num_recordings=int(judged.with_value_in("recording", made).sum()),
         speakers=tuple(sorted(speakers & others)),
         names=() if same_shards else tuple(sorted(named)),
-        num_files=int(judged.with_value_in("file", made).sum()),
+        num_files=int((judged.with_value_in("file", made) & ~judged.with_value_in("recording", made)).sum()),
         num_without_speaker=judged.num_without("speaker"),
         num_made=len(made),
         num_made_without_speaker=made.num_without("speaker"),

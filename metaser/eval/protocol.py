@@ -236,8 +236,8 @@ def evaluate_run(
         processes.close()
     if report is None:
         raise SplitError(
-            f"split {split!r} of {', '.join(map(str, folders))} must hold utterances that pass a stage's filter, "
-            f"got none of {len(choice.rows)}; {_used_sentence(0, choice)}"
+            f"split {split!r} of {', '.join(map(str, folders))} must hold utterances that the filter of a stage "
+            f"admits and of which a task knows the label, got none of {len(choice.rows)}; {_used_sentence(0, choice)}"
         )
     return report
 
@@ -382,7 +382,7 @@ def _used_sentence(num_used: int, choice: Choice, left_out: Mapping[str, int] | 
     if left_out and left_out["filter"]:
         reasons.append(f"{left_out['filter']} pass no stage's filter")
     if left_out and left_out["no label"]:
-        reasons.append(f"{left_out['no label']} have no label for any task of a stage")
+        reasons.append(f"{left_out['no label']} have no label that a task of a stage knows")
     return f"{num_used} of {len(choice.index)} used, because {', '.join(reasons)}"
 
 

@@ -29,6 +29,8 @@ _SPEAKERS = {
     None: "unknown whether these speakers were trained on",
 }
 """By `speaker_overlap`."""
+_MAX_NAMED = 12
+"""Labels in a sentence."""
 _INTERVAL_TITLE = "UA, 95 % interval"
 
 
@@ -233,12 +235,12 @@ def _notes(report: Mapping[str, Any], main_task: str) -> list[str]:
     """Return what a reader of the numbers must know; sentences without their full stops."""
     main = report["tasks"].get(main_task, {})
     notes = _protocol_notes(report)
-    absent = [label for label in main.get("labels", ()) if label not in main["classes"]]
-    if absent:
-        notes.append(
-            f"{main_task}: no utterance is {', '.join(absent)}; UA and macro-F1 are means over "
-            f"{', '.join(main['classes'])}"
-        )
+    for name, metrics in sorted(report["tasks"].items(), key=lambda task: (task[0] != main_task, task[0])):
+        absent = [label for label in metrics.get("labels", ()) if label not in metrics["classes"]]
+        if absent:
+            notes.append(
+                f"{name}: no utterance is {_few(absent)}; UA and macro-F1 are means over {_few(metrics['classes'])}"
+            )
     if "ua_interval_reason" in main:
         notes.append(f"no interval for {main_task}: {main['ua_interval_reason']}")
     parts = {name: LeftOut.model_validate(part) for name, part in report.get("left_out", {}).items()}
@@ -255,6 +257,11 @@ def _notes(report: Mapping[str, Any], main_task: str) -> list[str]:
                 "script that sets no blanks between words; there WER counts characters"
             )
     return notes
+
+
+def _few(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:_MAX_NAMED])
+    return shown if len(labels) <= _MAX_NAMED else f"{shown} and {len(labels) - _MAX_NAMED} more"
 
 
 def _markdown(report: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -43,6 +44,8 @@ _CONVERT = (
 _ANCHOR = "feature_projection.projection.weight"
 """A weight that all of these encoders have, by which their place in a larger model is found."""
 _MASK_EMBEDDING = "masked_spec_embed"
+_LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
+_STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 _UNREADABLE = (
     *(OSError, SafetensorError, pickle.UnpicklingError, struct.error, EOFError, ImportError, MemoryError),
@@ -346,17 +349,33 @@ def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_p
         )
     weights: dict[str, Tensor] = {}
     unexpected: list[str] = []
+    prefix: str | None = None
     for file in found.files:
         with _reading(file), _tensors(file) as tensors:
             names = [name for name in tensors if found.file_of is None or found.file_of.get(name) == file.name]
-            prefix = _prefix(names, usual_prefix, file)
+            if prefix is None:
+                # Only one of several parts has the weight that tells it.
+                prefix = _prefix(names if found.file_of is None else list(found.file_of), usual_prefix, file)
             for name in names:
                 ours = _our_name(name, prefix)
-                if ours in expected:
-                    weights[ours] = _checked(tensors[name], expected[ours], name, file)
-                else:
+                if ours not in expected:
                     unexpected.append(name)
+                    continue
+                value = _checked(tensors[name], expected[ours], name, file)
+                if not torch.equal(weights.setdefault(ours, value), value):
+                    raise ModelError(
+                        f"a checkpoint must hold each weight of the encoder once, but {file} holds two different ones "
+                        f"for {ours}, the second as {name}; save the encoder that you want by save_pretrained"
+                    )
     where = str(checkpoint.folder)
+    if surplus := [name for name in unexpected if _LAYER.search(name)]:
+        _LOG.warning(
+            "%s: config.json says %d layers; %d tensors of further ones are left out, the first %s",
+            where,
+            1 + max(int(layer[1]) for name in expected if (layer := _LAYER.search(name))),
+            len(surplus),
+            surplus[0],
+        )
     if unexpected:
         _LOG.info("%s: %d tensors outside the encoder are ignored: %s", where, len(unexpected), sorted(unexpected))
     if _MASK_EMBEDDING not in weights:
@@ -396,13 +415,16 @@ def _tensors(file: Path) -> Iterator[Mapping[str, Any]]:
         return
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     # Trainers keep more than the model in a file.
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            _LOG.info("%s: the weights are those under %r", file, key)
-            loaded = loaded[key]
+    while isinstance(loaded, Mapping) and (key := next(filter(_holds_state(loaded), _STATE_KEYS), None)):
+        _LOG.info("%s: the weights are those under %r", file, key)
+        loaded = loaded[key]
     if not isinstance(loaded, Mapping):
         raise ModelError(f"{file} must hold tensors by name, but holds a {type(loaded).__name__}; {_FETCH_AGAIN}")
     yield {str(name): value for name, value in loaded.items()}
+
+
+def _holds_state(loaded: Mapping[Any, Any]) -> Callable[[str], bool]:
+    return lambda key: isinstance(loaded.get(key), Mapping)
 
 
 class _Lazy(Mapping[str, Any]):

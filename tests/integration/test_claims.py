@@ -133,7 +133,7 @@ def test_what_labels_leave_out_is_counted(run, tmp_path):
     protocol = evaluated(run, tmp_path / "mute", folder=tmp_path)["protocol"]
     assert protocol["num_left_out"] == {"other splits": 0, "filter": 0, "no label": 3}
     assert "33 of 36 used, because" in protocol["used"]
-    assert "3 have no label for any task of a stage; 26 of them for emotion, because 7" in protocol["used"]
+    assert "3 have no label that a task of a stage knows; 26 of them for emotion, because 7" in protocol["used"]
 
 
 def test_all_of_its_own_shards_include_what_it_was_trained_on(run, corpus, tmp_path):

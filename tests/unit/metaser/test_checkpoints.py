@@ -272,6 +272,20 @@ def test_parts_are_those_that_the_index_names(folder: Path, tensors: dict[str, T
     assert f"{name}.index.json names must lie beside it, but '{parts[1]}' (2 of 2) does not" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_prefix_holds_for_all_parts(folder: Path, tensors: dict[str, Tensor], name: str) -> None:
+    (folder / "model.safetensors").unlink()
+    weights = {f"model.wav2vec2.{key}": tensor for key, tensor in tensors.items()}
+    index = {}
+    for number, key in enumerate(weights):
+        part = f"part-{number % 3}.{name.partition('.')[2]}"
+        index[key] = part
+    for part in set(index.values()):
+        FORMATS[name]({key: weights[key] for key in weights if index[key] == part}, folder / part)
+    (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": index}))
+    assert_same(load(folder), tensors)
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"weight_map": {}}', b'{"weight_map": {"a": 1}}'])
 def test_a_damaged_index(folder: Path, data: bytes) -> None:
     (folder / "model.safetensors.index.json").write_bytes(data)
@@ -312,6 +326,43 @@ def test_the_state_in_a_trainers_file_is_found(
 def test_two_encoders_in_one_file(folder: Path, tensors: dict[str, Tensor]) -> None:
     weights = {f"{who}.{name}": tensor for who in ("student", "teacher") for name, tensor in tensors.items()}
     assert "must hold one encoder, but holds 2, under 'student.', 'teacher.'" in refusal(with_weights(folder, weights))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("prefixes", [("", "wav2vec2."), ("wav2vec2.", "")])
+def test_a_weight_under_two_names(
+    folder: Path, tensors: dict[str, Tensor], name: str, prefixes: tuple[str, str]
+) -> None:
+    """Equal ones are a copy, and do no harm."""
+    first, second = ({prefix + key: tensor.clone() for key, tensor in tensors.items()} for prefix in prefixes)
+    assert_same(load(with_weights(folder, first | second, name)), tensors)
+    changed = f"{prefixes[1]}encoder.layer_norm.bias"
+    second[changed] = second[changed] + 1
+    FORMATS[name](first | second, folder / name)
+    words = refusal(folder)
+    assert "must hold each weight of the encoder once" in words
+    assert "encoder.layer_norm.bias" in words
+
+
+def test_both_halves_of_weight_norm_in_two_spellings(folder: Path, tensors: dict[str, Tensor]) -> None:
+    (old,) = [name for name in tensors if name.endswith(("parametrizations.weight.original0", "weight_g"))]
+    names = [old, old.replace("parametrizations.weight.original0", "weight_g")]
+    weights = tensors | {names[-1]: tensors[old] + 1}
+    assert names[0] != names[1]
+    assert "must hold each weight of the encoder once" in refusal(with_weights(folder, weights))
+
+
+def test_a_state_in_a_state(folder: Path, tensors: dict[str, Tensor]) -> None:
+    assert_same(load(with_weights(folder, {"model": {"model": tensors}})), tensors)
+
+
+def test_layers_that_the_configuration_leaves_out_are_told(
+    folder: Path, tensors: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] - 1}))
+    load(folder)
+    assert f"config.json says {config['num_hidden_layers'] - 1} layers" in caplog.text
 
 
 class Unwanted:

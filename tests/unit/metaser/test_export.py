@@ -1,6 +1,7 @@
 """The model card: what it says for runs of every kind, and that nothing in names can break it."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -134,6 +135,11 @@ def test_no_name_breaks_the_header_or_a_table(tmp_path_factory, words):
     folder = tmp_path_factory.getbasetemp() / "card"
     run = make_run(folder, corpus=words, licence=words, languages=(words,))
     card = model_card(run, experiment(), SPECS, REPORT)
-    assert header(card)["language"] == [words]
+    assert all(re.fullmatch("[a-z]{2,3}", code) for code in header(card).get("language", ()))
     tables = [line for line in card.split("\n") if line.startswith("| ") and "30" in line]
     assert [line.replace("\\\\", "").replace("\\|", "").count("|") for line in tables] == [7]
+
+
+def test_only_codes_of_languages_stand_in_the_header(tmp_path):
+    run = make_run(tmp_path / "run", languages=("EN", "de", "pt-BR", "zh_Hant", "German", "deutsch", "?"))
+    assert header(model_card(run, experiment(), SPECS, REPORT))["language"] == ["de", "en", "pt", "zh"]

@@ -74,6 +74,14 @@ def test_files_of_other_shards_prove_nothing_but_forbid_the_claim():
     assert (found.num_files, found.speaker_overlap) == (1, None)
 
 
+def test_trained_utterances_are_no_parts_of_files_that_others_were_cut_from():
+    columns = {"speaker": ["c:a", "c:a", "c:b"], "source": ["call.wav", "call.wav", "alone.wav"]}
+    made = material(**{name: values[::2] for name, values in columns.items()})
+    judged = columns | {"pcm_sha256": [bytes([5, row]) * 16 for row in (0, 2, 1)]}
+    found = kinship(made, material("all", **judged), same_shards=True)
+    assert (found.num_recordings, found.num_files) == (2, 1)
+
+
 def test_a_record_is_read_back_joined_and_refused_when_damaged(tmp_path):
     first, second = material(speaker=["c:a", None], text=["x", None]), material("dev", speaker=["c:b"])
     path = tmp_path / "record.parquet"
