@@ -94,6 +94,11 @@ def lacks_end(path: Path) -> bool:
         return not _ends(file.read())
 
 
+def begins_with_opus(data: bytes) -> bool:
+    """Return whether the first stream of a file's bytes is one of Opus."""
+    return data.startswith(b"OggS") and _OPUS_HEAD in data[: _HEADER_BYTES + 256]
+
+
 def bytes_lack_end(data: bytes) -> bool:
     """Return `lacks_end` of a whole file's bytes."""
     return data.startswith(b"OggS") and not _ends(data)

@@ -132,8 +132,54 @@ def test_mp3_inside_wav_is_decoded() -> None:
 
 @pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
 def test_chained_ogg_is_decoded_one_after_another(codec) -> None:
-    first, second = encoded(tone(20_000), "OGG", codec), encoded(tone(30_000), "OGG", codec)
+    first, second = (encoded(tone(num, 48_000), "OGG", codec, 48_000) for num in (20_000, 30_000))
     assert length(first + second) == 50_000
+
+
+def opus_stating(data: bytes, rate_hz: int) -> bytes:
+    """Opus in OGG with another rate in its head."""
+    at, end = data.index(b"OpusHead") + 12, data.index(b"OggS", 4)
+    return audiozoo.with_page_checksum(data[:at] + struct.pack("<I", rate_hz) + data[at + 4 : end], 0) + data[end:]
+
+
+def noise_as_opus(num_samples: int) -> bytes:
+    noise = np.random.default_rng(0).normal(size=num_samples).astype(np.float32) * 0.1
+    return encoded(noise, "OGG", "OPUS", 48_000)
+
+
+@pytest.mark.parametrize("rate_hz", [0, 1, 8_000, 12_000, 16_000, 44_100, 192_000, 0xFFFFFFFF])
+def test_opus_has_all_its_band_whatever_rate_its_head_states(rate_hz) -> None:
+    whole = noise_as_opus(30_000)
+    expected, _ = decode(whole, "clip")
+    spectrum = np.square(np.abs(np.fft.rfft(expected)))
+    assert spectrum[len(spectrum) // 6 :].sum() > 0.5 * spectrum.sum()
+    samples, decoded_hz = decode(opus_stating(whole, rate_hz), "clip")
+    assert decoded_hz == 48_000
+    np.testing.assert_array_equal(samples, expected)
+
+
+def test_chained_opus_of_several_stated_rates_is_decoded() -> None:
+    first, second = noise_as_opus(20_000), noise_as_opus(30_000)
+    samples, _ = decode(opus_stating(first, 8_000) + opus_stating(second, 0) + first, "clip")
+    expected = [decode(data, "clip")[0] for data in (first, second, first)]
+    np.testing.assert_array_equal(samples, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 12_000, 16_000, 24_000])
+@pytest.mark.parametrize("num_samples", [9_600, 9_601, 9_602, 9_605])
+def test_stored_opus_is_read_whole_also_by_an_index_from_when_it_was_decoded_at_a_lower_rate(
+    rate_hz, num_samples
+) -> None:
+    data = opus_stating(noise_as_opus(num_samples), rate_hz)
+    expected = prepare(*decode(data, "clip"))
+    with sf.SoundFile(io.BytesIO(data)) as file:
+        num_then = len(prepare(file.read(dtype="float32"), file.samplerate))
+    for num in (len(expected), num_then):
+        out = np.empty(num, np.float32)
+        decode_stored(data, out)
+        np.testing.assert_array_equal(out, expected[:num])
+    with pytest.raises(AudioError, match="must have the"):
+        decode_stored(data, np.empty(len(expected) - 3, np.float32))
 
 
 def test_ogg_with_a_lost_or_damaged_page_is_refused() -> None:
