@@ -83,9 +83,9 @@ def check_layout(layout: Layout, num_bytes: int | None, name: str) -> None:
             stated number of samples.
     """
     agrees = layout.bits > 0 and layout.frame_bytes == layout.num_channels * ((layout.bits + 7) // 8)
-    if not agrees and not layout.is_mixed:
+    if layout.num_channels == 0 or not (agrees or layout.is_mixed):
         raise _contradiction(layout, name, "which cannot all be true")
-    if layout.num_spare < 0:
+    if layout.used_bits > layout.bits and layout.is_integer:
         raise _contradiction(layout, name, f"and that {layout.used_bits} of the bits are used")
     if layout.num_spare and not layout.is_signed:
         raise _contradiction(layout, name, "and nothing says where in its byte a sample lies")
