@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile as sf
@@ -113,7 +114,7 @@ def _unreadable(path: Path, error: OSError) -> AudioError:
 
 def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | None:
     """Return the part without reading the rest, None where that would not be exact."""
-    size = os.fstat(file.fileno()).st_size
+    size = end_byte = os.fstat(file.fileno()).st_size
     head = file.read(HEAD_BYTES)
     is_flac = head.startswith(b"fLaC")
     if foreign_format(head) is not None:
@@ -124,10 +125,10 @@ def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | 
             return None
         if found.layout is not None and found.layout.num_spare:
             return None
-        check_length(file, size, found, str(path))
+        end_byte = check_length(file, size, found, str(path))
     file.seek(0)
     try:
-        with sf.SoundFile(file.fileno(), closefd=False) as sound:
+        with sf.SoundFile(_Beginning(file, end_byte)) as sound:
             # What a FLAC file has beyond its stated end is not looked for, so that its end must be given.
             is_exact = part.end_s is not None if is_flac else sound.subtype in _PLAIN_CODECS
             if not is_exact or not 0 < sound.frames < UNKNOWN_FRAMES:
@@ -146,6 +147,33 @@ def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | 
     if len(samples) < end - start:
         raise AudioError(f"audio must be whole, but {path} ends inside the segment; copy it again")
     return samples, rate_hz
+
+
+class _Beginning(io.RawIOBase):
+    """A file without the tags behind it, which libsndfile takes for samples in some containers."""
+
+    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
+        self._file = file
+        self._num_bytes = num_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            return self._file.seek(self._num_bytes + offset)
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), max(0, self._num_bytes - self._file.tell())))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _check_end(sound: sf.SoundFile, path: Path) -> None:
