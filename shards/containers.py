@@ -10,7 +10,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
 from shards.errors import AudioError
@@ -26,6 +26,7 @@ _MPEG_TAGS = (0x50, 0x55)
 _SNDFILE_TAGS = (0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x38, 0x40)
 """Those of the codecs that libsndfile reads in WAVE: PCM, MS ADPCM, float, A-law, u-law, IMA, GSM, NMS, G.721."""
 _PCM_TAG, _FLOAT_TAG, _LAW_TAGS = 0x01, 0x03, (0x06, 0x07)
+_SPEEX_TAG = 0xA109
 _EXTENSIBLE_TAG = 0xFFFE
 _FORM_BYTES = 16
 """Of the part of WAVE's `fmt ` chunk that all codecs have."""
@@ -230,6 +231,11 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
     for chunk in _chunks(file, 12, size, order):
         if chunk.name == b"fmt ":
             form = _wave_form(file, chunk.start, chunk.num_bytes, order)
+            if form.tag == _SPEEX_TAG:
+                raise AudioError(
+                    f"audio must be of a codec that can be decoded, but {name} is Speex in WAV, of which ffmpeg "
+                    "decodes the first packet alone; convert it with what wrote it"
+                )
         elif chunk.name == b"ds64":
             long_at = chunk.start + 8
             long_bytes = _number(file, long_at, 8, order)
@@ -460,9 +466,20 @@ def _sphere(file: BinaryIO, _size: int, _name: str) -> Samples | None:
     if b"shorten" in header or b"wavpack" in header:
         return None
     fields = {key.decode(): int(value) for key, value in _SPHERE_FIELD.findall(header)}
-    frame_bytes = fields.get("channel_count", 1) * fields.get("sample_n_bytes", 1)
+    num_channels, sample_bytes = fields.get("channel_count", 1), fields.get("sample_n_bytes", 1)
+    frame_bytes = num_channels * sample_bytes
     stated = fields.get("sample_count", 0) * frame_bytes
-    return Samples(start, stated or None, frame_bytes=frame_bytes, rate_hz=fields.get("sample_rate"))
+    layout = None
+    if b"law" not in header and fields.get("sample_sig_bits", 0) > 8 * sample_bytes:
+        layout = Layout(num_channels, 8 * sample_bytes, frame_bytes, used_bits=fields["sample_sig_bits"])
+    return Samples(start, stated or None, frame_bytes=frame_bytes, rate_hz=fields.get("sample_rate"), layout=layout)
+
+
+_VOC_LONG = 9
+"""A block that states all of its form, of which `_VOC_FORM` are the places and widths of bits, channels and codec."""
+_VOC_FORM = ((4, 1), (5, 1), (6, 2))
+_VOC_BYTES = {0: 1, 4: 2, 6: 1, 7: 1}
+"""Of a sample, by the codec."""
 
 
 def _voc(file: BinaryIO, size: int, name: str) -> Samples:
@@ -471,14 +488,21 @@ def _voc(file: BinaryIO, size: int, name: str) -> Samples:
         kind, num_bytes = _number(file, position, 1, "little"), _number(file, position + 1, 3, "little")
         header_bytes = {1: 2, 2: 0, 9: 12}.get(kind)
         if header_bytes is not None:
-            found.append(Samples(position + 4 + header_bytes, num_bytes - header_bytes))
+            layout = _voc_layout(file, position + 4) if kind == _VOC_LONG else None
+            found.append(Samples(position + 4 + header_bytes, num_bytes - header_bytes, layout=layout))
         position += 4 + num_bytes
     if not found:
         raise _incomplete(name, "block of sound")
     if len(found) > 1:
         return Samples(found[0].start, None, is_foreign=True)
     stated = max(0, found[0].stated_bytes or 0)
-    return Samples(found[0].start, stated, chunks_follow=lambda _, end, size: min(size, end + 1))
+    return replace(found[0], stated_bytes=stated, chunks_follow=lambda _, end, size: min(size, end + 1))
+
+
+def _voc_layout(file: BinaryIO, start: int) -> Layout | None:
+    bits, num_channels, codec = (_number(file, start + place, width, "little") for place, width in _VOC_FORM)
+    own_bytes = _VOC_BYTES.get(codec)
+    return None if own_bytes is None else Layout(num_channels, bits, num_channels * own_bytes, is_integer=False)
 
 
 def _endless(header_bytes: int) -> Callable[[BinaryIO, int, str], Samples]:

@@ -188,6 +188,32 @@ def test_24_bits_at_the_high_end_of_4_bytes_of_caf_are_read(endian) -> None:
     np.testing.assert_array_equal(decode(caf_stating(data, 4, 1, 24), "clip")[0], samples)
 
 
+# ---------------------------------------------------------------- others
+
+
+@pytest.mark.parametrize(("codec", "bits"), [("PCM_16", 8), ("PCM_16", 24), ("ULAW", 16), ("ALAW", 0)])
+def test_voc_whose_bits_are_not_those_of_its_codec_is_refused(codec, bits) -> None:
+    data = encoded("VOC", codec)
+    assert abs(len(decode(data, "clip")[0]) - len(NOISE)) <= 1
+    with pytest.raises(AudioError, match=f"that of clip states samples of {bits} bits"):
+        decode(data[:34] + bytes([bits]) + data[35:], "clip")
+
+
+def test_sphere_whose_samples_have_more_bits_than_bytes_is_refused() -> None:
+    data = encoded("NIST")
+    with pytest.raises(AudioError, match="24 of the bits are used"):
+        decode(data.replace(b"sample_sig_bits -i 16", b"sample_sig_bits -i 24"), "clip")
+    fewer = data.replace(b"sample_sig_bits -i 16", b"sample_sig_bits -i 12")
+    np.testing.assert_array_equal(decode(fewer, "clip")[0], decode(data, "clip")[0])
+
+
+def test_speex_in_wav_is_refused() -> None:
+    data = encoded("WAV", "ULAW")
+    at = data.index(b"fmt ") + 8
+    with pytest.raises(AudioError, match="clip is Speex in WAV"):
+        decode(data[:at] + struct.pack("<H", 0xA109) + data[at + 2 :], "clip")
+
+
 # ---------------------------------------------------------------- rates
 
 
