@@ -233,6 +233,7 @@ _FFMPEG = [
     ("au pipe", "-c:a pcm_mulaw -f au pipe:", "AU", 8_000, 1, 0.02, 1, False),
     ("caf pcm", "-f caf", "CAF", 16_000, 1, _EXACT, 1, False),
     ("caf alac", "-c:a alac -f caf", "CAF", 16_000, 1, _EXACT, 4096, False),
+    ("caf ima", "-c:a adpcm_ima_qt -f caf", "CAF", 16_000, 1, None, 64, True),
     ("caf opus", "-c:a libopus -f caf", "CAF", 48_000, 1, None, 960, True),
     ("caf mp3", "-c:a libmp3lame -f caf", "CAF", 16_000, 1, None, 1152, True),
     ("caf pipe", "-f caf pipe:", "CAF", 16_000, 1, _EXACT, 1, False),
