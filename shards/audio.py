@@ -17,13 +17,15 @@ from jaxtyping import Float32, Int16
 
 from shards.decoding import DECODER_ERRORS, SequentialFile, decode, decoder_reason
 from shards.errors import AudioError
-from shards.oggpages import lacks_end
+from shards.oggpages import begins_with_opus, lacks_end
 from shards.parts import Part, load_file, load_part
 from shards.schema import RATE_HZ
 
 _FULL_SCALE = 32_768
 QUIET_PEAK = 33
 """Of 32,768: -60 dB below full scale."""
+_OPUS_LOST = (1, 2)
+"""Samples fewer than there are that indices of Opus may state, from when it was decoded at a lower rate."""
 CANCELLED = 0.1
 """Share of the channels' power that their mean keeps below which they cancel; it is 1 where they are unlike each
 other, 2 where two are the same, and 1 + r where two equally loud ones have the correlation r."""
@@ -77,6 +79,8 @@ def decode_stored(data: bytes, out: Float32[np.ndarray, " T"]) -> None:
     try:
         with SequentialFile(io.BytesIO(data)) as file:
             is_ready = (file.samplerate, file.channels, file.frames) == (RATE_HZ, 1, len(out))
+            # libsndfile decodes it at the rate that its head states.
+            is_ready = is_ready and file.subtype != "OPUS"
             num_samples = len(file.read(dtype="float32", out=out)) if is_ready else 0
     except DECODER_ERRORS as error:
         if data.startswith(b"fLaC"):
@@ -86,6 +90,8 @@ def decode_stored(data: bytes, out: Float32[np.ndarray, " T"]) -> None:
         is_ready = False
     if not is_ready:
         samples = prepare(*decode(data, "a shard's audio"))
+        num_lost = len(samples) - len(out) if begins_with_opus(data) else 0
+        samples = samples[: len(out)] if num_lost in _OPUS_LOST else samples
         num_samples = len(samples)
         if num_samples == len(out):
             out[:] = samples

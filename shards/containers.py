@@ -6,12 +6,15 @@ says nothing (a file written into a pipe) is given the length that is there, and
 
 from __future__ import annotations
 
+import math
 import re
+import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, Literal
 
 from shards.errors import AudioError
+from shards.layout import Layout, check_layout, check_rate
 from shards.tags import skip_tags
 
 _Order = Literal["little", "big"]
@@ -22,7 +25,12 @@ _MPEG_TAGS = (0x50, 0x55)
 """WAVE's numbers for MPEG audio."""
 _SNDFILE_TAGS = (0x01, 0x02, 0x03, 0x06, 0x07, 0x11, 0x31, 0x38, 0x40)
 """Those of the codecs that libsndfile reads in WAVE: PCM, MS ADPCM, float, A-law, u-law, IMA, GSM, NMS, G.721."""
+_PCM_TAG, _FLOAT_TAG, _LAW_TAGS = 0x01, 0x03, (0x06, 0x07)
+_SPEEX_TAG = 0xA109
 _EXTENSIBLE_TAG = 0xFFFE
+_FORM_BYTES = 16
+"""Of the part of WAVE's `fmt ` chunk that all codecs have."""
+_USED_BITS_AT = 18
 _GSM_TAG = 0x31
 _GSM_BLOCK_SAMPLES = 320
 _W64_CHUNK = bytes.fromhex("f3acd3118cd100c04f8edb8a")
@@ -52,19 +60,32 @@ class Samples:
     """Samples of each `frame_bytes`, of a codec of which libsndfile takes a byte of padding for one more block."""
     count_field: int | None = None
     """Where the header states the number of samples of a codec that libsndfile decodes no further than that."""
+    rate_hz: int | None = None
+    """As the header says, where we look for it."""
+    layout: Layout | None = None
+    """How plain samples lie."""
+
+    @property
+    def for_sndfile(self) -> bool:
+        """Whether libsndfile may read the header as it is."""
+        return not self.is_mpeg and not self.is_foreign
 
 
 def find_samples(file: BinaryIO, size: int, name: str) -> Samples | None:
     """Return where the samples of a file with `size` bytes lie; None if its format states no length that we know.
 
     Raises:
-        AudioError: if its chunks are damaged or its samples lie in several places.
+        AudioError: if its chunks are damaged, its samples lie in several places, or its header contradicts itself.
     """
     head = _at(file, 0, 40)
-    for magic, reader in _READERS.items():
-        if head.startswith(magic):
-            return reader(file, size, name)
-    return None
+    reader = next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
+    found = None if reader is None else reader(file, size, name)
+    if found is not None and found.for_sndfile:
+        if found.rate_hz is not None:
+            check_rate(found.rate_hz, name)
+        if found.layout is not None:
+            check_layout(found.layout, found.stated_bytes, name)
+    return found
 
 
 def check_length(file: BinaryIO, size: int, samples: Samples, name: str) -> int:
@@ -168,16 +189,53 @@ def _behind_chunks(order: _Order) -> Callable[[BinaryIO, int, int], int]:
     return behind
 
 
+@dataclass(frozen=True)
+class _WaveForm:
+    """What WAVE's `fmt ` chunk says."""
+
+    tag: int = 0
+    rate_hz: int | None = None
+    frame_bytes: int = 1
+    layout: Layout | None = None
+
+
+def _wave_form(file: BinaryIO, start: int, num_bytes: int, order: _Order) -> _WaveForm:
+    if num_bytes < _FORM_BYTES:
+        return _WaveForm()
+    tag, num_channels, frame_bytes, bits = (_number(file, start + place, 2, order) for place in (0, 2, 12, 14))
+    is_extensible = tag == _EXTENSIBLE_TAG
+    # The codec's own number then begins a longer name behind.
+    tag = _number(file, start + 24, 2, order) if is_extensible else tag
+    layout = None
+    if tag in _LAW_TAGS:
+        # Whatever it says of their bits, they have 8.
+        layout = Layout(num_channels, 8, frame_bytes, order, is_integer=False)
+    elif tag in (_PCM_TAG, _FLOAT_TAG):
+        layout = Layout(
+            num_channels,
+            bits,
+            frame_bytes,
+            order,
+            used_bits=_number(file, start + _USED_BITS_AT, 2, order) if is_extensible else 0,
+            is_integer=tag == _PCM_TAG,
+            is_signed=frame_bytes > num_channels,
+            bits_at=start + (14 if order == "little" else 15),
+        )
+    return _WaveForm(tag, _number(file, start + 4, 4, order), frame_bytes, layout)
+
+
 def _riff(file: BinaryIO, size: int, name: str) -> Samples:
     magic = _at(file, 0, 4)
     order: _Order = "big" if magic == b"RIFX" else "little"
-    frame_bytes, tag, long_bytes, long_at = 1, 0, 0, 0
+    form, long_bytes, long_at = _WaveForm(), 0, 0
     for chunk in _chunks(file, 12, size, order):
         if chunk.name == b"fmt ":
-            tag = _number(file, chunk.start, 2, order)
-            # The codec's own number then begins a longer name behind.
-            tag = _number(file, chunk.start + 24, 2, order) if tag == _EXTENSIBLE_TAG else tag
-            frame_bytes = _number(file, chunk.start + 12, 2, order)
+            form = _wave_form(file, chunk.start, chunk.num_bytes, order)
+            if form.tag == _SPEEX_TAG:
+                raise AudioError(
+                    f"audio must be of a codec that can be decoded, but {name} is Speex in WAV, of which ffmpeg "
+                    "decodes the first packet alone; convert it with what wrote it"
+                )
         elif chunk.name == b"ds64":
             long_at = chunk.start + 8
             long_bytes = _number(file, long_at, 8, order)
@@ -197,22 +255,26 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
                 fields,
                 order,
                 _behind_chunks(order),
-                is_mpeg=tag in _MPEG_TAGS,
-                is_foreign=tag not in (*_MPEG_TAGS, *_SNDFILE_TAGS),
-                block_samples=_GSM_BLOCK_SAMPLES if tag == _GSM_TAG else None,
-                frame_bytes=frame_bytes,
+                is_mpeg=form.tag in _MPEG_TAGS,
+                is_foreign=form.tag not in (*_MPEG_TAGS, *_SNDFILE_TAGS),
+                block_samples=_GSM_BLOCK_SAMPLES if form.tag == _GSM_TAG else None,
+                frame_bytes=form.frame_bytes,
+                rate_hz=form.rate_hz,
+                layout=form.layout,
             )
     raise _incomplete(name, "data chunk")
 
 
 def _iff(file: BinaryIO, size: int, name: str) -> Samples:
     wanted, skipped = (b"SSND", 8) if _at(file, 8, 3) == b"AIF" else (b"BODY", 0)
-    frame_bytes, count_field = 1, None
+    frame_bytes, count_field, rate_hz, layout = 1, None, None, None
     for chunk in _chunks(file, 12, size, "big"):
         if chunk.name == b"COMM":
             frame_bytes = _number(file, chunk.start, 2, "big") * ((_number(file, chunk.start + 6, 2, "big") + 7) // 8)
             is_counted = _at(file, chunk.start + 18, 4) in (b"GSM ", b"DWVW")
             count_field = chunk.start + 2 if is_counted else None
+            rate_hz = _extended(_at(file, chunk.start + 8, 10))
+            layout = _aiff_layout(file, chunk)
         elif chunk.name == wanted:
             is_streamed = chunk.num_bytes >= _STREAMED_BYTES and chunk.end > size
             is_unfinished = (
@@ -230,22 +292,77 @@ def _iff(file: BinaryIO, size: int, name: str) -> Samples:
                 _behind_chunks("big"),
                 frame_bytes=frame_bytes,
                 count_field=count_field,
+                rate_hz=rate_hz,
+                layout=layout,
             )
     raise _incomplete(name, f"{wanted.decode()} chunk")
 
 
+_AIFF_BITS = {
+    **dict.fromkeys((b"fl32", b"FL32", b"in32", b"23ni"), 32),
+    **dict.fromkeys((b"fl64", b"FL64"), 64),
+    **dict.fromkeys((b"in24", b"42n1", b"42ni"), 24),
+    **dict.fromkeys((b"ulaw", b"ULAW", b"alaw", b"ALAW", b"raw "), 8),
+}
+"""Of a sample, by the codec's name."""
+_AIFF_STATED = (b"NONE", b"twos", b"sowt")
+"""Codecs whose bits the header states."""
+_AIFF_BELIEVED = (b"in24", b"in32", b"42n1", b"42ni", b"23ni", b"raw ")
+"""Codecs for which libsndfile believes it as well."""
+
+
+def _aiff_layout(file: BinaryIO, common: _Chunk) -> Layout | None:
+    codec = _at(file, common.start + 18, 4) if _at(file, 8, 4) == b"AIFC" else b"NONE"
+    if codec not in (*_AIFF_STATED, *_AIFF_BITS):
+        return None
+    num_channels, num_frames, bits = (
+        _number(file, common.start + place, width, "big") for place, width in ((0, 2), (2, 4), (6, 2))
+    )
+    own_bits = _AIFF_BITS.get(codec, bits)
+    is_integer = codec in (*_AIFF_STATED, *_AIFF_BELIEVED)
+    return Layout(
+        num_channels,
+        bits if is_integer else own_bits,
+        num_channels * ((own_bits + 7) // 8),
+        "little" if codec in (b"sowt", b"42n1", b"42ni", b"23ni") else "big",
+        is_integer=is_integer,
+        is_signed=codec != b"raw ",
+        num_frames=num_frames if 0 < num_frames < _STREAMED_BYTES else None,
+    )
+
+
+def _extended(number: bytes) -> int | None:
+    """Return the whole part of a number of 80 bits, None if it is not all there."""
+    if len(number) < 10:
+        return None
+    exponent = int.from_bytes(number[:2], "big")
+    mantissa = int.from_bytes(number[2:], "big")
+    shift = (exponent & 0x7FFF) - 16_383 - 63
+    most = mantissa >> -shift if shift < 0 else mantissa << min(shift, 64)
+    return -most if exponent >> 15 else most
+
+
 def _w64(file: BinaryIO, size: int, name: str) -> Samples:
-    position, frame_bytes = 40, 1
+    position, form = 40, _WaveForm()
     while position + 24 <= size:
         guid = _at(file, position, 16)
         num_bytes = _number(file, position + 16, 8, "little")
         if guid[:4] == b"fmt ":
-            frame_bytes = _number(file, position + 24 + 12, 2, "little")
+            form = _wave_form(file, position + 24, num_bytes - 24, "little")
         if guid == b"data" + _W64_CHUNK:
             is_unknown = num_bytes >= _UNKNOWN_BYTES or num_bytes <= 24 < size - position
             fields = ((position + 16, 8, 24), (16, 8, position + 24))
             stated = None if is_unknown else num_bytes - 24
-            return Samples(position + 24, stated, fields, "little", _behind_w64_chunks, frame_bytes=frame_bytes)
+            return Samples(
+                position + 24,
+                stated,
+                fields,
+                "little",
+                _behind_w64_chunks,
+                frame_bytes=form.frame_bytes,
+                rate_hz=form.rate_hz,
+                layout=form.layout,
+            )
         if num_bytes < 24:
             break
         position += (num_bytes + 7) // 8 * 8
@@ -262,12 +379,17 @@ def _behind_w64_chunks(file: BinaryIO, position: int, size: int) -> int:
     return position
 
 
+_CAF_FLOAT, _CAF_LITTLE = 1, 2
+
+
 def _caf(file: BinaryIO, size: int, name: str) -> Samples:
-    position, frame_bytes = 8, 1
+    position, frame_bytes, rate_hz, layout = 8, 1, None, None
     while position + 12 <= size:
         kind, num_bytes = _at(file, position, 4), _number(file, position + 4, 8, "big")
         if kind == b"desc":
             frame_bytes = _number(file, position + 12 + 16, 4, "big")
+            rate_hz = _whole(struct.unpack(">d", _at(file, position + 12, 8).rjust(8, b"\0"))[0])
+            layout = _caf_layout(file, position + 12)
         if kind == b"data":
             start = position + 16
             is_unknown = num_bytes >= _UNKNOWN_BYTES or (
@@ -275,9 +397,43 @@ def _caf(file: BinaryIO, size: int, name: str) -> Samples:
             )
             stated = None if is_unknown else num_bytes - 4
             fields = ((position + 4, 8, 4),)
-            return Samples(start, stated, fields, "big", _behind_caf_chunks, frame_bytes=frame_bytes)
+            return Samples(
+                start,
+                stated,
+                fields,
+                "big",
+                _behind_caf_chunks,
+                frame_bytes=frame_bytes,
+                rate_hz=rate_hz,
+                layout=layout,
+            )
         position += 12 + num_bytes
     raise _incomplete(name, "data chunk")
+
+
+def _caf_layout(file: BinaryIO, start: int) -> Layout | None:
+    codec = _at(file, start + 8, 4)
+    flags, frame_bytes, num_frames, num_channels, bits = (
+        _number(file, start + place, 4, "big") for place in (12, 16, 20, 24, 28)
+    )
+    if codec in (b"ulaw", b"alaw"):
+        return Layout(num_channels, 8, frame_bytes, is_integer=False)
+    if codec != b"lpcm":
+        return None
+    order: _Order = "little" if flags & _CAF_LITTLE else "big"
+    # A packet of several would make no difference, but is not allowed either.
+    return Layout(
+        num_channels,
+        bits,
+        frame_bytes // max(1, num_frames),
+        order,
+        is_integer=not flags & _CAF_FLOAT,
+        bits_at=start + 31,
+    )
+
+
+def _whole(number: float) -> int:
+    return int(number) if math.isfinite(number) else 0
 
 
 def _behind_caf_chunks(file: BinaryIO, position: int, size: int) -> int:
@@ -296,7 +452,8 @@ def _au(file: BinaryIO, _size: int, _name: str) -> Samples:
     order: _Order = "big" if _at(file, 0, 4) == b".snd" else "little"
     start, stated = _number(file, 4, 4, order), _number(file, 8, 4, order)
     is_unknown = stated >= _STREAMED_BYTES or stated == 0
-    return Samples(start, None if is_unknown else stated, ((8, 4, 0),), order)
+    rate_hz = _number(file, 16, 4, order)
+    return Samples(start, None if is_unknown else stated, ((8, 4, 0),), order, rate_hz=rate_hz)
 
 
 _SPHERE_FIELD = re.compile(rb"^(\w+) -i (\d{1,12})\s*$", re.MULTILINE)
@@ -309,9 +466,20 @@ def _sphere(file: BinaryIO, _size: int, _name: str) -> Samples | None:
     if b"shorten" in header or b"wavpack" in header:
         return None
     fields = {key.decode(): int(value) for key, value in _SPHERE_FIELD.findall(header)}
-    frame_bytes = fields.get("channel_count", 1) * fields.get("sample_n_bytes", 1)
+    num_channels, sample_bytes = fields.get("channel_count", 1), fields.get("sample_n_bytes", 1)
+    frame_bytes = num_channels * sample_bytes
     stated = fields.get("sample_count", 0) * frame_bytes
-    return Samples(start, stated or None, frame_bytes=frame_bytes)
+    layout = None
+    if b"law" not in header and fields.get("sample_sig_bits", 0) > 8 * sample_bytes:
+        layout = Layout(num_channels, 8 * sample_bytes, frame_bytes, used_bits=fields["sample_sig_bits"])
+    return Samples(start, stated or None, frame_bytes=frame_bytes, rate_hz=fields.get("sample_rate"), layout=layout)
+
+
+_VOC_LONG = 9
+"""A block that states all of its form, of which `_VOC_FORM` are the places and widths of bits, channels and codec."""
+_VOC_FORM = ((4, 1), (5, 1), (6, 2))
+_VOC_BYTES = {0: 1, 4: 2, 6: 1, 7: 1}
+"""Of a sample, by the codec."""
 
 
 def _voc(file: BinaryIO, size: int, name: str) -> Samples:
@@ -320,14 +488,21 @@ def _voc(file: BinaryIO, size: int, name: str) -> Samples:
         kind, num_bytes = _number(file, position, 1, "little"), _number(file, position + 1, 3, "little")
         header_bytes = {1: 2, 2: 0, 9: 12}.get(kind)
         if header_bytes is not None:
-            found.append(Samples(position + 4 + header_bytes, num_bytes - header_bytes))
+            layout = _voc_layout(file, position + 4) if kind == _VOC_LONG else None
+            found.append(Samples(position + 4 + header_bytes, num_bytes - header_bytes, layout=layout))
         position += 4 + num_bytes
     if not found:
         raise _incomplete(name, "block of sound")
     if len(found) > 1:
         return Samples(found[0].start, None, is_foreign=True)
     stated = max(0, found[0].stated_bytes or 0)
-    return Samples(found[0].start, stated, chunks_follow=lambda _, end, size: min(size, end + 1))
+    return replace(found[0], stated_bytes=stated, chunks_follow=lambda _, end, size: min(size, end + 1))
+
+
+def _voc_layout(file: BinaryIO, start: int) -> Layout | None:
+    bits, num_channels, codec = (_number(file, start + place, width, "little") for place, width in _VOC_FORM)
+    own_bytes = _VOC_BYTES.get(codec)
+    return None if own_bytes is None else Layout(num_channels, bits, num_channels * own_bytes, is_integer=False)
 
 
 def _endless(header_bytes: int) -> Callable[[BinaryIO, int, str], Samples]:

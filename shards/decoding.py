@@ -12,6 +12,7 @@ from shards import flac, mpeg, oggpages
 from shards.containers import check_length, find_samples, with_length
 from shards.errors import AudioError
 from shards.ffmpeg import HEAD_BYTES, Foreign, decode_foreign, foreign_format, refused_format
+from shards.layout import check_rate, check_spare_bits, with_mixed_bits
 from shards.stream import Stream
 from shards.tags import skip_tags, without_end_tags
 
@@ -23,10 +24,11 @@ _UNVERIFIABLE = {"MAT4", "MAT5", "MPC2K", "SDS", "XI"}
 """Data of Matlab and of samplers: their length cannot be told from that of the file."""
 _COUNTED_FRAME = 160
 """Samples of a frame of GSM 6.10; more than the bits that fill a byte can make in DWVW."""
+_NO_RATE = "its header says a rate of 0 Hz, or less"
+"""What libsndfile means by an incomplete struct."""
 _BLOCK_VALUES = 1 << 24
 _LOUDEST = 64.0
 """Times full scale. Samples of 16 or 24 bit that somebody stored as floats without dividing them are far louder."""
-_RATES_HZ = (1_000, 1_000_000)
 _UNSUPPORTED = (4, 18)
 """libsndfile's numbers for a codec that it lacks in a container that it knows."""
 DECODER_ERRORS = (sf.SoundFileError, RuntimeError, ValueError, TypeError, AssertionError, OverflowError, MemoryError)
@@ -75,11 +77,7 @@ def check_samples(samples: Float32[np.ndarray, "T *channels"], rate_hz: int, nam
     Raises:
         AudioError: if there are no samples, or they are not finite or far too loud, or the rate is none of audio.
     """
-    if not _RATES_HZ[0] <= rate_hz <= _RATES_HZ[1]:
-        raise AudioError(
-            f"audio must have a rate of {_RATES_HZ[0]} to {_RATES_HZ[1]} Hz, but the header of {name} says {rate_hz}; "
-            "correct it"
-        )
+    check_rate(rate_hz, name)
     if len(samples) == 0:
         raise AudioError(f"audio must hold samples, but {name} has length zero; remove it")
     peak = max(float(samples.max()), -float(samples.min()))
@@ -95,7 +93,7 @@ def check_samples(samples: Float32[np.ndarray, "T *channels"], rate_hz: int, nam
 def decoder_reason(error: Exception) -> str:
     """Return what went wrong without the address of the buffer, which differs from run to run."""
     if isinstance(error, sf.LibsndfileError):
-        return str(error.error_string)
+        return _NO_RATE if "SF_INFO struct incomplete" in error.error_string else str(error.error_string)
     return "the header asks for too much memory" if isinstance(error, MemoryError) else str(error) or repr(error)
 
 
@@ -143,6 +141,10 @@ def _streams(data: bytes, name: str) -> list[Stream] | Foreign:
         mpeg_end = len(data) if found.stated_bytes is None else found.start + found.stated_bytes
         return mpeg.streams(data[found.start : mpeg_end], name)
     whole = with_length(without_end_tags(data) if found.stated_bytes is None else data[:end], found)
+    if found.layout is not None and found.layout.num_spare:
+        samples_end = len(whole) if found.stated_bytes is None else found.start + found.stated_bytes
+        check_spare_bits(whole[found.start : samples_end], found.layout, name)
+        whole = with_mixed_bits(whole, found.layout)
     if found.block_samples is not None:
         num_bytes = len(whole) - found.start if found.stated_bytes is None else found.stated_bytes
         num_samples = num_bytes // max(1, found.frame_bytes) * found.block_samples

@@ -13,6 +13,11 @@ _HEADER_BYTES = 27
 _IS_FIRST = 2
 _IS_LAST = 4
 _MAX_PAGE_BYTES = 27 + 255 + 255 * 255
+_OPUS_HEAD = b"OpusHead"
+_OPUS_RATE_AT = 12
+_OPUS_RATE_HZ = 48_000
+"""What Opus is decoded at; the rate in its head is that of the sound it was made from, or anything (RFC 7845, 5.1)."""
+_CHECKSUM = slice(22, 26)
 _UNKNOWN = (1 << 64) - 1
 _CONTINUES = 1
 _OPUS_SAMPLES = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
@@ -42,7 +47,7 @@ class OggStreams:
     """What lies in an OGG file."""
 
     parts: list[bytes]
-    """One after another in time."""
+    """One after another in time, those of Opus with 48 kHz in their head."""
     codecs: frozenset[str]
     """As in `Theora`; libsndfile reads Vorbis, Opus and FLAC."""
     has_several_at_once: bool
@@ -70,7 +75,7 @@ def read_pages(data: bytes, name: str) -> OggStreams:
         if len(link.first_packets) == 1 and _codec(next(iter(link.first_packets.values()))) == "Opus":
             _check_opus_length(link, name)
     return OggStreams(
-        parts=[data[link.start : link.end] for link in links],
+        parts=[_part(data, link) for link in links],
         codecs=frozenset(_codec(packet) for link in links for packet in link.first_packets.values()),
         has_several_at_once=any(len(link.first_packets) > 1 for link in links),
     )
@@ -87,6 +92,11 @@ def lacks_end(path: Path) -> bool:
             return False
         file.seek(max(0, path.stat().st_size - 2 * _MAX_PAGE_BYTES))
         return not _ends(file.read())
+
+
+def begins_with_opus(data: bytes) -> bool:
+    """Return whether the first stream of a file's bytes is one of Opus."""
+    return data.startswith(b"OggS") and _OPUS_HEAD in data[: _HEADER_BYTES + 256]
 
 
 def bytes_lack_end(data: bytes) -> bool:
@@ -106,8 +116,8 @@ def _read_page(data: bytes, start: int, links: list[_Link], name: str) -> int:
     end = start + _HEADER_BYTES + len(sizes) + sum(sizes)
     if len(header) < _HEADER_BYTES or len(sizes) < header[26] or end > len(data):
         raise AudioError(f"audio must be whole, but {name} is truncated: its last OGG page is cut; copy it again")
-    blank = data[start : start + 22] + bytes(4) + data[start + 26 : end]
-    if _checksum(blank) != int.from_bytes(header[22:26], "little"):
+    blank = data[start : start + _CHECKSUM.start] + bytes(4) + data[start + _CHECKSUM.stop : end]
+    if _checksum(blank) != int.from_bytes(header[_CHECKSUM], "little"):
         raise _damaged(name, start, "the OGG page's checksum differs")
     granule, serial, number = (int.from_bytes(header[a:b], "little") for a, b in ((6, 14), (14, 18), (18, 22)))
     if header[5] & _IS_FIRST:
@@ -150,6 +160,19 @@ def _opus_durations(page: bytes, sizes: bytes) -> list[int]:
     return durations
 
 
+def _part(data: bytes, link: _Link) -> bytes:
+    """Return a chained part; libsndfile would decode Opus at the rate in its head."""
+    part = data[link.start : link.end]
+    first = next(iter(link.first_packets.values()))
+    if len(link.first_packets) > 1 or _codec(first) != "Opus" or len(first) < _OPUS_RATE_AT + 4:
+        return part
+    start = _HEADER_BYTES + part[26]
+    head = first[:_OPUS_RATE_AT] + _OPUS_RATE_HZ.to_bytes(4, "little") + first[_OPUS_RATE_AT + 4 :]
+    page = part[: _CHECKSUM.start] + bytes(4) + part[_CHECKSUM.stop : start] + head
+    checksum = _checksum(page).to_bytes(4, "little")
+    return page[: _CHECKSUM.start] + checksum + page[_CHECKSUM.stop :] + part[len(page) :]
+
+
 def _check_opus_length(link: _Link, name: str) -> None:
     stated = max(link.granules.values(), default=0)
     if not link.opus_before_last_page < stated <= link.opus_samples:
@@ -172,7 +195,7 @@ def _checksum(page: bytes) -> int:
 def _codec(packet: bytes) -> str:
     known = {
         b"\x01vorbis": "Vorbis",
-        b"OpusHead": "Opus",
+        _OPUS_HEAD: "Opus",
         b"\x7fFLAC": "FLAC",
         b"Speex": "Speex",
         b"\x80theora": "Theora",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile as sf
 
 from shards.containers import check_length, find_samples
-from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, check_samples, decode, decoder_reason
+from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, check_samples, decode
 from shards.errors import AudioError
 from shards.ffmpeg import HEAD_BYTES, decode_foreign, foreign_format
 
@@ -30,6 +31,11 @@ class Part:
 
     start_s: float | None
     end_s: float | None
+
+    def goes_beyond(self, num_samples: int, rate_hz: int) -> bool:
+        """Return whether the part begins or ends behind so many samples."""
+        times_s = [time_s for time_s in (self.start_s, self.end_s) if time_s is not None]
+        return any(time_s * rate_hz > num_samples for time_s in times_s)
 
     def bounds(self, num_samples: int, rate_hz: int, path: Path) -> tuple[int, int]:
         """Return the first sample and the one behind the last.
@@ -108,33 +114,66 @@ def _unreadable(path: Path, error: OSError) -> AudioError:
 
 def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | None:
     """Return the part without reading the rest, None where that would not be exact."""
-    size = os.fstat(file.fileno()).st_size
-    is_flac = file.read(4) == b"fLaC"
+    size = end_byte = os.fstat(file.fileno()).st_size
+    head = file.read(HEAD_BYTES)
+    is_flac = head.startswith(b"fLaC")
+    if foreign_format(head) is not None:
+        return None
     if not is_flac:
         found = find_samples(file, size, str(path))
-        if found is None or found.stated_bytes is None or found.is_mpeg or found.is_foreign:
+        if found is None or found.stated_bytes is None or not found.for_sndfile:
             return None
-        check_length(file, size, found, str(path))
+        if found.layout is not None and found.layout.num_spare:
+            return None
+        end_byte = check_length(file, size, found, str(path))
     file.seek(0)
     try:
-        with sf.SoundFile(file.fileno(), closefd=False) as sound:
+        with sf.SoundFile(_Beginning(file, end_byte)) as sound:
             # What a FLAC file has beyond its stated end is not looked for, so that its end must be given.
             is_exact = part.end_s is not None if is_flac else sound.subtype in _PLAIN_CODECS
             if not is_exact or not 0 < sound.frames < UNKNOWN_FRAMES:
                 return None
             if is_flac:
                 _check_end(sound, path)
+            if is_flac and part.goes_beyond(sound.frames, sound.samplerate):
+                return None
             start, end = part.bounds(sound.frames, sound.samplerate, path)
             sound.seek(start)
             samples = sound.read(end - start, dtype="float32")
             rate_hz = int(sound.samplerate)
-    except DECODER_ERRORS as error:
-        raise AudioError(
-            f"audio must be readable and whole, but decoding {path} failed: {decoder_reason(error)}"
-        ) from error
+    except DECODER_ERRORS:
+        # An ffmpeg may know its codec; if not, decoding all of it says what is wrong.
+        return None
     if len(samples) < end - start:
         raise AudioError(f"audio must be whole, but {path} ends inside the segment; copy it again")
     return samples, rate_hz
+
+
+class _Beginning(io.RawIOBase):
+    """A file without the tags behind it, which libsndfile takes for samples in some containers."""
+
+    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
+        self._file = file
+        self._num_bytes = num_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            return self._file.seek(self._num_bytes + offset)
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), max(0, self._num_bytes - self._file.tell())))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _check_end(sound: sf.SoundFile, path: Path) -> None:

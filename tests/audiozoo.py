@@ -144,6 +144,8 @@ def sndfile_kinds() -> Iterator[Kind]:
 
 def _sndfile_kind(container: str, codec: str, endian: str, num_channels: int) -> Kind:
     rate_hz = 44_100 if container == "XI" else 8_000 if container in ("WVE", "HTK") else 16_000
+    # Opus is decoded at 48 kHz, whatever it was made from.
+    growth = 48_000 // rate_hz if codec == "OPUS" else 1
     # PAF's 24 bit come in blocks of ten, and 8 bit in chunks of even length may count the byte of padding.
     frame = 10 if container == "PAF" else _FRAMES.get(codec, 1)
     return Kind(
@@ -154,6 +156,7 @@ def _sndfile_kind(container: str, codec: str, endian: str, num_channels: int) ->
         _TOLERANCES.get(codec) if container != "XI" else None,
         num_channels,
         rate_hz,
+        num_samples=NUM_SAMPLES * growth,
         may_be_refused=container in UNVERIFIABLE,
     )
 
@@ -230,6 +233,7 @@ _FFMPEG = [
     ("au pipe", "-c:a pcm_mulaw -f au pipe:", "AU", 8_000, 1, 0.02, 1, False),
     ("caf pcm", "-f caf", "CAF", 16_000, 1, _EXACT, 1, False),
     ("caf alac", "-c:a alac -f caf", "CAF", 16_000, 1, _EXACT, 4096, False),
+    ("caf ima", "-c:a adpcm_ima_qt -f caf", "CAF", 16_000, 1, None, 64, True),
     ("caf opus", "-c:a libopus -f caf", "CAF", 48_000, 1, None, 960, True),
     ("caf mp3", "-c:a libmp3lame -f caf", "CAF", 16_000, 1, None, 1152, True),
     ("caf pipe", "-f caf pipe:", "CAF", 16_000, 1, _EXACT, 1, False),
@@ -332,10 +336,10 @@ def ffmpeg_kinds() -> Iterator[Kind]:
             tolerance,
             num_channels,
             rate_hz,
-            # libsndfile decodes Opus at the rate it was made from, ffmpeg at 48 kHz.
-            num_samples=NUM_SAMPLES if tolerance is not None or name == "ogg opus 16k" else None,
-            # In the first ffmpeg itself finds faults, and the second it pads without a word.
-            may_be_refused=name in ("wav aac", "sox s32"),
+            num_samples=NUM_SAMPLES if tolerance is not None else None,
+            # In the first ffmpeg itself finds faults, of the second it decodes one packet, the third it pads: all
+            # without a word.
+            may_be_refused=name in ("wav aac", "wav libspeex", "sox s32"),
             needs_ffmpeg=needs_ffmpeg,
         )
     for name, options in _UNKNOWN_TO_US:
@@ -423,10 +427,15 @@ def granule_lies(data: bytes) -> Iterator[tuple[str, bytes]]:
     start = data.rindex(b"OggS")
     granule = int.from_bytes(data[start + 6 : start + 14], "little")
     for value in (0, granule * 2, granule + 5000):
-        lie = _put(_put(data, start + 6, value.to_bytes(8, "little")), start + 22, bytes(4))
-        reversed_bits = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-        mirrored = zlib.crc32(lie[start:].translate(reversed_bits), 0xFFFFFFFF) ^ 0xFFFFFFFF
-        yield f"granule {value}", _put(lie, start + 22, int(f"{mirrored:032b}"[::-1], 2).to_bytes(4, "little"))
+        yield f"granule {value}", with_page_checksum(_put(data, start + 6, value.to_bytes(8, "little")), start)
+
+
+def with_page_checksum(data: bytes, start: int) -> bytes:
+    """Return an OGG file with the right checksum in the page that goes from `start` to its end."""
+    blank = _put(data, start + 22, bytes(4))
+    reversed_bits = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+    mirrored = zlib.crc32(blank[start:].translate(reversed_bits), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return _put(blank, start + 22, int(f"{mirrored:032b}"[::-1], 2).to_bytes(4, "little"))
 
 
 ID3V2 = b"ID3\x04\x00\x00\x00\x00\x00\x10" + b"TIT2\x00\x00\x00\x06\x00\x00\x03title"

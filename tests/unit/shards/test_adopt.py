@@ -85,6 +85,20 @@ def test_shards_by_webdataset_are_adopted_in_place_and_read_as_packing_would_hav
     assert adopt_shards(foreign, foreign).was_complete
 
 
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 48_000])
+def test_adopted_opus_is_read_at_48_khz_whatever_rate_its_head_states(tmp_path, rate_hz):
+    wave = np.random.default_rng(0).normal(size=rate_hz).astype(np.float32) * 0.1
+    buffer = io.BytesIO()
+    sf.write(buffer, wave, rate_hz, format="OGG", subtype="OPUS")
+    write_tar(tmp_path / "a.tar", {"a.opus": buffer.getvalue(), "a.json": b'{"emotion": "sad"}'})
+    adopt_shards(tmp_path, tmp_path)
+    samples, decoded_hz = decode(buffer.getvalue(), "a")
+    assert decoded_hz == 48_000
+    (adopted,) = waves(load_index([tmp_path]))
+    np.testing.assert_array_equal(adopted, prepare(samples, decoded_hz))
+    assert verify([tmp_path]) == []
+
+
 def test_adopted_from_elsewhere_the_manifest_holds_the_way_to_the_tars(foreign, tmp_path):
     out = tmp_path / "out" / "deeper"
     adopt_shards(foreign, out)

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import audiozoo
 import numpy as np
@@ -19,6 +20,7 @@ from shards.decoding import decode
 from shards.errors import AudioError
 from shards.ffmpeg import foreign_format
 from shards.mpeg import is_mpeg
+from shards.parts import Part, load_file, load_part
 from shards.tags import without_end_tags
 
 SNDFILE_KINDS = list(audiozoo.sndfile_kinds())
@@ -132,8 +134,54 @@ def test_mp3_inside_wav_is_decoded() -> None:
 
 @pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
 def test_chained_ogg_is_decoded_one_after_another(codec) -> None:
-    first, second = encoded(tone(20_000), "OGG", codec), encoded(tone(30_000), "OGG", codec)
+    first, second = (encoded(tone(num, 48_000), "OGG", codec, 48_000) for num in (20_000, 30_000))
     assert length(first + second) == 50_000
+
+
+def opus_stating(data: bytes, rate_hz: int) -> bytes:
+    """Opus in OGG with another rate in its head."""
+    at, end = data.index(b"OpusHead") + 12, data.index(b"OggS", 4)
+    return audiozoo.with_page_checksum(data[:at] + struct.pack("<I", rate_hz) + data[at + 4 : end], 0) + data[end:]
+
+
+def noise_as_opus(num_samples: int) -> bytes:
+    noise = np.random.default_rng(0).normal(size=num_samples).astype(np.float32) * 0.1
+    return encoded(noise, "OGG", "OPUS", 48_000)
+
+
+@pytest.mark.parametrize("rate_hz", [0, 1, 8_000, 12_000, 16_000, 44_100, 192_000, 0xFFFFFFFF])
+def test_opus_has_all_its_band_whatever_rate_its_head_states(rate_hz) -> None:
+    whole = noise_as_opus(30_000)
+    expected, _ = decode(whole, "clip")
+    spectrum = np.square(np.abs(np.fft.rfft(expected)))
+    assert spectrum[len(spectrum) // 6 :].sum() > 0.5 * spectrum.sum()
+    samples, decoded_hz = decode(opus_stating(whole, rate_hz), "clip")
+    assert decoded_hz == 48_000
+    np.testing.assert_array_equal(samples, expected)
+
+
+def test_chained_opus_of_several_stated_rates_is_decoded() -> None:
+    first, second = noise_as_opus(20_000), noise_as_opus(30_000)
+    samples, _ = decode(opus_stating(first, 8_000) + opus_stating(second, 0) + first, "clip")
+    expected = [decode(data, "clip")[0] for data in (first, second, first)]
+    np.testing.assert_array_equal(samples, np.concatenate(expected))
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 12_000, 16_000, 24_000])
+@pytest.mark.parametrize("num_samples", [9_600, 9_601, 9_602, 9_605])
+def test_stored_opus_is_read_whole_also_by_an_index_from_when_it_was_decoded_at_a_lower_rate(
+    rate_hz, num_samples
+) -> None:
+    data = opus_stating(noise_as_opus(num_samples), rate_hz)
+    expected = prepare(*decode(data, "clip"))
+    with sf.SoundFile(io.BytesIO(data)) as file:
+        num_then = len(prepare(file.read(dtype="float32"), file.samplerate))
+    for num in (len(expected), num_then):
+        out = np.empty(num, np.float32)
+        decode_stored(data, out)
+        np.testing.assert_array_equal(out, expected[:num])
+    with pytest.raises(AudioError, match="must have the"):
+        decode_stored(data, np.empty(len(expected) - 3, np.float32))
 
 
 def test_ogg_with_a_lost_or_damaged_page_is_refused() -> None:
@@ -335,6 +383,61 @@ def test_a_part_of_a_truncated_file_is_refused_wherever_it_lies(tmp_path, contai
     (tmp_path / "a").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(AudioError, match=r"must be (readable and )?whole"):
         AudioFile(tmp_path / "a", 0.1, 0.5).load()
+
+
+def check_parts(path: Path, data: bytes) -> bool:
+    """Hold parts of a file against what cutting the whole gives; return whether it can be decoded."""
+    path.write_bytes(data)
+    try:
+        whole, rate_hz = load_file(path)
+    except AudioError:
+        with pytest.raises(AudioError):
+            load_part(path, Part(0.1, 0.2))
+        return False
+    duration_s = len(whole) / rate_hz
+    for share in ((0.2, 0.4), (0.6, 0.9), (0.7, 1.0), (0.3, None), (None, 0.5), (None, None)):
+        part = Part(*(None if end is None else end * duration_s for end in share))
+        start, end = part.bounds(len(whole), rate_hz, path)
+        samples, part_hz = load_part(path, part)
+        assert part_hz == rate_hz
+        np.testing.assert_array_equal(samples, whole[start:end])
+    np.testing.assert_array_equal(load_part(path, Part(0.0, duration_s + 0.009))[0], whole)
+    with pytest.raises(AudioError, match="segment must hold samples and lie inside"):
+        load_part(path, Part(0.0, duration_s + 0.02))
+    return True
+
+
+@pytest.mark.parametrize("container", sorted({kind.family for kind in SNDFILE_KINDS}))
+def test_parts_of_what_libsndfile_writes_are_what_cutting_the_whole_gives(tmp_path, container) -> None:
+    kinds = [kind for kind in SNDFILE_KINDS if kind.family == container and audiozoo.is_written(kind)]
+    found = [case for kind in kinds for case in audiozoo.cases(kind)]
+    sample = [case for number, case in enumerate(found) if number % (2 * NUM_SHARES) == 1 or case.variant == "whole"]
+    are_decoded = [check_parts(tmp_path / "a", case.data) for case in sample]
+    assert any(are_decoded) or container in audiozoo.UNVERIFIABLE
+
+
+@pytest.mark.ffmpeg
+def test_parts_of_what_ffmpeg_writes_are_what_cutting_the_whole_gives(tmp_path) -> None:
+    assert shutil.which("ffmpeg"), "this test needs ffmpeg on the PATH"
+    kinds = [kind for kind in audiozoo.ffmpeg_kinds() if not kind.may_be_refused]
+    sample = [kind for number, kind in enumerate(kinds) if number % 4 == 0 or kind.family in ("AVI", "CAF")]
+    for number, kind in enumerate(sample):
+        assert not audiozoo.is_written(kind) or check_parts(tmp_path / f"{number}.bin", kind.make()), kind.name
+
+
+def test_parts_of_joined_flac_are_what_cutting_the_whole_gives(tmp_path) -> None:
+    data = encoded(tone(8_000), "FLAC")
+    assert check_parts(tmp_path / "a.flac", data + encoded(tone(9_000), "FLAC"))
+    assert check_parts(tmp_path / "b.flac", audiozoo.ID3V2 + data)
+
+
+def test_a_part_of_avi_needs_ffmpeg_as_its_whole_does(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = tmp_path / "a.avi"
+    path.write_bytes(b"RIFF\x10\0\0\0AVI LIST\x04\0\0\0abcd")
+    for source in (AudioFile(path), AudioFile(path, 0.1, 0.2)):
+        with pytest.raises(AudioError, match="is AVI, which needs ffmpeg"):
+            source.load()
 
 
 def test_a_part_of_a_long_plain_file_is_read_alone(tmp_path) -> None:
