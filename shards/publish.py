@@ -508,8 +508,8 @@ def _near_names(index: Index) -> Iterator[str]:
             shown = "; ".join(" and ".join(f"{word!r} ({counts[word]})" for word in group) for group in groups[:5])
             more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
             yield (
-                f"{name} has values that differ only in case, blanks, punctuation or leading zeros: {shown}{more}; if "
-                "they are one, spell them alike"
+                f"{name} has values that differ only in case, blanks, punctuation or how a number is written: "
+                f"{shown}{more}; if they are one, spell them alike"
             )
 
 

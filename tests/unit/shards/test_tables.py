@@ -458,6 +458,36 @@ def test_tidying_again_changes_nothing(name) -> None:
 
 def test_numbers_as_names() -> None:
     assert [plain_name(name) for name in ("3.0", "03.00", "3.1", "3.", "v3.0")] == ["3", "03", "3.1", "3.", "v3.0"]
+    assert [plain_name(name) for name in ("3,0", "-3,00", "3,000", "3.000")] == ["3", "-3", "3,000", "3.000"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1000", "1E3"),
+        ("1000", "1.0e+3"),
+        ("3.000", "3"),
+        ("3,000", "3000"),
+        ("1 234", "1234"),
+        ("007", "7E0"),
+        ("\u0663", "3"),
+    ],
+)
+def test_a_number_in_two_spellings_is_warned_of(names) -> None:
+    assert nearly_equal(dict.fromkeys(names, 1)) == [sorted(names)]
+    qualified = [f"mine:{name}" for name in names]
+    assert nearly_equal(dict.fromkeys(qualified, 1)) == [sorted(qualified)]
+
+
+@given(st.sets(st.integers(1, 10**30).map(str)))
+def test_other_numbers_are_other_names(names) -> None:
+    assert nearly_equal(dict.fromkeys(names, 1)) == []
+
+
+def test_numbers_that_a_spreadsheet_has_shortened_are_warned_of(audio) -> None:
+    found, _, said = read(audio, "file;speaker;dialogue\n0.wav;1.23E+10;1E3\n1.wav;1,23E+10;3,0\n2.wav;1e+22;3\n")
+    assert [u.dialogue for u in found] == ["1E3", "3", "3"]
+    assert "of which a spreadsheet kept the first digits: speaker 1,23E+10 (1), 1.23E+10 (1), 1e+22 (1)" in said
 
 
 # ---------------------------------------------------------------- emotions
@@ -495,6 +525,24 @@ def test_what_the_user_says_of_words_goes_first(audio) -> None:
     assert [u.emotion for u in found] == ["happiness", "melancholy", None, "fear", "anger"]
     _, _, said = read(audio, "file,emotion\n0.wav,fear\n", labels={"joyful": "happiness"})
     assert "--labels names what occurs in no emotion: joyful" in said
+
+
+@pytest.mark.parametrize("word", ["none", "unknown", "xxx", "NaN", "?", "-", "no agreement"])
+def test_a_word_for_missing_means_what_the_user_says(audio, word) -> None:
+    missing = "None" if word in ("xxx", "no agreement") else word
+    table = f"file,speaker,emotion\n0.wav,{missing},{word}\n1.wav,s1,{word.upper()}\n2.wav,s1,null\n"
+    found, _, said = read(audio, table, labels={word: "neutral"})
+    assert [(u.speaker, u.emotion) for u in found] == [(None, "neutral"), ("s1", "neutral"), ("s1", None)]
+    assert f"words are read as: emotion {word} as neutral (2)" in said
+
+
+@given(st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(["{}", "{}.0", "{},0", "{}.000"]))
+def test_a_number_means_what_the_user_says_however_it_is_written(tmp_path_factory, one, other, said_form) -> None:
+    folder = prepared(tmp_path_factory.getbasetemp())
+    cells = [form.format(one) for form in ("{}", "{}.0", "{},0", "{}.00")]
+    rows = "".join(f"{place}.wav;{cell}\n" for place, cell in enumerate([*cells, str(other)]))
+    found, _, _ = read(folder, f"file;emotion\n{rows}", labels={said_form.format(one): "anger"})
+    assert [u.emotion for u in found] == ["anger"] * 4 + ["anger" if other == one else str(other)]
 
 
 def test_numbers_are_kept_as_words_and_warned_of(audio) -> None:
