@@ -102,6 +102,70 @@ def test_what_can_be_read_in_two_ways_is_refused_until_it_is_said(audio) -> None
     assert ([u.text for u in found], len(rejected)) == (["well, yes", "Nein\n2.wav,Ja"], 0)
 
 
+SWALLOWED = [
+    '0.wav,"hello,anger\n1.wav,bye",sad\n2.wav,ok,fear\n',
+    '0.wav,"hello, you,anger\n1.wav,bye",sad\n',
+    '0.wav,"hello,anger\n1.wav,bye, you",sad\n',
+    '0.wav,"hello,anger\n0.wav,bye, you",sad\n',
+    '"0.wav","one, two","fear"\n1.wav,"hello,anger\n2.wav,bye",sad\n',
+    '0.wav, "hello,anger\n1.wav,bye",sad\n',
+    '0.wav,"hello \\"you\\",anger\n1.wav,bye",sad\n',
+]
+
+
+@pytest.mark.parametrize("rows", SWALLOWED)
+@pytest.mark.parametrize(
+    "header", ['"file","text","emotion"', "file,text,emotion", '"file",text,"emotion"', '"file", "text", "emotion"']
+)
+def test_no_row_is_swallowed_whatever_the_header(audio, header, rows) -> None:
+    names = [line.split(",")[0].strip('"') for line in rows.splitlines()]
+    try:
+        found, rejected, _ = read(audio, f"{header}\n{rows}")
+    except CorpusError as error:
+        assert "--quotes double or --quotes none" in str(error)
+    else:
+        assert [u.source for u in found] + [r.source for r in rejected] == names
+        assert all(u.text and "\n" not in u.text for u in found)
+    found, rejected, _ = read(audio, f"{header}\n{rows}", quotes="none")
+    assert len(found) + len(rejected) == len(names)
+
+
+@pytest.mark.parametrize(
+    "columns", [("file", "text", "emotion"), ("text", "file", "emotion"), ("emotion", "text", "file")]
+)
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+@given(st.lists(st.text("ab, \n\"'", max_size=9), min_size=1, max_size=4))
+def test_line_breaks_in_a_quoted_table_are_read(audio, quoting, columns, texts) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, quoting=csv.QUOTE_ALL).writerow(columns)
+    writer = csv.writer(buffer, quoting=quoting)
+    for number, text in enumerate(texts):
+        row = {"file": f"{number}.wav", "text": text, "emotion": "sad"}
+        writer.writerow([row[name] for name in columns])
+    found, rejected, _ = read(audio, buffer.getvalue())
+    assert rejected == []
+    assert [u.text or "" for u in found] == [tidy(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'file, emotion, text\n0.wav, sad, "hello, you"\n1.wav, "sad", "say ""no"""\n',
+        '"file", "emotion", "text"\n"0.wav", "sad", "hello, you"\n"1.wav", "sad", "say \\"no\\""\n',
+        'file;  emotion;  text\n 0.wav;  sad;  "hello, you"\n 1.wav;  sad;  "say ""no"""\n',
+        'file,emotion,text\n0.wav,sad,"hello, you"\n1.wav,sad, "say ""no"""\n',
+    ],
+)
+def test_blanks_before_quotes_are_no_part_of_a_cell(audio, table) -> None:
+    found, rejected, said = read(audio, table)
+    assert rejected == []
+    assert [(u.source, u.emotion, u.text) for u in found] == [
+        ("0.wav", "sadness", "hello, you"),
+        ("1.wav", "sadness", 'say "no"'),
+    ]
+    assert 'blanks before a " that encloses a cell are no part of it' in said
+
+
 def test_backslashes_before_quotes(audio) -> None:
     found, _, said = read(audio, 'file,text\n0.wav,"say \\"no\\", please"\n')
     assert found[0].text == 'say "no", please'
