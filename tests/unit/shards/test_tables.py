@@ -381,6 +381,67 @@ def test_a_table_as_common_voice_publishes_it(audio) -> None:
 def test_a_duration_without_a_start_cuts_nothing(audio) -> None:
     (item,) = items(audio, "file,duration\n0.wav,0.5\n")
     assert (item.audio.start_s, item.audio.end_s) == (None, None)
+    (item,) = items(audio, "file,end,duration\n0.wav,,0.5\n")
+    assert (item.audio.start_s, item.audio.end_s) == (None, None)
+    assert item.stated is not None
+    assert item.stated.duration_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "part"),
+    [
+        ("start,end,duration", "0.2,,0.3", (0.2, 0.5)),
+        ("start,end,duration", ",,0.3", (None, 0.3)),
+        ("start,end,duration", "0,NaT,0.3", (0.0, 0.3)),
+        ("start,duration", ",0.3", (None, 0.3)),
+        ("start,duration", "0.2,", (0.2, None)),
+        ("start,end,duration", "0.2,0.4,0.2", (0.2, 0.4)),
+        ("start,end,duration", "0.2,0.4,much", (0.2, 0.4)),
+        ("start_ms,end_ms,dur_ms", "200,,300", (0.2, 0.5)),
+        ("begin,stop,length", "0.2,-,0.3", (0.2, 0.5)),
+    ],
+)
+def test_a_duration_ends_a_part_in_each_row_without_an_end(audio, columns, cells, part) -> None:
+    table = f"file,{columns}\n0.wav,{cells}\n1.wav,{','.join('1000' for _ in columns.split(','))}\n"
+    item = items(audio, table)[0]
+    assert (item.audio.start_s, item.audio.end_s) == pytest.approx(part)
+
+
+def test_a_duration_that_contradicts_the_end_is_warned_of(audio) -> None:
+    table = "file,start,end,duration\n0.wav,0.2,0.9,0.7\n1.wav,0.2,0.5,0.9\n2.wav,0,1,2\n"
+    found, _, said = read(audio, table)
+    assert "2 rows have a duration that is not from start to end (first: mine.csv row 3: 0.9); their end is" in said
+    assert [u.extra["duration"] for u in found] == ["0.7", "0.9", "2"]
+
+
+def test_a_duration_that_contradicts_its_file_is_warned_of(tmp_path) -> None:
+    seconds = (0.4, 0.95, 1, 2, "", "x", "00:00:01.2")
+    rows = [f"{number}.wav,{cell}" for number, cell in enumerate(seconds)]
+    for number in range(len(rows)):
+        write_audio(tmp_path / f"{number}.wav", 1.0)
+    (tmp_path / "mine.csv").write_text("\n".join(["file,duration", *rows]))
+    summary = pack_corpus("csv", tmp_path / "mine.csv", tmp_path / "out")
+    (warning,) = [text for text in summary.warnings if "durations" in text]
+    assert "3 of 7 utterances last longer or shorter than" in warning
+    assert "the first 0.wav (0.4 s stated, 1.000 s found)" in warning
+    assert load_index([tmp_path / "out"]).duration_s.tolist() == [1.0] * 7
+
+
+@pytest.mark.parametrize(
+    "column", ["start_sample", "start_frame", "startSample", "offset (samples)", "first_frame", "begin_us", "start_idx"]
+)
+def test_times_in_other_units_are_never_taken_for_seconds(audio, column) -> None:
+    (utterance,), _, said = read(audio, f"file,{column},end_sample\n0.wav,100,200\n")
+    assert utterance.extra == {column: "100", "end_sample": "200"}
+    assert "--map" not in said
+    assert f"no part of a file is cut by {column}, end_sample, whose unit is not read; a part needs columns" in said
+    (item,) = items(audio, f"file,start,end,{column},duration_frames\n0.wav,0.1,0.2,100,7\n")
+    assert item.audio.end_s == 0.2
+
+
+def test_times_of_unknown_units_are_suggested_as_seconds_only(audio) -> None:
+    _, _, said = read(audio, "file,start_mark\n0.wav,100\n")
+    assert "(--map start_mark=start, where times are in seconds)" in said
 
 
 def test_milliseconds_only_where_the_name_says_so(audio) -> None:
