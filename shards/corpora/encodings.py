@@ -37,15 +37,47 @@ _LEGACY = (
     "cp932",
     "euc-jp",
     "cp949",
+    "cp874",
+    "cp1255",
+    "cp1256",
+    "cp1258",
+    "iso8859-4",
+    "iso8859-5",
+    "iso8859-6",
+    "iso8859-7",
+    "iso8859-8",
+    "koi8-u",
+    "kz1048",
+    "cp737",
+    "cp775",
+    "cp852",
+    "cp857",
+    "cp862",
+    "cp864",
+    "mac-cyrillic",
+    "mac-greek",
+    "mac-latin2",
+    "mac-turkish",
+    "johab",
 )
 """What tables are still written in; subsets of these (Latin-1, GBK, Shift-JIS, EUC-KR) need no place of their own."""
 _CHAOS_MARGIN = 0.1
 """By how much less noisy the best reading must be than any other, in charset-normalizer's measure from 0 to 1."""
 _MIN_LETTERS = {"gb18030": 3, "big5": 3, "cp932": 3, "euc-jp": 3, "cp949": 3}
 """Fewer letters of an encoding that takes two bytes for each may be chance; elsewhere one accent is enough."""
+_RARE_FROM = {
+    "gb18030": ("gb2312", 0xD8),
+    "big5": ("big5", 0xC9),
+    "cp932": ("euc-jp", 0xD0),
+    "euc-jp": ("euc-jp", 0xD0),
+}
+"""From which first byte on, in which encoding, standards put the letters that are seldom used."""
+_MAX_RARE = 0.2
 _MIN_EASTERN_TO_COMPARE = 8
 _MIN_OTHERS_TO_COMPARE = 60
 """Letters beyond ASCII without which the measure of noise says nothing, as tried on short texts."""
+_MAX_TONOS = 1
+"""Of a Greek word that no enclitic follows."""
 _MAX_ACCENTED = 0.25
 """Of the letters in lines that have any, in a language such as English or Polish."""
 _TYPOGRAPHY = str.maketrans(
@@ -173,7 +205,7 @@ def _legacy(path: Path, data: bytes, error: UnicodeDecodeError, usual: str | Non
     readings = dict(_plausible(data))
     if len(set(readings.values())) > 1:
         readings = _least_noisy(data, readings)
-    if len(set(readings.values())) != 1:
+    if len(set(readings.values())) != 1 or not _may_be_chosen(*next(iter(readings.items()))):
         shown = "; ".join(f"as {name} it would read {_sample(text)!r}" for name, text in list(readings.items())[:4])
         raise CorpusError(f"{refusal}{f': {shown}' if shown else ''}; {remedy}") from error
     encoding, content = next(iter(readings.items()))
@@ -203,6 +235,18 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
         lines = [line for line in text.splitlines() if not line.isascii()][:_MAX_LINES_JUDGED]
         if all(map(_is_written_by_people, lines)) and _num_foreign(lines) >= _MIN_LETTERS.get(encoding, 1):
             yield encoding, text
+
+
+def _may_be_chosen(encoding: str, text: str) -> bool:
+    """Return whether a reading that takes two bytes for a letter is of letters in use, and so no chance.
+
+    Bytes of Thai and Cyrillic come out as half-width katakana, or as signs that few people know.
+    """
+    eastern = [sign for sign in text if not sign.isascii() and sign.isalpha()]
+    if encoding not in _RARE_FROM or not eastern:
+        return True
+    num_rare = sum(sign.encode(_RARE_FROM[encoding][0], "replace")[0] >= _RARE_FROM[encoding][1] for sign in eastern)
+    return num_rare <= _MAX_RARE * len(eastern) and not any("\uff66" <= sign <= "\uff9f" for sign in eastern)
 
 
 def _is_latin(text: str) -> bool:
@@ -245,6 +289,8 @@ def _is_word(word: str) -> bool:
     body = re.sub(r"^[A-Za-z]{1,2}(?=\W*[^\x00-\x7f])|(?<=[^\x00-\x7f])[A-Za-z]{1,2}$", "", word)
     scripts = {_script(sign) for sign in (body if _script(body[0]) in ("CJK", "HANGUL") else word)}
     rest = word[1:]
+    if scripts == {"GREEK"} and unicodedata.normalize("NFD", word).count("\N{COMBINING ACUTE ACCENT}") > _MAX_TONOS:
+        return False
     return len(scripts) == 1 and (word == word.upper() or rest == rest.lower())
 
 

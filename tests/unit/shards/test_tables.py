@@ -224,6 +224,19 @@ SENTENCES = {
     "cp1254": "Bugün hava çok güzel değil mi Şükrü İbrahim ışık teşekkürler yarın",
     "cp850": "Heute abend könnte ich es Jürgen sagen Größe über Straße",
     "mac-roman": "Heute abend könnte ich es Jürgen sagen Größe über Straße",
+    "tis-620": "สมชาย สมหญิง สวัสดีครับ วันนี้อากาศดีมาก มานี ชูใจ ปิติ ดี นก ปู ตา เจอกัน ฉันโกรธ",
+    "cp1255": "שלום דוד רחל היום יפה מאוד אני כועס תודה רבה משה יעל",
+    "cp862": "שלום דוד רחל היום יפה מאוד אני כועס תודה רבה משה יעל",
+    "cp1256": "مرحبا محمد فاطمة اليوم الجو جميل انا غاضب شكرا احمد علي",
+    "iso8859-5": "Сегодня вечером я мог бы это сказать Иван Анна грустно",
+    "mac-cyrillic": "Сегодня вечером я мог бы это сказать Иван Анна грустно",
+    "koi8-u": "Сьогодні увечері я міг би це сказати Іван Ганна сумно дуже їжак",
+    "kz1048": "Бүгін қалай Айдана Нұрлан өте жақсы",
+    "cp737": "Σήμερα το βράδυ θα ήθελα να σου πω Γιώργος Μαρία",
+    "cp852": "Chcę iść do domu źle śnieg Małgorzata Łukasz żółć",
+    "cp857": "Bugün hava çok güzel değil mi Şükrü İbrahim ışık",
+    "cp775": "Šodien laiks ļoti jauks Jānis Pēteris",
+    "johab": "오늘 어때요 너무 슬퍼요 김철수 안녕하세요",
 }
 TOLD = {
     "gb18030": "你今天怎么样，我很生气，别烦我，太好了",
@@ -272,6 +285,7 @@ def test_unicode_in_any_form_is_read_as_it_is(tmp_path_factory, encoding, text) 
             r"line 3 \(b'1\.wav,a\\xf1o'\).*as cp1252 it would read 'año'",
         ),
         ("file,text\n0.wav,Иван\n".encode("cp1251"), r"line 2 .*name its encoding with --encoding"),
+        ("file,speaker\n0.wav,ﾀﾅｶ\n1.wav,ｽｽﾞｷ\n".encode("cp932"), r"line 2 .*name its encoding with --encoding"),
         ("file,text\n0.wav,ü\n1.wav,ä\n".encode() + b"2.wav,\xff\n", r"line 4 .*while other lines are"),
     ],
 )
