@@ -63,7 +63,7 @@ _LEGACY = (
 """What tables are still written in; subsets of these (Latin-1, GBK, Shift-JIS, EUC-KR) need no place of their own."""
 _CHAOS_MARGIN = 0.1
 """By how much less noisy the best reading must be than any other, in charset-normalizer's measure from 0 to 1."""
-_MIN_LETTERS = {"gb18030": 3, "big5": 3, "cp932": 3, "euc-jp": 3, "cp949": 3}
+_MIN_LETTERS = {"gb18030": 3, "big5": 3, "cp932": 3, "euc-jp": 3, "cp949": 3, "johab": 3}
 """Fewer letters of an encoding that takes two bytes for each may be chance; elsewhere one accent is enough."""
 _RARE_FROM = {
     "gb18030": ("gb2312", 0xD8),
@@ -90,6 +90,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*
 """Letters, and what stands inside or right behind them without being punctuation."""
 
 
+_DIGITS_IN_WORDS = re.compile(r"(?<=[A-Za-z])\d+|\d+(?=[A-Za-z])")
 _SIGNS = re.compile(r"[^\w\s\x00-\x7f\u2013-\u2026\u3000-\u303f\uff00-\uffef]{3}")
 """More signs in a row than people write."""
 
@@ -268,6 +269,8 @@ def _num_foreign(lines: Sequence[str]) -> int:
 
 def _is_written_by_people(line: str) -> bool:
     if any(unicodedata.category(sign) in ("Cc", "Cn", "Co") and sign != "\t" for sign in line) or _SIGNS.search(line):
+        return False
+    if any(not digits.isascii() for digits in _DIGITS_IN_WORDS.findall(line)):
         return False
     words = _WORD.findall(_without_eastern_punctuation(line))
     return all(_is_word(word) for word in words if not word.isascii())

@@ -256,6 +256,11 @@ def test_an_encoding_that_can_be_told_is_told_and_said(audio, encoding) -> None:
     assert f"is read as {encoding}" in said
 
 
+@pytest.mark.parametrize("word", ["Größe", "könnte", "Jürgen"])
+def test_one_german_word_is_enough(audio, word) -> None:
+    assert read(audio, f"file,text\n0.wav,{word}\n".encode("latin-1"))[0][0].text == word
+
+
 @pytest.mark.parametrize("encoding", SENTENCES)
 def test_an_encoding_is_told_right_or_not_at_all(tmp_path, encoding) -> None:
     words = SENTENCES[encoding].split()
