@@ -90,6 +90,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*
 """Letters, and what stands inside or right behind them without being punctuation."""
 
 
+_HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
 _DIGITS_IN_WORDS = re.compile(r"(?<=[A-Za-z])\d+|\d+(?=[A-Za-z])")
 _SIGNS = re.compile(r"[^\w\s\x00-\x7f\u2013-\u2026\u3000-\u303f\uff00-\uffef]{3}")
 """More signs in a row than people write."""
@@ -132,6 +133,12 @@ def read_text_in(path: Path, encoding: str | None = None, usual: str | None = No
             return Text(data.decode(wide), wide, is_guess=True)
     if re.search(rb"\x1b[$(]", data):
         return _escaped(path, data)
+    shifted = _HZ.search(data)
+    if shifted is not None:
+        raise CorpusError(
+            f"{path} must be in an encoding that can be told, but {_place(data, shifted.start())} may be Chinese in "
+            "HZ; pass --encoding hz, or utf-8 if ~{ and ~} are characters"
+        )
     try:
         return Text(data.decode("utf-8"), "utf-8", is_guess=False)
     except UnicodeDecodeError as error:
@@ -160,15 +167,15 @@ def _strict(path: Path, data: bytes, encoding: str) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{path} must be text in {encoding}, but {_place(data, error)} is not ({error.reason}); name its encoding "
-            "with --encoding, or save it in UTF-8"
+            f"{path} must be text in {encoding}, but {_place(data, error.start)} is not ({error.reason}); name its "
+            "encoding with --encoding, or save it in UTF-8"
         ) from error
 
 
-def _place(data: bytes, error: UnicodeDecodeError) -> str:
+def _place(data: bytes, start: int) -> str:
     """Return where decoding stopped, as `line 7 (b'...')`."""
-    number = len(_LINE.findall(data[: error.start])) + 1
-    line = (_LINE.split(data[: error.start])[-1] + _LINE.split(data[error.start :])[0])[:60]
+    number = len(_LINE.findall(data[:start])) + 1
+    line = (_LINE.split(data[:start])[-1] + _LINE.split(data[start:])[0])[:60]
     return f"line {number} ({line!r})"
 
 
@@ -188,15 +195,17 @@ def _escaped(path: Path, data: bytes) -> Text:
         content = data.decode("iso2022_jp_ext")
     except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{path} must be in an encoding that can be told, but {_place(data, error)} holds escapes that are not "
-            "ISO-2022-JP; name its encoding with --encoding"
+            f"{path} must be in an encoding that can be told, but {_place(data, error.start)} holds escapes that are "
+            "not ISO-2022-JP; name its encoding with --encoding"
         ) from error
     return Text(content, "iso2022_jp", is_guess=True, sample=_sample(content))
 
 
 def _legacy(path: Path, data: bytes, error: UnicodeDecodeError, usual: str | None) -> Text:
     """Return the one plausible reading of text that is not UTF-8."""
-    refusal = f"{path} must be UTF-8 or in an encoding that can be told surely, but {_place(data, error)} is not UTF-8"
+    refusal = (
+        f"{path} must be UTF-8 or in an encoding that can be told surely, but {_place(data, error.start)} is not UTF-8"
+    )
     remedy = "name its encoding with --encoding (gbk, cp1252, ...), or save it in UTF-8"
     if _is_damaged_utf8(data):
         raise CorpusError(f"{refusal} while other lines are; {remedy}") from error

@@ -290,6 +290,7 @@ def test_unicode_in_any_form_is_read_as_it_is(tmp_path_factory, encoding, text) 
             r"line 3 \(b'1\.wav,a\\xf1o'\).*as cp1252 it would read 'año'",
         ),
         ("file,text\n0.wav,Иван\n".encode("cp1251"), r"line 2 .*name its encoding with --encoding"),
+        ("file,text\n0.wav,x\n1.wav,你好\n".encode("hz"), r"line 3 .*may be Chinese in HZ; pass --encoding hz"),
         ("file,speaker\n0.wav,ﾀﾅｶ\n1.wav,ｽｽﾞｷ\n".encode("cp932"), r"line 2 .*name its encoding with --encoding"),
         ("file,text\n0.wav,ü\n1.wav,ä\n".encode() + b"2.wav,\xff\n", r"line 4 .*while other lines are"),
     ],
