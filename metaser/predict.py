@@ -21,6 +21,7 @@ from metaser.model.exported import load_export
 from metaser.model.metaser import MetaSERModel
 from metaser.tasks import TaskSpec
 from metaser.windows import WindowOutput, choose_windows, join_frames, join_windows, silent_characters
+from shards.corpora.said import SIDES
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
 from shards.track import Track
@@ -74,14 +75,15 @@ def load_model(path: str | Path) -> MetaSERModel:
 
 
 def choose_channel(text: str) -> ChannelChoice:
-    """Return what `--channel` says: a number from 1, `left`, `right`, `each` or `mix`.
+    """Return what `--channel` says in any case: a number from 1, `left`, `right`, `each` or `mix`.
 
     Raises:
         ConfigError: if it says none of these.
     """
-    if text in ("mix", "each"):
-        return text  # type: ignore[return-value]
-    number = {"left": "1", "right": "2"}.get(text, text)
+    lowered = text.strip().lower()
+    if lowered in ("mix", "each"):
+        return lowered  # type: ignore[return-value]
+    number = str(SIDES.get(lowered, lowered))
     if number.isascii() and number.isdigit() and int(number) > 0:
         return int(number)
     raise ConfigError(f"--channel must be a number from 1, left, right, each or mix, got {text!r}; correct it")

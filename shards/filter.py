@@ -7,6 +7,7 @@ run as code.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from shards.errors import FilterError
 from shards.index import NUMBER_FIELDS, Codes, Index
+from shards.numbers import number_of
 
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -76,15 +78,17 @@ def _link(index: Index, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.nd
             )
         case str(name), None:
             constant = _constant(right)
-            _check_kinds(left, _kinds(index, left), right, {_kind(constant)})
+            _check_kinds(index, left, _kinds(index, left), right, {_kind(constant)})
             return _where_value(index, name, lambda value: compare(value, constant), _kind(constant))
         case None, str(name):
             constant = _constant(left)
-            _check_kinds(left, {_kind(constant)}, right, _kinds(index, right))
+            _check_kinds(index, left, {_kind(constant)}, right, _kinds(index, right))
             return _where_value(index, name, lambda value: compare(constant, value), _kind(constant))
         case str(first), str(second):
-            _check_kinds(left, _kinds(index, left), right, _kinds(index, right))
-            return _where_pair(index.codes(first), index.codes(second), compare)
+            kinds = _kinds(index, left), _kinds(index, right)
+            _check_kinds(index, left, kinds[0], right, kinds[1])
+            kind = "a number" if all("a number" in found for found in kinds) else "text"
+            return _where_pair(_codes(index, first, kind), _codes(index, second, kind), compare)
     raise AssertionError("a field's name is text or None")
 
 
@@ -95,15 +99,24 @@ def _holds(compare: Callable[[Any, Any], bool], left: Any, right: Any) -> bool:
 def _where_value(index: Index, field: str, condition: Callable[[Any], Any], kind: str) -> np.ndarray:
     """Return the rows whose value is of `kind` and satisfies `condition`."""
     if field not in NUMBER_FIELDS:
-        return _where_word(index, field, lambda word: _kind(word) == kind and condition(word))
+        return _where_word(_codes(index, field, kind), lambda word: _kind(word) == kind and condition(word))
     values = index.numbers(field)
     found: np.ndarray = condition(values) & ~np.isnan(values)
     return found
 
 
-def _where_word(index: Index, field: str, condition: Callable[[Any], bool]) -> np.ndarray:
-    """Return the rows whose value satisfies `condition`, which is asked once for each different value."""
+def _codes(index: Index, field: str, kind: str) -> Codes:
+    """Return a field's values; as numbers where these are asked for, and all that a table of text has are some."""
     codes = index.codes(field)
+    if kind != "a number" or not field.startswith("extra.") or codes.without_number():
+        return codes
+    numbers = [number_of(word) for word in codes.words]
+    absent = [number is None or math.isnan(number) for number in numbers]
+    return Codes(np.where(codes.lookup(absent, True), -1, codes.numbers), tuple(numbers))
+
+
+def _where_word(codes: Codes, condition: Callable[[Any], bool]) -> np.ndarray:
+    """Return the rows whose value satisfies `condition`, which is asked once for each different value."""
     return codes.lookup((condition(word) for word in codes.words), False).astype(bool)
 
 
@@ -124,8 +137,9 @@ def _membership(index: Index, left: ast.expr, is_wanted: bool, right: ast.expr) 
         raise FilterError(f"`in` must be followed by a list of values, got `{ast.unparse(right)}`; {_HELP}")
     choices = [_constant(item) for item in right.elts]
     for item, choice in zip(right.elts, choices, strict=True):
-        _check_kinds(left, _kinds(index, left), item, {_kind(choice)})
-    return _where_word(index, name, lambda word: (word in choices) == is_wanted)
+        _check_kinds(index, left, _kinds(index, left), item, {_kind(choice)})
+    kind = "a number" if choices and all(_kind(choice) == "a number" for choice in choices) else "text"
+    return _where_word(_codes(index, name, kind), lambda word: (word in choices) == is_wanted)
 
 
 def _presence(index: Index, node: ast.expr, op: ast.cmpop) -> np.ndarray:
@@ -169,18 +183,28 @@ def _kind(value: object) -> str:
 
 
 def _kinds(index: Index, node: ast.expr) -> set[str]:
-    """Return what a field may hold; a corpus's own fields tell only by their values."""
+    """Return what a field may hold; a corpus's own fields tell only by their values, and text may be all numbers."""
     name = _field_name(node) or ""
     if name.startswith("extra."):
-        return {_kind(word) for word in index.codes(name).words}
+        codes = index.codes(name)
+        kinds = {_kind(word) for word in codes.words}
+        return kinds if not kinds or codes.without_number() else kinds | {"a number"}
     if name == "emotion_votes":
         return {"a table"}
     return {"a number" if name in NUMBER_FIELDS else "text"}
 
 
-def _check_kinds(left: ast.expr, left_kinds: set[str], right: ast.expr, right_kinds: set[str]) -> None:
+def _check_kinds(index: Index, left: ast.expr, left_kinds: set[str], right: ast.expr, right_kinds: set[str]) -> None:
     if left_kinds and right_kinds and not left_kinds & right_kinds:
+        why = _no_number(index, left) + _no_number(index, right)
         raise FilterError(
             f"a filter must compare like with like, but `{ast.unparse(left)}` is {'/'.join(sorted(left_kinds))} and "
-            f"`{ast.unparse(right)}` is {'/'.join(sorted(right_kinds))}"
+            f"`{ast.unparse(right)}` is {'/'.join(sorted(right_kinds))}{why}"
         )
+
+
+def _no_number(index: Index, node: ast.expr) -> str:
+    """Return what keeps a corpus's own field from being numbers."""
+    name = _field_name(node) or ""
+    found = index.codes(name).without_number() if name.startswith("extra.") else []
+    return f"; {name} has {found[0]!r}, which is no number" if found else ""

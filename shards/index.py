@@ -24,6 +24,7 @@ from shards.config import RemoteConfig
 from shards.errors import FilterError, ShardError
 from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
 from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, file_sha256, read_manifest
+from shards.numbers import number_of
 from shards.schema import METADATA_FIELDS, RATE_HZ, Utterance
 from shards.store import is_url, join, read_file
 
@@ -72,6 +73,10 @@ class Codes(NamedTuple):
         present = np.bincount(self.numbers[self.numbers >= 0], minlength=len(self.words))
         found = [(word, int(count)) for word, count in zip(self.words, present, strict=True) if count]
         return dict(sorted(found, key=lambda item: (isinstance(item[0], str), item[0])))
+
+    def without_number(self) -> list[Any]:
+        """Return the values that occur and are no numbers, as `number_of` reads them."""
+        return [word for word in self.counts() if number_of(word) is None]
 
     def lookup(self, by_word: Iterable[Any], absent: Any) -> np.ndarray:
         """Return for every row what `by_word` (in the order of `words`) has for its word, else `absent`."""
@@ -243,14 +248,18 @@ class Index:
         return pc.binary_join_element_wise(*texts, pa.scalar(":", pa.large_string()))
 
     def numbers(self, name: str) -> np.ndarray:
-        """Return a column of numbers, shape (num_utterances,); NaN where an optional one is absent.
+        """Return a field of numbers, shape (num_utterances,); NaN where an optional one is absent.
 
         Raises:
-            FilterError: if no utterance of the corpus could have such a field.
+            FilterError: if no utterance of the corpus could have such a field, or one has no number in it.
         """
         self._check_field(name)
         if name == "duration_s":
             return self.duration_s
+        if name.startswith("extra."):
+            return self._extra_numbers(name)
+        if name in DERIVED_FIELDS or INDEX_SCHEMA.field(name).type == pa.string():
+            raise FilterError(f"{name} must be a field of numbers ({', '.join(NUMBER_FIELDS)} or extra.NAME)")
         whole = self.columns.numbers(name)
         return whole if self.rows is None else whole[self.rows]
 
@@ -274,6 +283,13 @@ class Index:
         if name.startswith("extra."):
             return _inside(self._stored_codes("extra"), name.removeprefix("extra."))
         return self._stored_codes(name)
+
+    def _extra_numbers(self, name: str) -> np.ndarray:
+        codes = self.codes(name)
+        no_number = codes.without_number()
+        if no_number:
+            raise FilterError(f"{name} must be numbers, but one of its values is {no_number[0]!r}")
+        return codes.lookup((number_of(word) for word in codes.words), np.nan).astype(np.float64)
 
     def values(self, name: str) -> list[Any]:
         """Return a field of every row, None where it is absent; `emotion_votes` as dictionaries.

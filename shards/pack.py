@@ -153,7 +153,7 @@ def _collect(reader: CorpusReader, source: Path | None, seed: int, channel: int 
         elif isinstance(found, Rejection):
             collected.rejections.append(found)
         else:
-            item = SourceUtterance(composed(found.utterance), found.audio)
+            item = replace(found, utterance=composed(found.utterance))
             item = item if channel is None else _of_channel(item, channel)
             rejection = _objection(item, collected.items)
             if rejection is None:
@@ -172,7 +172,7 @@ def _of_channel(item: SourceUtterance, channel: int) -> SourceUtterance:
         )
     key = f"{item.utterance.key}/channel{channel}"
     utterance = item.utterance.model_copy(update={"key": key})
-    return SourceUtterance(utterance, replace(item.audio, channel=channel))
+    return replace(item, utterance=utterance, audio=replace(item.audio, channel=channel))
 
 
 def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rejection | None:
@@ -281,6 +281,10 @@ class _PackJob:
                     continue
                 rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
                 counts = counts.plus(_original_name(item.utterance), samples, rate_hz, pcm)
+                if item.stated is not None and not item.stated.agrees(len(samples) / rate_hz):
+                    counts = counts.plus_other_duration(
+                        _original_name(item.utterance), item.stated.duration_s, len(samples) / rate_hz
+                    )
                 if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
                     counts = counts.plus_endless(_original_name(item.utterance))
         return note_of(self.path, self.stamp, rows, rejections, counts)

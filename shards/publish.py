@@ -93,6 +93,10 @@ class AudioCounts(Section):
     num_endless: int = 0
     """OGG files whose last page is not marked as such."""
     first_endless: str | None = None
+    num_other_duration: int = 0
+    """Whole files that do not last as long as the corpus states."""
+    first_other_duration: str | None = None
+    """Its name and both durations."""
     rates_hz: dict[int, int] = Field(default_factory=dict)
     """Number of utterances per original rate."""
 
@@ -111,7 +115,19 @@ class AudioCounts(Section):
             num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < QUIET_PEAK),
             num_endless=self.num_endless,
             first_endless=self.first_endless,
+            num_other_duration=self.num_other_duration,
+            first_other_duration=self.first_other_duration,
             rates_hz={**self.rates_hz, rate_hz: self.rates_hz.get(rate_hz, 0) + 1},
+        )
+
+    def plus_other_duration(self, name: str, stated_s: float, found_s: float) -> AudioCounts:
+        """Return the counts with one more file that lasts `found_s` instead of `stated_s`."""
+        described = f"{name} ({stated_s:g} s stated, {found_s:.3f} s found)"
+        return self.model_copy(
+            update={
+                "num_other_duration": self.num_other_duration + 1,
+                "first_other_duration": self.first_other_duration or described,
+            }
         )
 
     def plus_endless(self, name: str) -> AudioCounts:
@@ -484,6 +500,13 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
             f"{num_endless} of {total} utterances are of OGG files without a mark at their end, the first {first}; "
             "some recorders never set it, but a copy that was cut between two pages lacks it as well"
         )
+    num_other_duration = sum(note.audio.num_other_duration for note in notes)
+    if num_other_duration:
+        first = next(note.audio.first_other_duration for note in notes if note.audio.first_other_duration is not None)
+        yield (
+            f"{num_other_duration} of {total} utterances last longer or shorter than the column of durations says, the "
+            f"first {first}; they are whole files, because only beside a column start is a duration that of a part"
+        )
     if num_quiet:
         yield f"{num_quiet} of {total} utterances are all but silent (peak below -60 dB of full scale)"
     yield from _near_names(index)
@@ -508,8 +531,8 @@ def _near_names(index: Index) -> Iterator[str]:
             shown = "; ".join(" and ".join(f"{word!r} ({counts[word]})" for word in group) for group in groups[:5])
             more = f"; and {len(groups) - 5} more" if len(groups) > 5 else ""
             yield (
-                f"{name} has values that differ only in case, blanks, punctuation or leading zeros: {shown}{more}; if "
-                "they are one, spell them alike"
+                f"{name} has values that differ only in case, blanks, punctuation or how a number is written: "
+                f"{shown}{more}; if they are one, spell them alike"
             )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from shards.config import SamplingConfig
 from shards.errors import PlanError
 from shards.index import Codes, Index
+from shards.numbers import number_of
 
 
 def sampling_weights(index: Index, sampling: SamplingConfig) -> np.ndarray | None:
@@ -33,14 +34,17 @@ def sampling_weights(index: Index, sampling: SamplingConfig) -> np.ndarray | Non
 
 def _field_weights(index: Index, field: str) -> np.ndarray:
     codes = index.codes(field)
-    usable = [isinstance(word, int | float) and 0 <= word < np.inf for word in codes.words]
+    numbers = [number_of(word) for word in codes.words]
+    usable = [number is not None and 0 <= number < np.inf for number in numbers]
     bad = ~codes.lookup(usable, False).astype(bool)
     if bad.any():
+        first = codes.numbers[np.flatnonzero(bad)[0]]
         raise PlanError(
             f"sampling.weight needs a number of at least 0 in {field} for every utterance, but {int(bad.sum())} of "
-            f"{len(index)} have none; add the metadata or filter them out"
+            f"{len(index)} have none (the first has {'no value' if first < 0 else repr(codes.words[first])}); add the "
+            "metadata or filter them out"
         )
-    return codes.lookup((float(word) for word in codes.words), 0.0)
+    return codes.lookup((number or 0.0 for number in numbers), 0.0)
 
 
 def _balanced(weights: np.ndarray, codes: Codes, power: float) -> np.ndarray:

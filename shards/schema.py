@@ -85,11 +85,25 @@ class AudioSource(Protocol):
 
 
 @dataclass(frozen=True)
+class StatedDuration:
+    """How long a corpus says that a file is; rounded, so that a file may differ by less than the tolerance."""
+
+    duration_s: float
+    tolerance_s: float
+
+    def agrees(self, duration_s: float) -> bool:
+        """Return whether a duration may be the one that is stated."""
+        return abs(duration_s - self.duration_s) < self.tolerance_s
+
+
+@dataclass(frozen=True)
 class SourceUtterance:
     """An utterance and its audio as they lie in the original corpus."""
 
     utterance: Utterance
     audio: AudioSource
+    stated: StatedDuration | None = None
+    """Of the whole file, where the corpus says it of that."""
 
 
 def visible(text: str) -> str:

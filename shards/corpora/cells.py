@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shards.corpora.files import finite_number
-from shards.corpora.identities import plain_name, tidy
+from shards.corpora.identities import is_shortened, plain_code, plain_name, tidy
 from shards.corpora.missing import NAMING_FIELDS, is_missing, may_be_name
 from shards.corpora.tally import Tally
 from shards.emotionwords import folded
 from shards.errors import CorpusError
 from shards.labels import STYLES, canonical_gender, known_emotion, own_emotion
+from shards.numbers import finite_number
 from shards.schema import METADATA_FIELDS, SPLITS
 
 _NUMBERS = ("valence", "arousal", "dominance", "age")
@@ -85,10 +86,13 @@ class CellReader:
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
-        self._labels = {folded(word): (word, meaning) for word, meaning in self.labels.items()}
+        self._labels = {_alike(word): (word, meaning) for word, meaning in self.labels.items()}
 
     def present(self, cells: Mapping[str, str]) -> dict[str, str]:
-        """Return the cells that hold a value, tidied; words for a missing one are absent, but never from a text."""
+        """Return the cells that hold a value, tidied; words for a missing one are absent.
+
+        They stay in a text, and as an emotion where the user says what they mean.
+        """
         found = {}
         for name, cell in cells.items():
             word = tidy(cell)
@@ -96,7 +100,7 @@ class CellReader:
                 continue
             if name == "text":
                 found[name] = self._text(word)
-            elif is_missing(name, word):
+            elif is_missing(name, word) and not (name == "emotion" and _alike(word) in self._labels):
                 self.tally.add("missing", name, word)
             else:
                 found[name] = self._name(name, word) if name in NAMING_FIELDS else word
@@ -120,6 +124,8 @@ class CellReader:
     def _name(self, name: str, word: str) -> str:
         if may_be_name(name, word):
             self.tally.add("kept name", name, word)
+        if is_shortened(word):
+            self.tally.add("shortened number", name, word)
         plain = plain_name(word)
         if plain != word and name != "key":
             self.tally.add("number as name", name, word, plain)
@@ -147,14 +153,14 @@ class CellReader:
 
     def emotion(self, word: str) -> str | None:
         """Return the one spelling of an emotion, the inventory's where it is known."""
-        if folded(word) in self._labels:
-            said, meaning = self._labels[folded(word)]
+        if _alike(word) in self._labels:
+            said, meaning = self._labels[_alike(word)]
             self.tally.add("read as", "emotion", said, meaning or "absent")
             return meaning
         known = known_emotion(word)
         if known is not None:
             return self._read_as("emotion", word, known)
-        own = own_emotion(plain_name(word))
+        own = own_emotion(plain_code(word))
         is_number = re.fullmatch(r"[+-]?[0-9.,]+", own) is not None
         self.tally.add("number as label" if is_number else "own word", "emotion", own)
         return own
@@ -179,6 +185,12 @@ class CellReader:
         return total
 
 
+def _alike(word: str) -> str:
+    """Return what an emotion's word is compared by: a number's sign counts, its zero decimals do not."""
+    plain = plain_code(unicodedata.normalize("NFKC", word).strip())
+    return plain if re.fullmatch(r"[+-]?[0-9.,]+", plain) else folded(plain) or plain
+
+
 def labels_of(labels: Mapping[str, str | None]) -> dict[str, str | None]:
     """Return what words mean, the meanings in their one spelling.
 
@@ -188,7 +200,7 @@ def labels_of(labels: Mapping[str, str | None]) -> dict[str, str | None]:
     found: dict[str, tuple[str, str | None]] = {}
     for word, meaning in labels.items():
         spelled = None if meaning is None else known_emotion(meaning) or own_emotion(meaning)
-        said, before = found.setdefault(folded(word), (word, spelled))
+        said, before = found.setdefault(_alike(word), (word, spelled))
         if before != spelled:
             raise CorpusError(f"--labels must give a word one meaning, but {said} and {word} are the same word")
     return dict(found.values())

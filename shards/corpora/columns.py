@@ -42,6 +42,16 @@ _ALIASES = {
 _BY_ALIAS = {alias.strip(): name for name, aliases in _ALIASES.items() for alias in aliases.split(",")}
 _TIMES = ("start", "end", "duration")
 _MILLISECONDS = re.compile(r"_(?:ms|msec|milliseconds?|millis)$")
+_OTHER_UNIT = re.compile(
+    "samples?|smp|frames?|frm|fr|idx|index|indices|pos|position|bytes?|ticks?|pts|hops?|blocks?|chunks?|points?"
+    "|us|usec|microsec(onds?)?|microseconds?|ns|nsec|nanosec(onds?)?|nanoseconds?|min|mins|minutes?|h|hrs?|hours?"
+)
+"""What times may be counted in beside seconds and milliseconds."""
+_TIME_WORDS = {
+    **dict.fromkeys(("start", "begin", "beginning", "from", "onset", "offset", "first", "tmin"), "start"),
+    **dict.fromkeys(("end", "stop", "to", "last", "until", "tmax"), "end"),
+    **dict.fromkeys(("duration", "dur", "length", "len"), "duration"),
+}
 _SECONDS = re.compile(r"_(?:s|secs?|seconds?)$")
 
 
@@ -56,6 +66,8 @@ class Columns:
     units_s: Mapping[str, float]
     """Seconds per unit of the fields that are times."""
     notes: tuple[Note, ...]
+    file_duration: str | None = None
+    """The column that says how long whole files are: a duration where no column is a start."""
 
     def column(self, field: str) -> str | None:
         """Return the column that is `field`, or None."""
@@ -81,13 +93,17 @@ def columns_of(table: Path, names: Sequence[str], said: Mapping[str, str | None]
     if "file" not in {*fields.values(), *aliases.values()}:
         raise _no_file(table, names, ambiguous)
     fields |= aliases
-    if "start" not in fields.values() or "end" in fields.values():
-        # Of a whole file it says what the file itself says; beside an end it is one number too many.
-        fields = {name: field for name, field in fields.items() if field != "duration" or name in explicit}
-    extra = tuple(name for name in names if name and name not in fields and name not in explicit)
-    used = {name: field for name, field in aliases.items() if name in fields}
     units_s = {field: 0.001 for name, field in fields.items() if field in _TIMES and _MILLISECONDS.search(_plain(name))}
-    return Columns(fields, extra, units_s, tuple(_notes(used, extra, ambiguous, fields.values())))
+    durations = {name for name, field in fields.items() if field == "duration" and name not in explicit}
+    file_duration = None if "start" in fields.values() else next(iter(durations), None)
+    if file_duration is not None:
+        fields = {name: field for name, field in fields.items() if field != "duration"}
+    # Beside an end it is needed only where that is blank.
+    beside = durations if "end" in fields.values() else set()
+    extra = tuple(name for name in names if name and (name not in fields or name in beside) and name not in explicit)
+    used = {name: field for name, field in aliases.items() if name in fields}
+    notes = _notes(used, [name for name in extra if name not in fields], ambiguous, fields.values())
+    return Columns(fields, extra, units_s, tuple(notes), file_duration)
 
 
 def without(columns: Columns, table: Path, names: Sequence[str], reason: str) -> Columns:
@@ -190,18 +206,41 @@ def _notes(
         return
     meant = {name: field for field, names in ambiguous.items() for name in names}
     near = {name: meant.get(name) or nearest_field(name) for name in extra}
-    # Without a start, a duration is only what the file itself says.
-    hints = {name: field for name, field in near.items() if field is not None and field not in (*taken, "duration")}
+    # Without a start, a duration is only what the file itself says; with an end, what that says.
+    settled = {*taken} if "start" in taken and "end" not in taken else {*taken, "duration"}
+    uncounted = [name for name in extra if _time_in_other_units(name) not in (None, *settled)]
+    if uncounted:
+        yield Note(
+            f"no part of a file is cut by {', '.join(uncounted)}, whose unit is not read; a part needs columns start "
+            "and end in seconds, or start_ms and end_ms in milliseconds",
+            is_warning=True,
+        )
+    hints = {name: field for name, field in near.items() if field is not None and field not in settled}
     hint = ""
     if hints:
         options = " ".join(f"--map {name}={field}" for name, field in hints.items())
-        hint = f"; did you mean {', '.join(dict.fromkeys(hints.values()))}? ({options})"
+        unit = ", where times are in seconds" if {*hints.values()} & {*_TIMES} else ""
+        hint = f"; did you mean {', '.join(dict.fromkeys(hints.values()))}? ({options}{unit})"
     count = f"{len(extra)} column{'s are' if len(extra) > 1 else ' is'}"
     yield Note(f"{count} kept as extra: {', '.join(extra)}{hint}", is_warning=bool(hints))
 
 
+def _time_in_other_units(name: str) -> str | None:
+    """Return which time a column may hold in a unit that is not read: `start_sample`, `offset_us`; None for none."""
+    units = [part for part in _parts(name) if _OTHER_UNIT.fullmatch(part)]
+    if not units:
+        return None
+    return next((_TIME_WORDS[part] for part in _parts(name) if part in _TIME_WORDS), None)
+
+
+def _parts(name: str) -> list[str]:
+    return re.sub(r"(?<=[a-z])(?=[0-9])|(?<=[0-9])(?=[a-z])", "_", _plain(name)).split("_")
+
+
 def nearest_field(name: str) -> str | None:
     """Return the field that a column's name may have meant, or None."""
+    if _time_in_other_units(name) is not None:
+        return None
     known = {**{field: field for field in _FIELDS}, **_BY_ALIAS}
     plain = _plain(name)
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.8)

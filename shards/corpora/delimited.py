@@ -26,8 +26,26 @@ _DECLARED = re.compile(r'"?sep=(?P<separator>.)"?(?:\r\n|\n|\r|$)', re.IGNORECAS
 """Excel's first line."""
 _MAX_SHOWN = 60
 
+_LITERAL = '" is a character like any other'
+_ESCAPED = '" encloses cells, and \\ stands before one that does not'
+_BLANKS = 'blanks before a " that encloses a cell are no part of it'
+
 IsAudio = Callable[[str], bool]
 FindFields = Callable[[Sequence[str]], Mapping[str, int]]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How quotes enclose cells."""
+
+    escape: str | None = None
+    skips_blanks: bool = False
+    """Whether blanks may stand before the quote."""
+
+    @property
+    def said(self) -> str:
+        """What is unusual about it."""
+        return " and ".join([_ESCAPED] * (self.escape is not None) + [_BLANKS] * self.skips_blanks)
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,8 @@ class _Reading:
     records: list[list[str]]
     num_lines: list[int]
     """Lines that each record takes."""
+    form: _Form | None
+    """How `"` encloses cells; None: it is a character like any other."""
     error: str | None = None
     """Where the quotes do not match."""
 
@@ -70,8 +90,9 @@ def delimited_table(
     separator = declared or _separator(path, content, find_fields)
     if not content:
         return Table(path, (), (), tuple(notes))
-    reading, said = _read(path, content, separator, options, find_fields, is_audio)
-    if said:
+    reading = _read(path, content, separator, options, find_fields, is_audio)
+    said = _LITERAL if reading.form is None else reading.form.said
+    if said and '"' in content:
         notes.append(Note(f"in {path.name}, {said}"))
     header = [tidy(cell) for cell in reading.records[0]]
     header[:1] = [name.removeprefix("#").strip() for name in header[:1]]
@@ -82,7 +103,7 @@ def delimited_table(
     ]
     notes += _nameless(path, header, reading.records[1:])
     table = Table(path, tuple(header), tuple(rows), tuple(notes))
-    return checked(table, _num_records(content, separator, said) - 1)
+    return checked(table, _num_records(content, separator, reading.form) - 1)
 
 
 def _without_declaration(content: str) -> tuple[str, str | None]:
@@ -128,38 +149,34 @@ def _separator(path: Path, content: str, find_fields: FindFields) -> str:
 
 # ---------------------------------------------------------------- quotes
 
-_LITERAL = '" is a character like any other'
-_ESCAPED = '" encloses cells, and \\ stands before one that does not'
-
 
 def _read(
     path: Path, content: str, separator: str, options: ReadOptions, find_fields: FindFields, is_audio: IsAudio
-) -> tuple[_Reading, str]:
-    """Return the right reading, and what should be said of it."""
+) -> _Reading:
+    """Return the right reading."""
     literal = _literal(content, separator)
-    if '"' not in content:
-        return literal, ""
-    if options.quotes == "none":
-        return literal, _LITERAL
-    quoted = _quoted(content, separator)
-    if quoted.error is not None and '\\"' in content:
-        escaped = _quoted(content, separator, escape="\\")
-        if escaped.error is None:
-            return escaped, _ESCAPED
-    if options.quotes == "double" or any(cell.strip().startswith('"') for cell in literal.records[0]):
-        return _whole(path, quoted), ""
-    width = len(literal.records[0])
-    fields = find_fields([tidy(name) for name in literal.records[0]])
+    if '"' not in content or options.quotes == "none":
+        return literal
+    quoted = _enclosed(content, separator)
+    if options.quotes == "double":
+        return _whole(path, quoted)
+    is_header_quoted = any(cell.strip().startswith('"') for cell in _first_line(content).split(separator))
+    if is_header_quoted and quoted.error is not None:
+        return _whole(path, quoted)
+    header = quoted.records[0] if is_header_quoted else literal.records[0]
+    width = len(header)
+    fields = find_fields([tidy(name) for name in header])
     torn = [cells for cells in literal.records[1:] if '"' in separator.join(cells) and not _has_width(cells, width)]
     swallowed = _swallowed(quoted, literal, width, fields.get("file"), is_audio)
+    encloses = is_header_quoted or (quoted.form is not None and quoted.form.escape is not None)
     if quoted.error is None and not swallowed:
-        if torn or not (separator == "\t" and _are_said(quoted, literal, separator, fields.get("text"))):
-            return quoted, ""
-        return literal, _LITERAL
-    if not torn:
-        return literal, _LITERAL
+        if encloses or torn or not (separator == "\t" and _are_said(quoted, literal, separator, fields.get("text"))):
+            return quoted
+        return literal
+    if not torn and not encloses:
+        return literal
     if quoted.error is not None:
-        return _whole(path, quoted), ""
+        return _whole(path, quoted)
     raise CorpusError(
         f'{path} must be read in one way, but a " may enclose cells or stand for itself: read as enclosing, one cell '
         f"holds the whole row {swallowed!r}; correct its quotes, or say what they are with --quotes double or --quotes "
@@ -176,18 +193,42 @@ def _whole(path: Path, quoted: _Reading) -> _Reading:
     return quoted
 
 
+def _first_line(content: str) -> str:
+    return _LINE_END.split(content, maxsplit=1)[0]
+
+
 def _literal(content: str, separator: str) -> _Reading:
     records = [line.split(separator) for line in _LINE_END.split(content)]
-    return _Reading(records, [1] * len(records))
+    # No column's name has quotes, whatever they are in the rows.
+    header = _enclosed(_first_line(content), separator)
+    if header.error is None and header.records:
+        records[0] = header.records[0]
+    return _Reading(records, [1] * len(records), None)
 
 
-def _quoted(content: str, separator: str, escape: str | None = None) -> _Reading:
+def _enclosed(content: str, separator: str) -> _Reading:
+    """Return the reading in which `"` encloses cells, in the least unusual form that leaves fewest quotes outside."""
+    usual = _quoted(content, separator, _Form())
+    has_blanks = re.search(rf'(?:^|{re.escape(separator)}) +"', content, re.MULTILINE) is not None
+    escapes, blanks = (None, "\\") if '\\"' in content else (None,), (False, True) if has_blanks else (False,)
+    forms = [_Form(escape, skips_blanks) for escape in escapes for skips_blanks in blanks]
+    readings = [usual, *(_quoted(content, separator, form) for form in forms[1:])]
+    return min((reading for reading in readings if reading.error is None), key=_num_quotes_outside, default=usual)
+
+
+def _num_quotes_outside(reading: _Reading) -> int:
+    """Return how many cells begin with blanks and a quote."""
+    return sum(cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for cells in reading.records for cell in cells)
+
+
+def _quoted(content: str, separator: str, form: _Form) -> _Reading:
     reader = csv.reader(
         io.StringIO(content, newline=""),
         delimiter=separator,
         strict=True,
-        doublequote=escape is None,
-        escapechar=escape,
+        doublequote=form.escape is None,
+        escapechar=form.escape,
+        skipinitialspace=form.skips_blanks,
     )
     records, num_lines, before = [], [], 0
     try:
@@ -196,8 +237,8 @@ def _quoted(content: str, separator: str, escape: str | None = None) -> _Reading
             num_lines.append(reader.line_num - before)
             before = reader.line_num
     except csv.Error as error:
-        return _Reading(records, num_lines, f"line {before + 1} is not ({error})")
-    return _Reading(records, num_lines)
+        return _Reading(records, num_lines, form, f"line {before + 1} is not ({error})")
+    return _Reading(records, num_lines, form)
 
 
 def _has_width(cells: Sequence[str], width: int) -> bool:
@@ -207,21 +248,27 @@ def _has_width(cells: Sequence[str], width: int) -> bool:
 def _swallowed(
     quoted: _Reading, literal: _Reading, width: int, file_column: int | None, is_audio: IsAudio
 ) -> str | None:
-    """Return a line that is a whole row by itself, as is another one that lies in the same record; or None.
+    """Return a line that may be a row by itself, but lies in the record of another row; or None.
 
-    One line of a record may look like a row: where the cell of several lines is the first or the last.
+    One line of a record may look like its row: where the cell of several lines is the first or the last.
     """
+    if file_column is None:
+        return None
     line = 0
-    for num_lines in quoted.num_lines:
-        rows = [
-            cells
-            for cells in literal.records[line : line + num_lines]
-            if _has_width(cells, width) and file_column is not None and is_audio(tidy(cells[file_column]))
-        ]
-        if len(rows) > 1:
-            return " ".join(rows[1])[:_MAX_SHOWN]
+    for record, num_lines in zip(quoted.records, quoted.num_lines, strict=True):
+        lines = literal.records[line : line + num_lines] if num_lines > 1 else []
+        named = [(name, cells) for cells in lines if is_audio(name := _name_in(cells, width, file_column))]
+        others = named if named and named[0][0] != _name_in(record, 0, file_column) else named[1:]
+        if others:
+            return " ".join(others[0][1])[:_MAX_SHOWN]
         line += num_lines
     return None
+
+
+def _name_in(cells: Sequence[str], width: int, file_column: int) -> str:
+    """Return what a row has in the column of files; nothing where it is too short to be one of `width`."""
+    is_row = len(cells) > file_column and (len(cells) > 1 or width <= 1)
+    return tidy(cells[file_column]).strip('"').strip() if is_row else ""
 
 
 def _are_said(quoted: _Reading, literal: _Reading, separator: str, text_column: int | None) -> bool:
@@ -273,12 +320,13 @@ def _nameless(path: Path, header: Sequence[str], records: Sequence[Sequence[str]
     return [Note(f"the table {path.name} has {num_cells} cells in columns without a name, which are left out", True)]
 
 
-def _num_records(content: str, separator: str, said: str) -> int:
+def _num_records(content: str, separator: str, form: _Form | None) -> int:
     """Return the number of records that are not blank, counted without cutting any into cells."""
     edge = re.escape(separator)
-    if said != _LITERAL:
-        inside = r'[^"\\]|\\.' if said == _ESCAPED else '[^"]|""'
-        enclosed = re.compile(rf'(?<![^{edge}\r\n])"(?P<cell>(?:{inside})*)"(?=[{edge}\r\n]|$)', re.DOTALL)
+    if form is not None:
+        inside = '[^"]|""' if form.escape is None else r'[^"\\]|\\.'
+        before = " *" if form.skips_blanks else ""
+        enclosed = re.compile(rf'(?<![^{edge}\r\n]){before}"(?P<cell>(?:{inside})*)"(?=[{edge}\r\n]|$)', re.DOTALL)
         content = enclosed.sub(lambda match: "x" if match["cell"].strip() else "", content)
     is_blank = re.compile(rf"[\s{edge}]*")
     return sum(is_blank.fullmatch(line) is None for line in _LINE_END.split(content))

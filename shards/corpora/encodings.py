@@ -37,15 +37,47 @@ _LEGACY = (
     "cp932",
     "euc-jp",
     "cp949",
+    "cp874",
+    "cp1255",
+    "cp1256",
+    "cp1258",
+    "iso8859-4",
+    "iso8859-5",
+    "iso8859-6",
+    "iso8859-7",
+    "iso8859-8",
+    "koi8-u",
+    "kz1048",
+    "cp737",
+    "cp775",
+    "cp852",
+    "cp857",
+    "cp862",
+    "cp864",
+    "mac-cyrillic",
+    "mac-greek",
+    "mac-latin2",
+    "mac-turkish",
+    "johab",
 )
 """What tables are still written in; subsets of these (Latin-1, GBK, Shift-JIS, EUC-KR) need no place of their own."""
 _CHAOS_MARGIN = 0.1
 """By how much less noisy the best reading must be than any other, in charset-normalizer's measure from 0 to 1."""
-_MIN_LETTERS = {"gb18030": 3, "big5": 3, "cp932": 3, "euc-jp": 3, "cp949": 3}
+_MIN_LETTERS = {"gb18030": 3, "big5": 3, "cp932": 3, "euc-jp": 3, "cp949": 3, "johab": 3}
 """Fewer letters of an encoding that takes two bytes for each may be chance; elsewhere one accent is enough."""
+_RARE_FROM = {
+    "gb18030": ("gb2312", 0xD8),
+    "big5": ("big5", 0xC9),
+    "cp932": ("euc-jp", 0xD0),
+    "euc-jp": ("euc-jp", 0xD0),
+}
+"""From which first byte on, in which encoding, standards put the letters that are seldom used."""
+_MAX_RARE = 0.2
 _MIN_EASTERN_TO_COMPARE = 8
 _MIN_OTHERS_TO_COMPARE = 60
 """Letters beyond ASCII without which the measure of noise says nothing, as tried on short texts."""
+_MAX_TONOS = 1
+"""Of a Greek word that no enclitic follows."""
 _MAX_ACCENTED = 0.25
 """Of the letters in lines that have any, in a language such as English or Polish."""
 _TYPOGRAPHY = str.maketrans(
@@ -58,6 +90,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*
 """Letters, and what stands inside or right behind them without being punctuation."""
 
 
+_HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
+_DIGITS_IN_WORDS = re.compile(r"(?<=[A-Za-z])\d+|\d+(?=[A-Za-z])")
 _SIGNS = re.compile(r"[^\w\s\x00-\x7f\u2013-\u2026\u3000-\u303f\uff00-\uffef]{3}")
 """More signs in a row than people write."""
 
@@ -99,6 +133,12 @@ def read_text_in(path: Path, encoding: str | None = None, usual: str | None = No
             return Text(data.decode(wide), wide, is_guess=True)
     if re.search(rb"\x1b[$(]", data):
         return _escaped(path, data)
+    shifted = _HZ.search(data)
+    if shifted is not None:
+        raise CorpusError(
+            f"{path} must be in an encoding that can be told, but {_place(data, shifted.start())} may be Chinese in "
+            "HZ; pass --encoding hz, or utf-8 if ~{ and ~} are characters"
+        )
     try:
         return Text(data.decode("utf-8"), "utf-8", is_guess=False)
     except UnicodeDecodeError as error:
@@ -127,15 +167,15 @@ def _strict(path: Path, data: bytes, encoding: str) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{path} must be text in {encoding}, but {_place(data, error)} is not ({error.reason}); name its encoding "
-            "with --encoding, or save it in UTF-8"
+            f"{path} must be text in {encoding}, but {_place(data, error.start)} is not ({error.reason}); name its "
+            "encoding with --encoding, or save it in UTF-8"
         ) from error
 
 
-def _place(data: bytes, error: UnicodeDecodeError) -> str:
+def _place(data: bytes, start: int) -> str:
     """Return where decoding stopped, as `line 7 (b'...')`."""
-    number = len(_LINE.findall(data[: error.start])) + 1
-    line = (_LINE.split(data[: error.start])[-1] + _LINE.split(data[error.start :])[0])[:60]
+    number = len(_LINE.findall(data[:start])) + 1
+    line = (_LINE.split(data[:start])[-1] + _LINE.split(data[start:])[0])[:60]
     return f"line {number} ({line!r})"
 
 
@@ -155,15 +195,17 @@ def _escaped(path: Path, data: bytes) -> Text:
         content = data.decode("iso2022_jp_ext")
     except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{path} must be in an encoding that can be told, but {_place(data, error)} holds escapes that are not "
-            "ISO-2022-JP; name its encoding with --encoding"
+            f"{path} must be in an encoding that can be told, but {_place(data, error.start)} holds escapes that are "
+            "not ISO-2022-JP; name its encoding with --encoding"
         ) from error
     return Text(content, "iso2022_jp", is_guess=True, sample=_sample(content))
 
 
 def _legacy(path: Path, data: bytes, error: UnicodeDecodeError, usual: str | None) -> Text:
     """Return the one plausible reading of text that is not UTF-8."""
-    refusal = f"{path} must be UTF-8 or in an encoding that can be told surely, but {_place(data, error)} is not UTF-8"
+    refusal = (
+        f"{path} must be UTF-8 or in an encoding that can be told surely, but {_place(data, error.start)} is not UTF-8"
+    )
     remedy = "name its encoding with --encoding (gbk, cp1252, ...), or save it in UTF-8"
     if _is_damaged_utf8(data):
         raise CorpusError(f"{refusal} while other lines are; {remedy}") from error
@@ -173,7 +215,7 @@ def _legacy(path: Path, data: bytes, error: UnicodeDecodeError, usual: str | Non
     readings = dict(_plausible(data))
     if len(set(readings.values())) > 1:
         readings = _least_noisy(data, readings)
-    if len(set(readings.values())) != 1:
+    if len(set(readings.values())) != 1 or not _may_be_chosen(*next(iter(readings.items()))):
         shown = "; ".join(f"as {name} it would read {_sample(text)!r}" for name, text in list(readings.items())[:4])
         raise CorpusError(f"{refusal}{f': {shown}' if shown else ''}; {remedy}") from error
     encoding, content = next(iter(readings.items()))
@@ -205,6 +247,18 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
             yield encoding, text
 
 
+def _may_be_chosen(encoding: str, text: str) -> bool:
+    """Return whether a reading that takes two bytes for a letter is of letters in use, and so no chance.
+
+    Bytes of Thai and Cyrillic come out as half-width katakana, or as signs that few people know.
+    """
+    eastern = [sign for sign in text if not sign.isascii() and sign.isalpha()]
+    if encoding not in _RARE_FROM or not eastern:
+        return True
+    num_rare = sum(sign.encode(_RARE_FROM[encoding][0], "replace")[0] >= _RARE_FROM[encoding][1] for sign in eastern)
+    return num_rare <= _MAX_RARE * len(eastern) and not any("\uff66" <= sign <= "\uff9f" for sign in eastern)
+
+
 def _is_latin(text: str) -> bool:
     """Return whether `text` is of a language whose letters, and those of each word, are mostly ASCII's."""
     plain = text.translate(_TYPOGRAPHY)
@@ -224,6 +278,8 @@ def _num_foreign(lines: Sequence[str]) -> int:
 
 def _is_written_by_people(line: str) -> bool:
     if any(unicodedata.category(sign) in ("Cc", "Cn", "Co") and sign != "\t" for sign in line) or _SIGNS.search(line):
+        return False
+    if any(not digits.isascii() for digits in _DIGITS_IN_WORDS.findall(line)):
         return False
     words = _WORD.findall(_without_eastern_punctuation(line))
     return all(_is_word(word) for word in words if not word.isascii())
@@ -245,6 +301,8 @@ def _is_word(word: str) -> bool:
     body = re.sub(r"^[A-Za-z]{1,2}(?=\W*[^\x00-\x7f])|(?<=[^\x00-\x7f])[A-Za-z]{1,2}$", "", word)
     scripts = {_script(sign) for sign in (body if _script(body[0]) in ("CJK", "HANGUL") else word)}
     rest = word[1:]
+    if scripts == {"GREEK"} and unicodedata.normalize("NFD", word).count("\N{COMBINING ACUTE ACCENT}") > _MAX_TONOS:
+        return False
     return len(scripts) == 1 and (word == word.upper() or rest == rest.lower())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -103,15 +102,3 @@ def read_table(
             yield name, {column: cell.strip(_BLANKS) for column, cell in row.cells.items()}
         else:
             yield Rejection(name, row.fault, "bad row")
-
-
-def finite_number(cell: str) -> float:
-    """Return the number in `cell`, with a decimal point or comma.
-
-    Raises:
-        ValueError: if it is none, or not finite.
-    """
-    value = float(cell.replace(",", ".").replace("_", "?"))
-    if not math.isfinite(value):
-        raise ValueError(f"{cell!r} is not finite")
-    return value

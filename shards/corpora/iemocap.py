@@ -10,10 +10,11 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import TextFiles, audio_files, finite_number
+from shards.corpora.files import TextFiles, audio_files
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_emotion
+from shards.numbers import finite_number
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
 _NUM_SESSIONS = 5

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import TextFiles, audio_files, finite_number, read_table
+from shards.corpora.files import TextFiles, audio_files, read_table
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_gender
+from shards.numbers import finite_number
 from shards.schema import Rejection, SourceUtterance, Split, Utterance, make_key
 
 _EMOTIONS: dict[str, str | None] = {

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import audio_files, finite_number, read_table
+from shards.corpora.files import audio_files, read_table
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_emotion, canonical_gender
+from shards.numbers import finite_number
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
 _COLUMNS = ("file_id", "emotion", "raw_text", "normalized_text", "speaker_id", "gender", "age")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from shards.corpora.said import SIDES
 from shards.corpora.tables import Row, Table
 from shards.corpora.times import seconds_in
 from shards.errors import CorpusError
-from shards.schema import Note, Rejection, RowCount, SourceUtterance, Utterance, make_key
+from shards.schema import Note, Rejection, RowCount, SourceUtterance, StatedDuration, Utterance, make_key
 from shards.suffixes import AUDIO_SUFFIXES
 
 _UPWARDS = 4
@@ -130,6 +131,7 @@ class _RowReader:
     comment_lines: list[int] = field(default_factory=list)
     _rows_by_key: dict[str, Row] = field(default_factory=dict)
     _places: Counter[Path] = field(default_factory=Counter)
+    _other_durations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._is_from_zero = self._counts_channels_from_zero()
@@ -143,7 +145,7 @@ class _RowReader:
         if row.fault is not None:
             return Rejection(name, row.fault, "bad row")
         try:
-            item = self._item(row)
+            item = self._item(name, row)
         except CellError as error:
             return Rejection(name, str(error), error.kind)
         earlier = self._rows_by_key.setdefault(item.utterance.key, row)
@@ -155,6 +157,12 @@ class _RowReader:
         if self.comment_lines:
             first = self.comment_lines[0]
             yield Note(f"{len(self.comment_lines)} lines that begin with # are comments (first: row {first})")
+        if self._other_durations:
+            yield Note(
+                f"{len(self._other_durations)} rows have a duration that is not from start to end (first: "
+                f"{self._other_durations[0]}); their end is taken",
+                is_warning=True,
+            )
         for folder, count in self._places.items():
             if folder != self.place.folders[0]:
                 yield Note(f"the audio of {count} rows lies in {folder}, not beside the table")
@@ -164,7 +172,7 @@ class _RowReader:
 
     # ------------------------------------------------------------ one row
 
-    def _item(self, row: Row) -> SourceUtterance:
+    def _item(self, name: str, row: Row) -> SourceUtterance:
         values = {name: value for name, value in row.cells.items() if value is not None}
         fields = {name: found for name, found in self.columns.fields.items() if name in values}
         by_field = {found: cell_of(name, found, values[name]) for name, found in fields.items()}
@@ -176,7 +184,7 @@ class _RowReader:
         if path is None:
             looked = self.place.folders[0] / cells["file"]
             raise CellError("row without audio", f"{cells['file']} is no file (looked for {looked})")
-        start_s, end_s = self._times(cells)
+        start_s, end_s = self._times(name, cells)
         channel = self._channel(cells)
         key = self._key(cells, start_s, end_s, channel)
         extra = {name: value for name in self.columns.extra if (value := _as_extra(row.cells.get(name))) is not None}
@@ -189,7 +197,8 @@ class _RowReader:
         identity = {"key": key, "corpus": make_key(self.place.corpus), "source": source}
         utterance = Utterance.model_validate({**identity, **metadata, "extra": extra})
         self._places[self._folder_of(cells["file"], path)] += 1
-        return SourceUtterance(utterance, AudioFile(path, start_s, end_s, channel))
+        stated = self._stated(row) if start_s is None and end_s is None else None
+        return SourceUtterance(utterance, AudioFile(path, start_s, end_s, channel), stated)
 
     def _audio(self, row: Row) -> Path | None:
         column = self.columns.column("file")
@@ -204,16 +213,24 @@ class _RowReader:
         depth = len(PurePosixPath(name.replace("\\", "/")).parts)
         return self.place.folders[0] if PurePosixPath(name).is_absolute() else path.parents[depth - 1]
 
-    def _times(self, cells: Mapping[str, str]) -> tuple[float | None, float | None]:
-        time_s = {name: self._time_s(name, cells[name]) for name in ("start", "end", "duration") if name in cells}
-        start_s, end_s = time_s.get("start"), time_s.get("end")
-        if "duration" in time_s:
-            if time_s["duration"] <= 0:
+    def _times(self, row: str, cells: Mapping[str, str]) -> tuple[float | None, float | None]:
+        start_s, end_s = (self._time_s(name, cells[name]) if name in cells else None for name in ("start", "end"))
+        if "duration" in cells and end_s is None:
+            duration_s = self._time_s("duration", cells["duration"])
+            if duration_s <= 0:
                 raise CellError("bad number", f"duration must be above 0, got {cells['duration']!r}")
-            end_s = (start_s or 0.0) + time_s["duration"]
+            end_s = (start_s or 0.0) + duration_s
+        elif "duration" in cells and end_s is not None:
+            stated = _stated_in(cells["duration"], self.columns.units_s.get("duration", 1.0))
+            if stated is None or not stated.agrees(end_s - (start_s or 0.0)):
+                self._other_durations.append(f"{row}: {cells['duration']}")
         if (start_s or 0.0) < 0 or (end_s is not None and end_s <= (start_s or 0.0)):
             raise CellError("bad number", f"start and end must satisfy 0 <= start < end, got {start_s} and {end_s}")
         return start_s, end_s
+
+    def _stated(self, row: Row) -> StatedDuration | None:
+        cell = row.cells.get(self.columns.file_duration or "")
+        return _stated_in(tidy(as_text(cell)), self.columns.units_s.get("duration", 1.0))
 
     def _time_s(self, name: str, cell: str) -> float:
         try:
@@ -256,6 +273,16 @@ class _RowReader:
             f"has the same key {key!r} as {other}, but another {first} ({values}){more}",
             "duplicate key",
         )
+
+
+def _stated_in(cell: str, unit_s: float) -> StatedDuration | None:
+    """Return the duration that a cell states, as exactly as it is written; None if it states none."""
+    try:
+        duration_s = seconds_in(cell, unit_s)
+    except ValueError:
+        return None
+    is_exact = unit_s < 1 or re.search("[.,]", cell) is not None
+    return StatedDuration(duration_s, 0.1 if is_exact else 1.0)
 
 
 def _channel_number(cell: str) -> int | None:

@@ -19,6 +19,7 @@ Event = Literal[
     "read as",
     "own word",
     "number as name",
+    "shortened number",
     "number as label",
     "column",
     "extra",
@@ -93,6 +94,12 @@ _SENTENCES = (
         "what may be a name or a word for a missing value is kept as a name",
         True,
         "; blank these cells if nobody is called so",
+    ),
+    (
+        "shortened number",
+        "names are numbers of which a spreadsheet kept the first digits",
+        True,
+        "; several may have become one, so write them as text",
     ),
     (
         "kept text",

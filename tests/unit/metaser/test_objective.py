@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from metaser.errors import TrainingError
 from metaser.targets import Targets, resolve_tasks
 from metaser.tasks import CTC_UNKNOWN
 from metaser.train.objective import num_ctc_too_long, slot_loss, utterance_losses
+from shards.errors import FilterError
 
 TASKS = (
     CtcTask(kind="ctc"),
@@ -53,6 +55,17 @@ def test_open_label_sets_come_from_training_in_sorted_order():
     assert unseen.present("speaker").tolist() == [True, False, False]
     with pytest.raises(TrainingError, match=r"at least two labels, but the 2 training utterances have \['x'\]"):
         resolve_tasks([ClassificationTask(kind="classification", name="speaker")], index_of(speaker=["x", "x"]))
+
+
+def test_numbers_may_be_a_column_of_text():
+    (spec,) = resolve_tasks([RegressionTask(kind="regression", fields=("extra.mos",), offset=1)], table())
+    index = index_of(extra=['{"mos": "3.5"}', '{"mos": "2,0"}', '{"mos": 4}', '{"mos": "NA"}', "{}"])
+    index = replace(index, extra_names=("mos",))
+    values = Targets([spec], index).lookup(np.arange(5))["affect"].values
+    assert values[:3, 0].tolist() == [2.5, 1.0, 3.0]
+    assert values[3:].isnan().all()
+    with pytest.raises(FilterError, match=r"extra\.mos must be numbers, but one of its values is 'good'"):
+        Targets([spec], replace(index_of(extra=['{"mos": "good"}']), extra_names=("mos",)))
 
 
 def test_balanced_class_weights_make_every_class_count_alike():

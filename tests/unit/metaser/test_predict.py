@@ -236,7 +236,7 @@ def test_what_makes_no_windows_is_refused(model, window_s, overlap_s, words):
 
 
 def test_channels_have_names():
-    assert [choose_channel(text) for text in ("1", "12", "left", "right", "each", "mix")] == [
+    assert [choose_channel(text) for text in ("1", "12", "LEFT", "Right", "Each", "MIX")] == [
         1,
         12,
         1,

@@ -1,6 +1,11 @@
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import index_of
 from tones import Tone, pack_items, tone, utterance
 
 from shards.errors import FilterError
@@ -60,6 +65,43 @@ def test_expressions_select_what_they_say(index, expression, numbers):
 def test_a_field_may_be_compared_with_a_field(index):
     assert _keys(index, "age > duration_s") == _tones(*range(12))
     assert _keys(index, "key == source") == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "rows"),
+    [
+        ("extra.snr > 9", [0, 3]),
+        ("2 <= extra.snr < 10", [1]),
+        ("extra.snr in [2.5, 10]", [0, 1]),
+        ("extra.snr not in [10]", [1, 3]),
+        ("extra.snr < extra.limit", [1]),
+        ("extra.snr < duration_s", []),
+        ('extra.snr == "10"', [0]),
+        ("extra.big == 9007199254740993", [0]),
+        ("extra.snr is None", [4]),
+    ],
+)
+def test_a_column_of_text_is_compared_as_numbers_where_all_are_some(expression, rows):
+    cells = [("10", "9"), ("2,5", "30"), ("NA", "1"), ("1e2", "7")]
+    extras = [
+        {"snr": snr, "limit": limit, "big": f"900719925474099{3 - row}"} for row, (snr, limit) in enumerate(cells)
+    ]
+    index = replace(index_of(extra=[json.dumps(extra) for extra in (*extras, {})]), extra_names=("snr", "limit", "big"))
+    assert np.flatnonzero(select_rows(index, expression)).tolist() == rows
+
+
+def test_a_value_that_is_no_number_is_named():
+    index = replace(index_of(extra=['{"snr": "10"}', '{"snr": "loud"}']), extra_names=("snr",))
+    with pytest.raises(
+        FilterError, match=r"`extra\.snr` is text and `9` is a number; extra\.snr has 'loud', which is no"
+    ):
+        select_rows(index, "extra.snr > 9")
+    with pytest.raises(FilterError, match=r"extra\.snr must be numbers, but one of its values is 'loud'"):
+        index.numbers("extra.snr")
+    assert index.take([0]).numbers("extra.snr").tolist() == [10.0]
+    for name in ("emotion", "age_group"):
+        with pytest.raises(FilterError, match=f"{name} must be a field of numbers"):
+            index.numbers(name)
 
 
 def test_absent_values_fail_every_comparison_but_not_its_negation(index):

@@ -72,6 +72,16 @@ def test_weights_come_from_a_field_and_all_three_compose():
     )
 
 
+def test_weights_may_be_text_of_a_table():
+    index = index_of(extra=['{"w": "3"}', '{"w": "1,5"}', '{"w": "1.5"}', '{"w": "often"}', '{"w": "NA"}', "{}"])
+    index = type(index)(index.columns, index.shard_places, ("w",))
+    weights = sampling_weights(index.take([0, 1, 2]), SamplingConfig(weight="extra.w"))
+    assert weights.tolist() == pytest.approx([1.5, 0.75, 0.75])
+    for row, shown in ((3, "'often'"), (4, "'NA'"), (5, "no value")):
+        with pytest.raises(PlanError, match=f"1 of 2 have none .the first has {shown}.; add the metadata"):
+            sampling_weights(index.take([0, row]), SamplingConfig(weight="extra.w"))
+
+
 @pytest.mark.parametrize(
     ("sampling", "error", "message"),
     [

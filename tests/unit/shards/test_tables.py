@@ -102,6 +102,70 @@ def test_what_can_be_read_in_two_ways_is_refused_until_it_is_said(audio) -> None
     assert ([u.text for u in found], len(rejected)) == (["well, yes", "Nein\n2.wav,Ja"], 0)
 
 
+SWALLOWED = [
+    '0.wav,"hello,anger\n1.wav,bye",sad\n2.wav,ok,fear\n',
+    '0.wav,"hello, you,anger\n1.wav,bye",sad\n',
+    '0.wav,"hello,anger\n1.wav,bye, you",sad\n',
+    '0.wav,"hello,anger\n0.wav,bye, you",sad\n',
+    '"0.wav","one, two","fear"\n1.wav,"hello,anger\n2.wav,bye",sad\n',
+    '0.wav, "hello,anger\n1.wav,bye",sad\n',
+    '0.wav,"hello \\"you\\",anger\n1.wav,bye",sad\n',
+]
+
+
+@pytest.mark.parametrize("rows", SWALLOWED)
+@pytest.mark.parametrize(
+    "header", ['"file","text","emotion"', "file,text,emotion", '"file",text,"emotion"', '"file", "text", "emotion"']
+)
+def test_no_row_is_swallowed_whatever_the_header(audio, header, rows) -> None:
+    names = [line.split(",")[0].strip('"') for line in rows.splitlines()]
+    try:
+        found, rejected, _ = read(audio, f"{header}\n{rows}")
+    except CorpusError as error:
+        assert "--quotes double or --quotes none" in str(error)
+    else:
+        assert [u.source for u in found] + [r.source for r in rejected] == names
+        assert all(u.text and "\n" not in u.text for u in found)
+    found, rejected, _ = read(audio, f"{header}\n{rows}", quotes="none")
+    assert len(found) + len(rejected) == len(names)
+
+
+@pytest.mark.parametrize(
+    "columns", [("file", "text", "emotion"), ("text", "file", "emotion"), ("emotion", "text", "file")]
+)
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL])
+@given(st.lists(st.text("ab, \n\"'", max_size=9), min_size=1, max_size=4))
+def test_line_breaks_in_a_quoted_table_are_read(audio, quoting, columns, texts) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer, quoting=csv.QUOTE_ALL).writerow(columns)
+    writer = csv.writer(buffer, quoting=quoting)
+    for number, text in enumerate(texts):
+        row = {"file": f"{number}.wav", "text": text, "emotion": "sad"}
+        writer.writerow([row[name] for name in columns])
+    found, rejected, _ = read(audio, buffer.getvalue())
+    assert rejected == []
+    assert [u.text or "" for u in found] == [tidy(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'file, emotion, text\n0.wav, sad, "hello, you"\n1.wav, "sad", "say ""no"""\n',
+        '"file", "emotion", "text"\n"0.wav", "sad", "hello, you"\n"1.wav", "sad", "say \\"no\\""\n',
+        'file;  emotion;  text\n 0.wav;  sad;  "hello, you"\n 1.wav;  sad;  "say ""no"""\n',
+        'file,emotion,text\n0.wav,sad,"hello, you"\n1.wav,sad, "say ""no"""\n',
+    ],
+)
+def test_blanks_before_quotes_are_no_part_of_a_cell(audio, table) -> None:
+    found, rejected, said = read(audio, table)
+    assert rejected == []
+    assert [(u.source, u.emotion, u.text) for u in found] == [
+        ("0.wav", "sadness", "hello, you"),
+        ("1.wav", "sadness", 'say "no"'),
+    ]
+    assert 'blanks before a " that encloses a cell are no part of it' in said
+
+
 def test_backslashes_before_quotes(audio) -> None:
     found, _, said = read(audio, 'file,text\n0.wav,"say \\"no\\", please"\n')
     assert found[0].text == 'say "no", please'
@@ -160,6 +224,19 @@ SENTENCES = {
     "cp1254": "Bugün hava çok güzel değil mi Şükrü İbrahim ışık teşekkürler yarın",
     "cp850": "Heute abend könnte ich es Jürgen sagen Größe über Straße",
     "mac-roman": "Heute abend könnte ich es Jürgen sagen Größe über Straße",
+    "tis-620": "สมชาย สมหญิง สวัสดีครับ วันนี้อากาศดีมาก มานี ชูใจ ปิติ ดี นก ปู ตา เจอกัน ฉันโกรธ",
+    "cp1255": "שלום דוד רחל היום יפה מאוד אני כועס תודה רבה משה יעל",
+    "cp862": "שלום דוד רחל היום יפה מאוד אני כועס תודה רבה משה יעל",
+    "cp1256": "مرحبا محمد فاطمة اليوم الجو جميل انا غاضب شكرا احمد علي",
+    "iso8859-5": "Сегодня вечером я мог бы это сказать Иван Анна грустно",
+    "mac-cyrillic": "Сегодня вечером я мог бы это сказать Иван Анна грустно",
+    "koi8-u": "Сьогодні увечері я міг би це сказати Іван Ганна сумно дуже їжак",
+    "kz1048": "Бүгін қалай Айдана Нұрлан өте жақсы",
+    "cp737": "Σήμερα το βράδυ θα ήθελα να σου πω Γιώργος Μαρία",
+    "cp852": "Chcę iść do domu źle śnieg Małgorzata Łukasz żółć",
+    "cp857": "Bugün hava çok güzel değil mi Şükrü İbrahim ışık",
+    "cp775": "Šodien laiks ļoti jauks Jānis Pēteris",
+    "johab": "오늘 어때요 너무 슬퍼요 김철수 안녕하세요",
 }
 TOLD = {
     "gb18030": "你今天怎么样，我很生气，别烦我，太好了",
@@ -177,6 +254,11 @@ def test_an_encoding_that_can_be_told_is_told_and_said(audio, encoding) -> None:
     (utterance,), _, said = read(audio, f"file,text\n0.wav,{TOLD[encoding]}\n".encode(encoding))
     assert utterance.text == TOLD[encoding]
     assert f"is read as {encoding}" in said
+
+
+@pytest.mark.parametrize("word", ["Größe", "könnte", "Jürgen"])
+def test_one_german_word_is_enough(audio, word) -> None:
+    assert read(audio, f"file,text\n0.wav,{word}\n".encode("latin-1"))[0][0].text == word
 
 
 @pytest.mark.parametrize("encoding", SENTENCES)
@@ -208,6 +290,8 @@ def test_unicode_in_any_form_is_read_as_it_is(tmp_path_factory, encoding, text) 
             r"line 3 \(b'1\.wav,a\\xf1o'\).*as cp1252 it would read 'año'",
         ),
         ("file,text\n0.wav,Иван\n".encode("cp1251"), r"line 2 .*name its encoding with --encoding"),
+        ("file,text\n0.wav,x\n1.wav,你好\n".encode("hz"), r"line 3 .*may be Chinese in HZ; pass --encoding hz"),
+        ("file,speaker\n0.wav,ﾀﾅｶ\n1.wav,ｽｽﾞｷ\n".encode("cp932"), r"line 2 .*name its encoding with --encoding"),
         ("file,text\n0.wav,ü\n1.wav,ä\n".encode() + b"2.wav,\xff\n", r"line 4 .*while other lines are"),
     ],
 )
@@ -317,6 +401,67 @@ def test_a_table_as_common_voice_publishes_it(audio) -> None:
 def test_a_duration_without_a_start_cuts_nothing(audio) -> None:
     (item,) = items(audio, "file,duration\n0.wav,0.5\n")
     assert (item.audio.start_s, item.audio.end_s) == (None, None)
+    (item,) = items(audio, "file,end,duration\n0.wav,,0.5\n")
+    assert (item.audio.start_s, item.audio.end_s) == (None, None)
+    assert item.stated is not None
+    assert item.stated.duration_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "part"),
+    [
+        ("start,end,duration", "0.2,,0.3", (0.2, 0.5)),
+        ("start,end,duration", ",,0.3", (None, 0.3)),
+        ("start,end,duration", "0,NaT,0.3", (0.0, 0.3)),
+        ("start,duration", ",0.3", (None, 0.3)),
+        ("start,duration", "0.2,", (0.2, None)),
+        ("start,end,duration", "0.2,0.4,0.2", (0.2, 0.4)),
+        ("start,end,duration", "0.2,0.4,much", (0.2, 0.4)),
+        ("start_ms,end_ms,dur_ms", "200,,300", (0.2, 0.5)),
+        ("begin,stop,length", "0.2,-,0.3", (0.2, 0.5)),
+    ],
+)
+def test_a_duration_ends_a_part_in_each_row_without_an_end(audio, columns, cells, part) -> None:
+    table = f"file,{columns}\n0.wav,{cells}\n1.wav,{','.join('1000' for _ in columns.split(','))}\n"
+    item = items(audio, table)[0]
+    assert (item.audio.start_s, item.audio.end_s) == pytest.approx(part)
+
+
+def test_a_duration_that_contradicts_the_end_is_warned_of(audio) -> None:
+    table = "file,start,end,duration\n0.wav,0.2,0.9,0.7\n1.wav,0.2,0.5,0.9\n2.wav,0,1,2\n"
+    found, _, said = read(audio, table)
+    assert "2 rows have a duration that is not from start to end (first: mine.csv row 3: 0.9); their end is" in said
+    assert [u.extra["duration"] for u in found] == ["0.7", "0.9", "2"]
+
+
+def test_a_duration_that_contradicts_its_file_is_warned_of(tmp_path) -> None:
+    seconds = (0.4, 0.95, 1, 2, "", "x", "00:00:01.2")
+    rows = [f"{number}.wav,{cell}" for number, cell in enumerate(seconds)]
+    for number in range(len(rows)):
+        write_audio(tmp_path / f"{number}.wav", 1.0)
+    (tmp_path / "mine.csv").write_text("\n".join(["file,duration", *rows]))
+    summary = pack_corpus("csv", tmp_path / "mine.csv", tmp_path / "out")
+    (warning,) = [text for text in summary.warnings if "durations" in text]
+    assert "3 of 7 utterances last longer or shorter than" in warning
+    assert "the first 0.wav (0.4 s stated, 1.000 s found)" in warning
+    assert load_index([tmp_path / "out"]).duration_s.tolist() == [1.0] * 7
+
+
+@pytest.mark.parametrize(
+    "column", ["start_sample", "start_frame", "startSample", "offset (samples)", "first_frame", "begin_us", "start_idx"]
+)
+def test_times_in_other_units_are_never_taken_for_seconds(audio, column) -> None:
+    (utterance,), _, said = read(audio, f"file,{column},end_sample\n0.wav,100,200\n")
+    assert utterance.extra == {column: "100", "end_sample": "200"}
+    assert "--map" not in said
+    assert f"no part of a file is cut by {column}, end_sample, whose unit is not read; a part needs columns" in said
+    (item,) = items(audio, f"file,start,end,{column},duration_frames\n0.wav,0.1,0.2,100,7\n")
+    assert item.audio.end_s == 0.2
+
+
+def test_times_of_unknown_units_are_suggested_as_seconds_only(audio) -> None:
+    _, _, said = read(audio, "file,start_mark\n0.wav,100\n")
+    assert "(--map start_mark=start, where times are in seconds)" in said
 
 
 def test_milliseconds_only_where_the_name_says_so(audio) -> None:
@@ -458,6 +603,36 @@ def test_tidying_again_changes_nothing(name) -> None:
 
 def test_numbers_as_names() -> None:
     assert [plain_name(name) for name in ("3.0", "03.00", "3.1", "3.", "v3.0")] == ["3", "03", "3.1", "3.", "v3.0"]
+    assert [plain_name(name) for name in ("3,0", "-3,00", "3,000", "3.000")] == ["3", "-3", "3,000", "3.000"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("1000", "1E3"),
+        ("1000", "1.0e+3"),
+        ("3.000", "3"),
+        ("3,000", "3000"),
+        ("1 234", "1234"),
+        ("007", "7E0"),
+        ("\u0663", "3"),
+    ],
+)
+def test_a_number_in_two_spellings_is_warned_of(names) -> None:
+    assert nearly_equal(dict.fromkeys(names, 1)) == [sorted(names)]
+    qualified = [f"mine:{name}" for name in names]
+    assert nearly_equal(dict.fromkeys(qualified, 1)) == [sorted(qualified)]
+
+
+@given(st.sets(st.integers(1, 10**30).map(str)))
+def test_other_numbers_are_other_names(names) -> None:
+    assert nearly_equal(dict.fromkeys(names, 1)) == []
+
+
+def test_numbers_that_a_spreadsheet_has_shortened_are_warned_of(audio) -> None:
+    found, _, said = read(audio, "file;speaker;dialogue\n0.wav;1.23E+10;1E3\n1.wav;1,23E+10;3,0\n2.wav;1e+22;3\n")
+    assert [u.dialogue for u in found] == ["1E3", "3", "3"]
+    assert "of which a spreadsheet kept the first digits: speaker 1,23E+10 (1), 1.23E+10 (1), 1e+22 (1)" in said
 
 
 # ---------------------------------------------------------------- emotions
@@ -495,6 +670,24 @@ def test_what_the_user_says_of_words_goes_first(audio) -> None:
     assert [u.emotion for u in found] == ["happiness", "melancholy", None, "fear", "anger"]
     _, _, said = read(audio, "file,emotion\n0.wav,fear\n", labels={"joyful": "happiness"})
     assert "--labels names what occurs in no emotion: joyful" in said
+
+
+@pytest.mark.parametrize("word", ["none", "unknown", "xxx", "NaN", "?", "-", "no agreement"])
+def test_a_word_for_missing_means_what_the_user_says(audio, word) -> None:
+    missing = "None" if word in ("xxx", "no agreement") else word
+    table = f"file,speaker,emotion\n0.wav,{missing},{word}\n1.wav,s1,{word.upper()}\n2.wav,s1,null\n"
+    found, _, said = read(audio, table, labels={word: "neutral"})
+    assert [(u.speaker, u.emotion) for u in found] == [(None, "neutral"), ("s1", "neutral"), ("s1", None)]
+    assert f"words are read as: emotion {word} as neutral (2)" in said
+
+
+@given(st.integers(-20, 20), st.integers(-20, 20), st.sampled_from(["{}", "{}.0", "{},0", "{}.000"]))
+def test_a_number_means_what_the_user_says_however_it_is_written(tmp_path_factory, one, other, said_form) -> None:
+    folder = prepared(tmp_path_factory.getbasetemp())
+    cells = [form.format(one) for form in ("{}", "{}.0", "{},0", "{}.00")]
+    rows = "".join(f"{place}.wav;{cell}\n" for place, cell in enumerate([*cells, str(other)]))
+    found, _, _ = read(folder, f"file;emotion\n{rows}", labels={said_form.format(one): "anger"})
+    assert [u.emotion for u in found] == ["anger"] * 4 + ["anger" if other == one else str(other)]
 
 
 def test_numbers_are_kept_as_words_and_warned_of(audio) -> None:
