@@ -8,22 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpustrees import write, write_audio
+from waysin import read
 
-from shards.corpora.base import corpus_reader
-from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.index import load_index
 from shards.pack import pack_corpus
-from shards.schema import Note, Rejection, RowCount, SourceUtterance
-
-
-def read(corpus: str, source: Path, **options):
-    """Return what a reader finds: items, rejections, notes."""
-    found = list(corpus_reader(corpus, ReadOptions(**options)).read(source, 0))
-    items = [item for item in found if isinstance(item, SourceUtterance)]
-    rejections = [item for item in found if isinstance(item, Rejection)]
-    assert sum(item.number for item in found if isinstance(item, RowCount)) == len(items) + len(rejections)
-    return items, rejections, " | ".join(item.text for item in found if isinstance(item, Note))
 
 
 # ---------------------------------------------------------------- folders
