@@ -1,4 +1,4 @@
-"""Folders of classes, AudioFolders, JSON Lines, Parquet and audformat databases become corpora as they lie."""
+"""Folders of classes, AudioFolders, JSON Lines and Parquet become corpora as they lie."""
 
 import json
 import re
@@ -11,9 +11,6 @@ from corpustrees import write, write_audio
 from waysin import read
 
 from shards.errors import CorpusError
-from shards.index import load_index
-from shards.pack import pack_corpus
-
 
 # ---------------------------------------------------------------- folders
 
@@ -182,140 +179,3 @@ def test_files_go_to_the_reader_that_knows_them(tmp_path) -> None:
         read("jsonl", write(tmp_path / "x.parquet", "PAR"))
     with pytest.raises(CorpusError, match="must be JSON, one object a line or one list"):
         read("jsonl", write(tmp_path / "x.json", "[1,"))
-
-
-# ---------------------------------------------------------------- audformat
-
-
-HEADER = """\
-name: small
-source: internal
-usage: unrestricted
-languages: [deu]
-license: CC0-1.0
-schemes:
-  emotion: {dtype: str, labels: [anger, sadness]}
-  speaker:
-    dtype: int
-    labels:
-      3: {gender: male, age: 31}
-      8: {gender: female, age: 34}
-splits:
-  train: {type: train}
-  test: {type: test}
-tables:
-  emotion.train:
-    type: segmented
-    split_id: train
-    columns:
-      emotion: {scheme_id: emotion, rater_id: gold}
-      emotion.confidence: {scheme_id: confidence}
-  emotion.test:
-    type: segmented
-    split_id: test
-    columns:
-      emotion: {scheme_id: emotion}
-  files:
-    type: filewise
-    columns:
-      speaker: {scheme_id: speaker}
-      transcription: {}
-"""
-
-
-@pytest.fixture
-def database(tmp_path) -> Path:
-    for name in ("a", "b"):
-        write_audio(tmp_path / "audio" / f"{name}.wav", duration_s=2)
-    write(tmp_path / "db.yaml", HEADER)
-    write(
-        tmp_path / "db.emotion.train.csv",
-        "file,start,end,emotion,emotion.confidence\n"
-        "audio/a.wav,0 days 00:00:00,0 days 00:00:00.500000,anger,0.9\n"
-        "audio/a.wav,0 days 00:00:00.500000,NaT,sadness,\n",
-    )
-    write(tmp_path / "db.emotion.test.csv", "file,start,end,emotion\naudio/b.wav,0 days 00:00:01,,anger\n")
-    write(tmp_path / "db.files.csv", "file,speaker,transcription\naudio/a.wav,3,hallo\naudio/b.wav,8,\n")
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["", "db.yaml"])
-def test_an_audformat_database_is_put_together_from_its_tables(database, name) -> None:
-    items, rejected, said = read("audformat", database / name)
-    assert rejected == []
-    assert [i.utterance.model_dump(exclude_none=True) for i in items] == [
-        {
-            "key": key,
-            "corpus": "small",
-            "source": f"audio/{key.split('/')[2]}.wav",
-            "language": "de",
-            "emotion": emotion,
-            "gender": gender,
-            "speaker": speaker,
-            "age": age,
-            "split": split,
-            "extra": extra,
-            **text,
-        }
-        for key, emotion, gender, speaker, age, split, extra, text in (
-            (
-                "small/audio/a/0-500",
-                "anger",
-                "male",
-                "3",
-                31,
-                "train",
-                {"emotion.confidence": "0.9"},
-                {"text": "hallo"},
-            ),
-            ("small/audio/a/500-end", "sadness", "male", "3", 31, "train", {}, {"text": "hallo"}),
-            ("small/audio/b/1000-end", "anger", "female", "8", 34, "test", {}, {}),
-        )
-    ]
-    assert "transcription as text" in said
-    assert "says the licence is CC0-1.0; --licence TEXT keeps it" in said
-
-
-def test_tables_that_contradict_each_other_reject_the_row(database) -> None:
-    write(
-        database / "db.files.csv", "file,speaker,transcription\naudio/a.wav,3,hallo\naudio/a.wav,8,\naudio/b.wav,8,\n"
-    )
-    write(database / "db.emotion.test.csv", "file,start,end,emotion\naudio/b.wav,,,anger\naudio/b.wav,,,sadness\n")
-    _, rejected, _ = read("audformat", database)
-    assert [r.reason for r in rejected] == [
-        *["tables must agree, but speaker is 3 and 8"] * 2,
-        "tables must agree, but emotion is anger and sadness",
-    ]
-
-
-def test_a_table_of_labels_is_read_as_others_are(database) -> None:
-    header = re.sub(r"labels:\n +3: .*\n +8: .*", "labels: people", HEADER)
-    write(database / "db.yaml", f"{header}  voices: {{type: filewise, columns: {{gender: {{}}}}}}\n")
-    write(database / "db.voices.csv", "file,gender\naudio/a.wav,male\n")
-    write(database / "db.people.csv", "speaker,gender,age\n3,,31\n8,female,\n")
-    items, rejected, _ = read("audformat", database)
-    assert rejected == []
-    assert [(i.utterance.gender, i.utterance.age) for i in items] == [("male", 31), ("male", 31), ("female", None)]
-    write(database / "db.people.csv", "speaker,gender,age\n3,male\n8,female,34,too much\n")
-    with pytest.raises(CorpusError, match=r"db\.people\.csv must be as audformat wrote it, but in row 2 "):
-        read("audformat", database)
-
-
-def test_what_is_no_database_is_refused(database) -> None:
-    (database / "db.files.csv").unlink()
-    with pytest.raises(CorpusError, match=r"must hold the table files as db\.files\.csv or \.parquet"):
-        read("audformat", database)
-    write(database / "db.yaml", "- a")
-    with pytest.raises(CorpusError, match="must be the header of an audformat database"):
-        read("audformat", database)
-    write(database / "db.yaml", "a: [")
-    with pytest.raises(CorpusError, match="must be YAML"):
-        read("audformat", database)
-    with pytest.raises(CorpusError, match=r"not an audformat database: .* must hold db\.yaml"):
-        read("audformat", database / "audio")
-
-
-def test_every_way_in_packs_to_the_end(database, tmp_path) -> None:
-    summary = pack_corpus("audformat", database, tmp_path / "out")
-    assert summary.notes[-1] == "3 rows: 3 packed, 0 rejected"
-    assert load_index([tmp_path / "out"]).duration_s.tolist() == [0.5, 1.5, 1.0]
