@@ -25,7 +25,8 @@ _WORDS: Mapping[str, Callable[[str], str | None]] = {
 def meaning_of(column: str, value: Any) -> Hashable:
     """Return the same for `1` and `1.0`, `True` and `true`, two spellings of a time or of a known word."""
     text = tidy(as_text(value))
-    word = _WORDS.get(column.lower(), lambda _: None)(text)
+    known_word = _WORDS.get(column.lower())
+    word = None if known_word is None else known_word(text)
     if word is not None:
         return word
     if _NUMBER.fullmatch(text):
