@@ -100,6 +100,137 @@ def test_an_audiofolder_with_one_table(tmp_path) -> None:
         read("audiofolder", tmp_path)
 
 
+# ---------------------------------------------------------------- AudioFolders at any depth
+
+
+def layout(root: Path, *names: str) -> Path:
+    """Make empty files; readers do not decode them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("top", "train", "test"),
+    [
+        ("", "train", "test"),
+        ("data/", "train", "test"),
+        ("data/v1/", "training", "eval"),
+        ("data/", "train-clean", "my_test"),
+        ("data/", "train/audio", "test/audio"),
+    ],
+)
+def test_tables_are_found_at_any_depth(tmp_path, form, top, train, test) -> None:
+    for folder in (train, test):
+        layout(tmp_path / top / folder, "a.wav", "b.wav")
+        FORMS[form](tmp_path / top / folder / f"metadata.{form}", [("a.wav", "Happy"), ("b.wav", "sad")])
+    items, rejected, said = read("audiofolder", tmp_path, name="hf")
+    assert rejected == []
+    assert {(i.utterance.source, i.utterance.emotion, i.utterance.split) for i in items} == {
+        (f"{top}{folder}/{name}.wav", emotion, split)
+        for folder, split in ((train, "train"), (test, "test"))
+        for name, emotion in (("a", "happiness"), ("b", "sadness"))
+    }
+    assert "are taken for splits" in said
+
+
+def test_one_table_may_be_about_the_files_of_all_splits(tmp_path) -> None:
+    layout(tmp_path / "data", "train/a.wav", "test/b.wav", "c.wav")
+    table = "file_name,split\ntrain/a.wav,\ntest/b.wav,dev\nc.wav,\n"
+    write(tmp_path / "data" / "metadata.csv", table)
+    items, rejected, said = read("audiofolder", tmp_path)
+    assert [(i.utterance.split, rejected) for i in items] == [("train", []), ("dev", []), (None, [])]
+    assert "1 utterances have no split: they lie in no split's folder" in said
+
+
+def test_a_file_is_in_one_table(tmp_path) -> None:
+    layout(tmp_path, "train/a.wav", "train/b.wav", "spare/c.wav")
+    write(tmp_path / "metadata.csv", "file_name\ntrain/a.wav\n")
+    write(tmp_path / "train" / "metadata.csv", "file_name\na.wav\n../train/b.wav\n")
+    items, rejected, _ = read("audiofolder", tmp_path)
+    assert [i.utterance.split for i in items] == ["train", "train"]
+    assert sorted(r.reason for r in rejected) == [
+        "a file must be in one table, but a.wav is in metadata.csv and train/metadata.csv",
+        "no usable row of metadata.csv is about c.wav",
+    ]
+
+
+def test_a_file_beside_splits_that_no_table_names_is_told(tmp_path) -> None:
+    layout(tmp_path, "data/train/a.wav", "spare/x.wav", "y.wav")
+    write(tmp_path / "data" / "train" / "metadata.csv", "file_name\na.wav\n")
+    (_,), rejected, _ = read("audiofolder", tmp_path)
+    assert [r.reason for r in rejected] == ["no table is about x.wav", "no table is about y.wav"]
+
+
+def test_parts_of_one_file_may_be_in_two_tables(tmp_path) -> None:
+    layout(tmp_path, "long.wav")
+    for split, start in (("train", 0), ("test", 1)):
+        write(tmp_path / split / "metadata.csv", f"file_name,start,end\n../long.wav,{start},{start + 1}\n")
+    items, rejected, _ = read("audiofolder", tmp_path)
+    assert [(i.utterance.split, rejected) for i in items] == [("test", []), ("train", [])]
+
+
+@pytest.mark.parametrize("top", ["", "data/", "data/v1/"])
+def test_splits_of_classes_are_found_at_any_depth(tmp_path, top) -> None:
+    layout(tmp_path / top, "train/anger/1.wav", "eval/sad/2.wav")
+    items, rejected, _ = read("folder", tmp_path)
+    assert [(i.utterance.emotion, i.utterance.split, rejected) for i in items] == [
+        ("sadness", "test", []),
+        ("anger", "train", []),
+    ]
+
+
+def test_splits_may_lie_in_classes(tmp_path) -> None:
+    layout(tmp_path, "anger/train/1.wav", "sad/train/2.wav", "sad/test/3.wav")
+    items, _, said = read("folder", tmp_path)
+    assert [(i.utterance.emotion, i.utterance.split) for i in items] == [
+        ("anger", "train"),
+        ("sadness", "test"),
+        ("sadness", "train"),
+    ]
+    assert "folders are taken for splits: train as train, test as test" in said
+    layout(tmp_path, "anger/anna/4.wav")
+    assert {i.utterance.split for i in read("folder", tmp_path)[0]} == {None}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/anger/1.wav", "data/sad/2.wav"),
+        ("en/train/anger/1.wav", "de/train/anger/2.wav"),
+        ("data/v1/anger/1.wav", "data/v1/sad/1.wav"),
+    ],
+)
+def test_folders_around_classes_are_no_emotions(tmp_path, names) -> None:
+    layout(tmp_path, *names)
+    with pytest.raises(CorpusError, match=r"must hold folders named by emotion or split, but .* holds more folders"):
+        read("folder", tmp_path)
+
+
+def test_a_class_may_have_folders_if_it_is_said_to_be_one(tmp_path) -> None:
+    layout(tmp_path, "joyful/anna/1.wav", "joyful/ben/2.wav")
+    with pytest.raises(CorpusError, match=r"say with --labels which emotion joyful is"):
+        read("folder", tmp_path)
+    items, _, _ = read("folder", tmp_path, labels={"Joyful": "happiness"})
+    assert {i.utterance.emotion for i in items} == {"happiness"}
+
+
+def test_tables_by_another_name_are_told(tmp_path) -> None:
+    layout(tmp_path, "anger/1.wav", "train_metadata.csv")
+    assert "tables are not read unless they are called metadata.csv" in read("folder", tmp_path)[2]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path) -> None:
+    layout(tmp_path / "elsewhere", "1.wav")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "anger").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere")
+    assert [i.utterance.key for i in read("folder", root)[0]] == ["root/anger/1"]
+
+
 # ---------------------------------------------------------------- JSON Lines
 
 
