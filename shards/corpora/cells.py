@@ -173,8 +173,8 @@ class CellReader:
         except (ValueError, RecursionError):
             votes = None
         if isinstance(votes, dict):
-            # Columnar files and data frames fill in what a row does not name.
-            votes = {word: share for word, share in votes.items() if share is not None and share == share}
+            # Columnar files fill in what a row does not name.
+            votes = {word: share for word, share in votes.items() if share is not None}
         if not isinstance(votes, dict) or not all(isinstance(v, float) and 0 <= v < math.inf for v in votes.values()):
             raise CellError("bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {cell!r}')
         total: dict[str, float] = {}

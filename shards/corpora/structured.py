@@ -74,31 +74,39 @@ def _parsed(number: int, line: str) -> Row:
 def _row(number: int, item: Any) -> Row:
     if not isinstance(item, dict):
         return Row(number, {}, f"a row must be a JSON object, got {str(item)[:_MAX_SHOWN]!r}")
+    pairs = [(tidy(name), value) for name, value in item.items()]
     try:
-        return Row(number, unique([(tidy(name), value) for name, value in item.items()]))
+        return Row(number, unique(pairs))
     except RepeatedNameError as error:
-        return Row(number, {}, f"a row must name each thing once, but {error}")
+        return Row(number, dict(pairs), f"a row must name each thing once, but {error}")
 
 
 def _check_lines(path: Path, content: str, rows: Sequence[Row]) -> None:
-    """Refuse a file of which no line is an object, such as one that is written for the eye.
+    """Refuse a file that is something else as a whole, such as JSON that is written for the eye.
 
     Raises:
-        CorpusError: if it is such a file.
+        CorpusError: if its first object goes over several lines, or no row is an object.
     """
-    if not rows or any(row.fault is None or row.cells for row in rows):
+    if not rows or rows[0].fault is None:
         return
+    num_lines = _num_lines_of_object(content)
+    if num_lines == 1 and any(row.fault is None or row.cells for row in rows):
+        return
+    first = f"row {rows[0].number} is none: {rows[0].fault}"
+    what = first if num_lines == 1 else f"its first object goes over {num_lines} lines"
+    raise CorpusError(
+        f"{path} must have one JSON object per line, or all in one list, but {what}; write each utterance on a line"
+    )
+
+
+def _num_lines_of_object(content: str) -> int:
+    """Return how many lines the object takes with which `content` begins; 1 where it begins with none."""
     start = len(content) - len(content.lstrip())
     try:
         item, end = json.JSONDecoder().raw_decode(content, start)
     except (ValueError, RecursionError):
-        item, end = None, start
-    num_lines = content.count("\n", start, end) + 1
-    is_spread = isinstance(item, dict) and num_lines > 1
-    what = f"its first object goes over {num_lines} lines" if is_spread else f"in row {rows[0].number} {rows[0].fault}"
-    raise CorpusError(
-        f"{path} must have one JSON object per line, or all in one list, but {what}; write each utterance on a line"
-    )
+        return 1
+    return content.count("\n", start, end) + 1 if isinstance(item, dict) else 1
 
 
 def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
