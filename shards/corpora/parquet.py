@@ -97,6 +97,8 @@ def _value(scalar: Any) -> Any:
 
     if not scalar.is_valid:
         return None
+    if isinstance(scalar, getattr(pa, "UuidScalar", ())):  # older releases have plain bytes
+        return str(scalar.as_py())
     if isinstance(scalar, pa.DictionaryScalar | pa.ExtensionScalar):
         return _value(scalar.value)
     if isinstance(scalar, pa.StructScalar):

@@ -4,6 +4,7 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,7 +44,7 @@ TIMES_S = ("0", "0.05")
         ("start_ms", pa.duration("ns"), [0, 50_000_000]),
         ("start_ms", pa.int16(), [0, 50]),
         ("start", pa.decimal128(10, 3), [Decimal("0"), Decimal("0.050")]),
-        ("start", pa.float16(), [0, 0.05]),
+        ("start", pa.float16(), [np.float16(0), np.float16(0.05)]),
         ("start", pa.float32(), [0, 0.05]),
         ("start", pa.time32("ms"), [0, 50]),
         ("start", pa.time64("ns"), [0, 50_000_000]),
@@ -209,3 +210,23 @@ def test_a_file_that_is_no_parquet_is_told_as_such(tmp_path) -> None:
     for content in ("", "PAR", f"PAR1{'x' * 100}PAR1"):
         with pytest.raises(CorpusError, match="must be a Parquet file that can be read, but "):
             read("jsonl", write(tmp_path / "a.parquet", content))
+
+
+UNITS = ("s", "ms", "us", "ns")
+TICKING = [
+    *(pa.duration(unit) for unit in UNITS),
+    *(pa.timestamp(unit, zone) for unit in UNITS for zone in (None, "UTC", "Mars/Olympus")),
+    *(pa.date32(), pa.date64(), pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")),
+]
+
+
+@pytest.mark.parametrize("kind", TICKING, ids=str)
+def test_no_count_of_ticks_ends_in_a_traceback(tmp_path, kind) -> None:
+    most = 2 ** (kind.bit_width - 1) - 1
+    plain = pa.int32() if kind.bit_width == 32 else pa.int64()
+    # A thousandth: Parquet has no seconds and multiplies them.
+    ticks = [0, 1, -1, most // 2000, -most // 2000, None]
+    path = parquet(tmp_path, seen=pa.array(ticks, plain).view(kind))
+    items, rejected, _ = read("jsonl", path)
+    assert len(items) + len(rejected) == len(ticks)
+    assert "seen" not in items[-1].utterance.extra
