@@ -36,7 +36,9 @@ def _labels(value: Any) -> dict[str, dict[str, Any]] | str:
     if isinstance(value, dict):
         described = {_name(label): known for label, known in value.items() if isinstance(known, dict)}
         return {label: {_name(name): _cell(cell) for name, cell in known.items()} for label, known in described.items()}
-    return _name(value)
+    if not isinstance(value, str):
+        raise ValueError("must be labels or the name of a table of labels")
+    return value
 
 
 def _cell(value: Any) -> Any:
@@ -117,8 +119,10 @@ def read_header(path: Path) -> AudformatHeader:
     try:
         content = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506
     # Of what is no date, no number or too deep, PyYAML lets Python's own errors through.
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise CorpusError(f"{path} must be YAML, but {' '.join(str(error).split())}; restore it") from error
+    except (OSError, yaml.YAMLError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise CorpusError(
+            f"{path} must be YAML that can be read, but {' '.join(str(error).split())}; restore it"
+        ) from error
     if not isinstance(content, dict) or content.get("tables") is None:
         raise CorpusError(f"{path} must be the header of an audformat database, but names no tables")
     try:
@@ -127,7 +131,7 @@ def read_header(path: Path) -> AudformatHeader:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        reason = reason.replace("a valid dictionary", "an object").replace(" or instance of _", " like ")
+        reason = reason.partition(" or instance of")[0].replace("a valid dictionary", "an object")
         raise CorpusError(
             f"{path} must be the header of an audformat database, but {place} {reason}, got "
             f"{repr(first['input'])[:_MAX_SHOWN]}; restore it"

@@ -140,7 +140,7 @@ def test_what_is_no_database_is_refused(database) -> None:
     with pytest.raises(CorpusError, match="must be the header of an audformat database"):
         read("audformat", database)
     write(database / "db.yaml", "a: [")
-    with pytest.raises(CorpusError, match="must be YAML"):
+    with pytest.raises(CorpusError, match="must be YAML that can be read"):
         read("audformat", database)
     with pytest.raises(CorpusError, match=r"not an audformat database: .* must hold db\.yaml"):
         read("audformat", database / "audio")
@@ -321,6 +321,11 @@ def test_a_value_that_cannot_be_read_is_told_by_table_column_and_row(database) -
         (r"(?s:tables:.*)", "tables: [files]", "tables must be an object"),
         (r"split_id: train", "split_id: [train]", r"tables.emotion.train.split_id must be a name, got \['train'\]"),
         (r"scheme_id: speaker", "scheme_id: {a: b}", "tables.files.columns.speaker.scheme_id must be a name"),
+        (
+            r"labels: \[anger, sadness\]",
+            "labels: 3",
+            "schemes.emotion.labels must be labels or the name of a table of labels, got 3",
+        ),
         (r"name: small", "name: [small]", "name must be a name"),
         (r"languages: \[deu\]", "languages: {deu: 1}", r"languages\.0 must be a name"),
     ],
@@ -338,13 +343,13 @@ def test_a_header_of_another_shape_is_told_where(database, before, after, words)
 )
 def test_values_that_are_none_are_no_yaml(database, text) -> None:
     write(database / "db.yaml", f"{HEADER}\n{text}\n")
-    with pytest.raises(CorpusError, match=r"db\.yaml must be YAML, but "):
+    with pytest.raises(CorpusError, match=r"db\.yaml must be YAML that can be read, but "):
         read("audformat", database)
 
 
 def test_nothing_in_the_header_stands_there_twice(database) -> None:
     write(database / "db.yaml", HEADER.replace("8: {gender", "3: {gender"))
-    with pytest.raises(CorpusError, match=r"db\.yaml must be YAML, but 3 stands there twice"):
+    with pytest.raises(CorpusError, match=r"db\.yaml must be YAML that can be read, but 3 stands there twice"):
         read("audformat", database)
     merged = HEADER.replace("3: {", "3: &x {").replace("8: {gender: female,", "8: {<<: *x, gender: female,")
     write(database / "db.yaml", merged)
