@@ -97,7 +97,7 @@ def _value(scalar: Any) -> Any:
 
     if not scalar.is_valid:
         return None
-    if isinstance(scalar, getattr(pa, "UuidScalar", ())):  # older releases have plain bytes
+    if str(scalar.type) == "extension<arrow.uuid>":
         return str(scalar.as_py())
     if isinstance(scalar, pa.DictionaryScalar | pa.ExtensionScalar):
         return _value(scalar.value)

@@ -119,6 +119,13 @@ def test_a_value_that_cannot_be_read_is_told_by_column_and_row(tmp_path, values)
     assert (len(items), rejected) == (2, [])
 
 
+@pytest.mark.skipif(not hasattr(pa, "uuid"), reason="this pyarrow has no type for UUIDs")
+def test_a_uuid_may_be_a_name(tmp_path) -> None:
+    path = parquet(tmp_path, speaker=pa.array([bytes(range(16))], pa.binary(16)).cast(pa.uuid()))
+    (item,), _, _ = read("jsonl", path)
+    assert item.utterance.speaker == "00010203-0405-0607-0809-0a0b0c0d0e0f"
+
+
 def test_bytes_are_no_name(tmp_path) -> None:
     _, (rejection,), _ = read("jsonl", parquet(tmp_path, speaker=[b"\xff"]))
     assert rejection.reason == "speaker must be one value, got b'\\xff'"
