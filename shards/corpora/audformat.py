@@ -6,18 +6,18 @@ knows of its labels (a speaker's gender and age), are columns like others.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from shards.corpora.audformatheader import AudformatHeader, AudformatTable, read_header
 from shards.corpora.base import Found, own_reader
-from shards.corpora.cells import split_in
+from shards.corpora.cells import as_text, split_in
 from shards.corpora.csv import read_any_table
 from shards.corpora.identities import tidy
+from shards.corpora.meaning import meaning_of, microseconds
 from shards.corpora.missing import is_missing
 from shards.corpora.options import ReadOptions
 from shards.corpora.rows import Place, found_in
@@ -55,7 +55,9 @@ _SHORT_CODES = {
 }
 """BCP 47 wants the shorter of a language's codes; audformat writes the one of three letters."""
 
-_Index = tuple[str, str, str]
+_Time = int | str | None
+"""In microseconds; what is no time as it stands there, to be told of; None where there is none."""
+_Index = tuple[str, _Time, _Time]
 
 
 @dataclass
@@ -63,130 +65,167 @@ class _Database:
     """What all tables say, by file and by segment."""
 
     folder: Path
-    header: Mapping[str, Any]
+    header: AudformatHeader
     options: ReadOptions
     files: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     segments: dict[_Index, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
-    conflicts: dict[str, dict[str, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
+    spelled: dict[_Index, tuple[str, str, str]] = field(default_factory=dict)
+    """Each segment as the first table writes it; tables may write one in different ways."""
+    conflicts: dict[_Index, dict[str, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
     """Different values of one column, by row and column."""
-    misc: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    misc: dict[str, dict[Hashable, dict[str, Any]]] = field(default_factory=dict)
     """What tables of labels know of each, by table and label."""
     columns: dict[str, None] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
-    def add_table(self, name: str, description: Mapping[str, Any]) -> None:
+    def __post_init__(self) -> None:
+        self._left_out = {tidy(name) for name, field_name in self.options.columns.items() if field_name is None}
+
+    def add_table(self, name: str, description: AudformatTable) -> None:
         """Take in one table's rows."""
-        table = _read_table(self.folder, name, self.options)
-        self.notes += table.notes
-        schemes = {column: self._attributes(about) for column, about in (description.get("columns") or {}).items()}
+        table = self._table(name)
+        self.columns |= {column: None for column in table.columns if column in self._left_out}
+        schemes = {column: self._attributes(column, description) for column in description.columns}
         split = self._split(description)
         for row in table.rows:
             cells = _known({column: cell for column, cell in row.cells.items() if column not in _INDEX})
             for column, attributes in schemes.items():
-                known = attributes.get(str(cells.get(column)), {})
+                known = attributes.get(meaning_of("", cells.get(column)), {})
                 cells |= {name: value for name, value in known.items() if name not in cells}
-            file, start, end = (str(row.cells.get(part) or "") for part in _INDEX)
-            self._add((file, start, end), {**cells, **split})
+            index = self._index(row)
+            cells = {column: value for column, value in cells.items() if column not in self._left_out}
+            self._add(index, self._known_of(index), {**cells, **split})
 
-    def _add(self, index: _Index, cells: Mapping[str, Any]) -> None:
-        file, start, end = index
-        is_whole = _is_blank(start) and _is_blank(end)
-        known = self.files[file] if is_whole else self.segments[file, start, end]
-        name = file if is_whole else f"{file} from {start} to {end}"
+    def _table(self, name: str) -> Table:
+        table = _read_table(self.folder, name, self.options, self._left_out)
+        self.notes += table.notes
+        return table
+
+    def _index(self, row: Row) -> _Index:
+        spelled = [as_text(row.cells.get(part)) for part in _INDEX]
+        file, start, end = (tidy(cell) for cell in spelled)
+        if _is_blank(start) and _is_blank(end):
+            return self._named((file, None, None), (spelled[0], "", ""))
+        start_us = 0 if _is_blank(start) else microseconds(start)
+        end_us = None if _is_blank(end) else microseconds(end)
+        return self._named((file, start_us, end_us), (spelled[0], spelled[1], spelled[2]))
+
+    def _named(self, index: _Index, spelled: tuple[str, str, str]) -> _Index:
+        self.spelled.setdefault(index, spelled)
+        return index
+
+    def _known_of(self, index: _Index) -> dict[str, Any]:
+        return self.files[index[0]] if index[1:] == (None, None) else self.segments[index]
+
+    def _add(self, index: _Index, known: dict[str, Any], cells: Mapping[str, Any]) -> None:
         for column, value in cells.items():
             self.columns[column] = None
             before = known.setdefault(column, value)
-            if str(before) != str(value):
-                self.conflicts[name][column] |= {str(before), str(value)}
+            if before is not value and meaning_of(column, before) != meaning_of(column, value):
+                self.conflicts[index][column] |= {as_text(before), as_text(value)}
 
-    def _split(self, description: Mapping[str, Any]) -> dict[str, str]:
-        split_id = description.get("split_id")
-        if split_id is None:
-            return {}
-        kind = ((self.header.get("splits") or {}).get(split_id) or {}).get("type") or split_id
-        split = split_in(str(kind))
+    def _split(self, description: AudformatTable) -> dict[str, str]:
+        split = split_in(self.header.split_word(description) or "")
         return {} if split is None else {"split": split}
 
-    def _attributes(self, about: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    def _attributes(self, column: str, table: AudformatTable) -> Mapping[Hashable, Mapping[str, Any]]:
         """Return what a column's scheme knows of each of its labels."""
-        scheme = (self.header.get("schemes") or {}).get((about or {}).get("scheme_id")) or {}
-        labels = scheme.get("labels")
+        labels = self.header.labels(column, table)
         if isinstance(labels, str):
             return self._misc(labels)
-        if not isinstance(labels, dict):
-            return {}
-        return {str(label): _known(known) for label, known in labels.items() if isinstance(known, dict)}
+        return {meaning_of("", label): _known(known) for label, known in labels.items()}
 
-    def _misc(self, name: str) -> dict[str, dict[str, Any]]:
+    def _misc(self, name: str) -> dict[Hashable, dict[str, Any]]:
         """Return what a table of labels knows of each, which stands in its first column."""
-        if name not in self.misc:
-            table = _read_table(self.folder, name, self.options)
-            self.notes += table.notes
-            rows = [list(row.cells.items()) for row in table.rows]
-            self.misc[name] = {str(label): _known(dict(known)) for (_, label), *known in rows}
+        if name in self.misc:
+            return self.misc[name]
+        table = self._table(name)
+        label_column = table.columns[0] if table.columns else ""
+        found: dict[Hashable, dict[str, Any]] = {}
+        for row in table.rows:
+            known = {column: cell for column, cell in row.cells.items() if column != label_column}
+            label = meaning_of("", row.cells.get(label_column))
+            if found.setdefault(label, known) != known:
+                raise CorpusError(
+                    f"{table.path} must describe each label once, but has two rows of "
+                    f"{as_text(row.cells.get(label_column))!r} that differ; keep one"
+                )
+        self.misc[name] = {label: _known(known) for label, known in found.items()}
         return self.misc[name]
 
     def rows(self) -> Iterator[Row]:
         """Yield a row for every segment, and for every file without any."""
         cut = {file for file, _, _ in self.segments}
-        whole = [(file, "", "") for file in self.files if file not in cut]
-        for number, (file, start, end) in enumerate(sorted({*self.segments, *whole}), start=1):
-            name = file if (file, start, end) in whole else f"{file} from {start} to {end}"
-            cells = {**self.files.get(file, {}), **self.segments.get((file, start, end), {})}
-            index = {"file": file, "start": start, "end": end}
-            yield Row(number, {**cells, **index}, self._fault(name) or self._fault(file), name=f"{_HEADER}: {name}")
+        whole: list[_Index] = [(file, None, None) for file in self.files if file not in cut]
+        for number, index in enumerate(sorted([*self.segments, *whole], key=_order), start=1):
+            of_file = self.files.get(index[0], {})
+            of_segment = self.segments.get(index, {})
+            if index[1:] == (0, None):
+                # From its start to its end it is the file, of which two things are said.
+                self._add(index, dict(of_segment), of_file)
+            file, start, end = self.spelled[index]
+            name = file if index[1:] == (None, None) else f"{file} from {start} to {end}"
+            cells = {**of_file, **of_segment, "file": file, "start": start, "end": end}
+            fault = self._fault(index) or self._fault((index[0], None, None))
+            yield Row(number, cells, fault, name=f"{_HEADER}: {name}")
 
-    def _fault(self, name: str) -> str | None:
-        conflicts = self.conflicts.get(name)
+    def _fault(self, index: _Index) -> str | None:
+        conflicts = self.conflicts.get(index)
         if not conflicts:
             return None
         column, values = next(iter(conflicts.items()))
         return f"tables must agree, but {column} is {' and '.join(sorted(values))}"
 
 
+def _order(index: _Index) -> tuple[str, tuple[bool, int, str], tuple[bool, int, str]]:
+    file, start, end = index
+    return file, _time_order(start), _time_order(end)
+
+
+def _time_order(time: _Time) -> tuple[bool, int, str]:
+    return isinstance(time, str), time if isinstance(time, int) else -1, time if isinstance(time, str) else ""
+
+
 def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     folder = source.parent if source is not None and source.name == _HEADER else source
     if folder is None or not (folder / _HEADER).is_file():
         raise CorpusError(f"not an audformat database: {source} must hold {_HEADER}; pack a single table as csv")
-    header = _header(folder / _HEADER)
+    header = read_header(folder / _HEADER)
     database = _Database(folder, header, options)
-    for name, description in (header.get("tables") or {}).items():
-        database.add_table(str(name), description or {})
-    corpus = options.name or tidy(str(header.get("name") or folder.resolve().name))
+    for name, description in header.tables.items():
+        database.add_table(name, description)
+    corpus = options.name or tidy(header.name or folder.resolve().name)
     make_key(corpus)
-    languages = [str(code) for code in header.get("languages") or []]
+    languages = header.languages
     given = {"language": _SHORT_CODES.get(languages[0], languages[0])} if len(languages) == 1 else {}
-    table = Table(folder / _HEADER, (*_INDEX, *database.columns), tuple(database.rows()), tuple(database.notes))
+    rows = tuple(database.rows())
+    table = Table(folder / _HEADER, (*_INDEX, *database.columns), rows, tuple(database.notes))
     place = Place(corpus, (options.audio or folder,), given=given)
     yield from found_in(table, place, options)
-    if header.get("license") and options.licence is None:
-        yield Note(f"{_HEADER} says the licence is {header['license']}; --licence TEXT keeps it in the manifest")
+    if header.license and options.licence is None:
+        yield Note(f"{_HEADER} says the licence is {header.license}; --licence TEXT keeps it in the manifest")
 
 
-def _header(path: Path) -> Mapping[str, Any]:
-    try:
-        header = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise CorpusError(f"{path} must be YAML, but {' '.join(str(error).split())}") from error
-    if not isinstance(header, dict) or not isinstance(header.get("tables"), dict):
-        raise CorpusError(f"{path} must be the header of an audformat database, but names no tables")
-    return header
-
-
-def _read_table(folder: Path, name: str, options: ReadOptions) -> Table:
-    for suffix in ("csv", "parquet"):
-        path = folder / f"db.{name}.{suffix}"
-        if path.is_file():
-            table = read_any_table(path, Place("", (folder,)), options.model_copy(update={"columns": {}}))
-            faulty = next((row for row in table.rows if row.fault is not None), None)
-            if faulty is not None:
-                raise CorpusError(
-                    f"{path} must be as audformat wrote it, but in row {faulty.number} {faulty.fault}; restore it"
-                )
-            return table
-    raise CorpusError(
-        f"{folder} must hold the table {name} as db.{name}.csv or .parquet, but does not; save it in one of these forms"
-    )
+def _read_table(folder: Path, name: str, options: ReadOptions, left_out: Collection[str]) -> Table:
+    files = {path.name: path for path in folder.iterdir()}
+    path = next((files[file] for suffix in ("csv", "parquet") if (file := f"db.{name}.{suffix}") in files), None)
+    if path is None:
+        raise CorpusError(
+            f"{folder} must hold the table {name} as db.{name}.csv or .parquet, but does not; save it in one of these "
+            "forms"
+        )
+    table = read_any_table(path, Place("", (folder,)), options.model_copy(update={"columns": dict.fromkeys(left_out)}))
+    faulty = next((row for row in table.rows if row.fault is not None), None)
+    if faulty is not None:
+        raise CorpusError(
+            f"{path} must be as audformat wrote it, but in row {faulty.number} {faulty.fault}; restore it"
+        )
+    repeated = [column for column, count in Counter(table.columns).items() if column and count > 1]
+    if repeated:
+        raise CorpusError(f"{path} must name each column once, but repeats {', '.join(repeated)}; restore it")
+    if table.columns and not table.columns[0]:
+        raise CorpusError(f"{path} must begin with its index, but its first column has no name; restore it")
+    return table
 
 
 def _known(cells: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,18 +42,20 @@ class CellError(Exception):
 
 def as_text(value: Any) -> str:
     """Return a value as a table of text would hold it."""
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float | list | tuple | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
 def cell_of(name: str, field_name: str, value: Any) -> str:
     """Return the value that a field has under `name`, as a table of text would hold it.
 
     Raises:
-        CellError: if it is several values.
+        CellError: if it is several values, or bytes.
     """
-    if isinstance(value, list | dict) and field_name != "emotion_votes":
+    if isinstance(value, list | tuple | dict | bytes) and field_name != "emotion_votes":
         raise CellError("bad value", f"{name} must be one value, got {as_text(value)[:_MAX_SHOWN]}")
     return as_text(value)
 
@@ -170,11 +172,15 @@ class CellReader:
             self.tally.add("read as", name, word, meaning)
         return meaning
 
-    def _votes(self, cell: str) -> dict[str, float]:
+    def _votes(self, cell: str) -> dict[str, float] | None:
+        """Return the votes by emotion, or None where there are none; null is no vote."""
         try:
             votes = json.loads(cell, parse_int=float)
         except (ValueError, RecursionError):
             votes = None
+        if isinstance(votes, dict):
+            # Columnar files fill in what a row does not name.
+            votes = {word: share for word, share in votes.items() if share is not None}
         if not isinstance(votes, dict) or not all(isinstance(v, float) and 0 <= v < math.inf for v in votes.values()):
             raise CellError("bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {cell!r}')
         total: dict[str, float] = {}
@@ -182,7 +188,7 @@ class CellReader:
             emotion = None if is_missing("emotion", word) or not word.strip() else self.emotion(word)
             if emotion is not None:
                 total[emotion] = total.get(emotion, 0.0) + share
-        return total
+        return total or None
 
 
 def _alike(word: str) -> str:

@@ -15,9 +15,10 @@ from shards.corpora.columns import columns_of
 from shards.corpora.delimited import delimited_table
 from shards.corpora.identities import tidy
 from shards.corpora.options import ReadOptions
+from shards.corpora.parquet import parquet_table
 from shards.corpora.paths import find_audio, has_audio_suffix
 from shards.corpora.rows import Place, found_in, place_of
-from shards.corpora.structured import JSON_SUFFIXES, json_table, parquet_table
+from shards.corpora.structured import JSON_SUFFIXES, json_table
 from shards.corpora.tables import Table
 from shards.errors import CorpusError
 
@@ -32,7 +33,7 @@ def read_any_table(path: Path, place: Place, options: ReadOptions) -> Table:
     if suffix in JSON_SUFFIXES:
         return json_table(path, options)
     if suffix == ".parquet":
-        return parquet_table(path)
+        return parquet_table(path, options)
 
     def find_fields(names: Sequence[str]) -> dict[str, int]:
         said = {name: field for name, field in options.columns.items() if tidy(name) in names}

@@ -1,9 +1,10 @@
-"""Tables as JSON Lines (or one JSON list) and Parquet hold them."""
+"""Tables as JSON Lines (or one JSON list) hold them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +19,46 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _MAX_SHOWN = 60
 
 
-class _RepeatedNameError(ValueError):
+class RepeatedNameError(ValueError):
     """An object names something twice."""
+
+
+def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of names and values.
+
+    Raises:
+        RepeatedNameError: if a name stands there twice, so that one value would be lost.
+    """
+    counts = Counter(name for name, _ in pairs)
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    if repeated:
+        raise RepeatedNameError(f"it names {', '.join(repeated)} twice")
+    return dict(pairs)
 
 
 def json_table(path: Path, options: ReadOptions) -> Table:
     """Return the objects in a file, one a line, or all in one list; a line that is none is a faulty row.
 
     Raises:
-        CorpusError: if the encoding cannot be told, or a list is no JSON.
+        CorpusError: if the encoding cannot be told, a list is no JSON, or no line is an object.
     """
     text = read_text_in(path, options.encoding)
     notes = [Note(f"{path.name} is read as {text.encoding}; name another with --encoding")] if text.is_guess else []
     if text.content.lstrip().startswith("["):
         rows = [_row(number, item) for number, item in enumerate(_listed(path, text.content), start=1)]
+        _check_lines(path, text.content, rows)
         return Table(path, _columns(rows), tuple(rows), tuple(notes))
     # Not str.splitlines, which also cuts at signs that JSON allows in its strings.
     lines = text.content.replace("\r\n", "\n").split("\n")
     rows = [_parsed(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    _check_lines(path, text.content, rows)
     num_lines = sum(not line.isspace() for line in text.content.split("\n") if line)
     return checked(Table(path, _columns(rows), tuple(rows), tuple(notes)), num_lines)
 
 
-def parquet_table(path: Path) -> Table:
-    """Return the rows of a Parquet file.
-
-    Raises:
-        CorpusError: if it is none.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise CorpusError(f"{path} must be a Parquet file, but is not ({error}); write it again") from error
-    rows = [_row(number, item) for number, item in enumerate(table.to_pylist(), start=1)]
-    return checked(Table(path, _columns(rows), tuple(rows)), pq.read_metadata(path).num_rows)
-
-
 def _listed(path: Path, content: str) -> list[Any]:
     try:
-        items = json.loads(content, object_pairs_hook=_object)
+        items = json.loads(content, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path} must be JSON, one object a line or one list of them, but {error}") from error
     return list(items)
@@ -67,23 +66,47 @@ def _listed(path: Path, content: str) -> list[Any]:
 
 def _parsed(number: int, line: str) -> Row:
     try:
-        return _row(number, json.loads(line, object_pairs_hook=_object))
+        return _row(number, json.loads(line, object_pairs_hook=unique))
     except (ValueError, RecursionError) as error:
         return Row(number, {}, f"a line must hold a JSON object, but {error}: {line.strip()[:_MAX_SHOWN]!r}")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise _RepeatedNameError(f"it names {', '.join(repeated)} twice")
-    return dict(pairs)
 
 
 def _row(number: int, item: Any) -> Row:
     if not isinstance(item, dict):
         return Row(number, {}, f"a row must be a JSON object, got {str(item)[:_MAX_SHOWN]!r}")
-    return Row(number, {tidy(name): value for name, value in item.items()})
+    pairs = [(tidy(name), value) for name, value in item.items()]
+    try:
+        return Row(number, unique(pairs))
+    except RepeatedNameError as error:
+        return Row(number, dict(pairs), f"a row must name each thing once, but {error}")
+
+
+def _check_lines(path: Path, content: str, rows: Sequence[Row]) -> None:
+    """Refuse a file that is something else as a whole, such as JSON that is written for the eye.
+
+    Raises:
+        CorpusError: if its first object goes over several lines, or no row is an object.
+    """
+    if not rows or rows[0].fault is None:
+        return
+    num_lines = _num_lines_of_object(content)
+    if num_lines == 1 and any(row.fault is None or row.cells for row in rows):
+        return
+    first = f"row {rows[0].number} is none: {rows[0].fault}"
+    what = first if num_lines == 1 else f"its first object goes over {num_lines} lines"
+    raise CorpusError(
+        f"{path} must have one JSON object per line, or all in one list, but {what}; write each utterance on a line"
+    )
+
+
+def _num_lines_of_object(content: str) -> int:
+    """Return how many lines the object takes with which `content` begins; 1 where it begins with none."""
+    start = len(content) - len(content.lstrip())
+    try:
+        item, end = json.JSONDecoder().raw_decode(content, start)
+    except (ValueError, RecursionError):
+        return 1
+    return content.count("\n", start, end) + 1 if isinstance(item, dict) else 1
 
 
 def _columns(rows: Iterable[Row]) -> tuple[str, ...]:

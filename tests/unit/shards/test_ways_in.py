@@ -1,4 +1,4 @@
-"""Folders of classes, AudioFolders, JSON Lines, Parquet and audformat databases become corpora as they lie."""
+"""Folders of classes, AudioFolders, JSON Lines and Parquet become corpora as they lie."""
 
 import json
 import re
@@ -8,23 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpustrees import write, write_audio
+from waysin import read
 
-from shards.corpora.base import corpus_reader
-from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
-from shards.index import load_index
-from shards.pack import pack_corpus
-from shards.schema import Note, Rejection, RowCount, SourceUtterance
-
-
-def read(corpus: str, source: Path, **options):
-    """Return what a reader finds: items, rejections, notes."""
-    found = list(corpus_reader(corpus, ReadOptions(**options)).read(source, 0))
-    items = [item for item in found if isinstance(item, SourceUtterance)]
-    rejections = [item for item in found if isinstance(item, Rejection)]
-    assert sum(item.number for item in found if isinstance(item, RowCount)) == len(items) + len(rejections)
-    return items, rejections, " | ".join(item.text for item in found if isinstance(item, Note))
-
 
 # ---------------------------------------------------------------- folders
 
@@ -114,6 +100,137 @@ def test_an_audiofolder_with_one_table(tmp_path) -> None:
         read("audiofolder", tmp_path)
 
 
+# ---------------------------------------------------------------- AudioFolders at any depth
+
+
+def layout(root: Path, *names: str) -> Path:
+    """Make empty files; readers do not decode them."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("top", "train", "test"),
+    [
+        ("", "train", "test"),
+        ("data/", "train", "test"),
+        ("data/v1/", "training", "eval"),
+        ("data/", "train-clean", "my_test"),
+        ("data/", "train/audio", "test/audio"),
+    ],
+)
+def test_tables_are_found_at_any_depth(tmp_path, form, top, train, test) -> None:
+    for folder in (train, test):
+        layout(tmp_path / top / folder, "a.wav", "b.wav")
+        FORMS[form](tmp_path / top / folder / f"metadata.{form}", [("a.wav", "Happy"), ("b.wav", "sad")])
+    items, rejected, said = read("audiofolder", tmp_path, name="hf")
+    assert rejected == []
+    assert {(i.utterance.source, i.utterance.emotion, i.utterance.split) for i in items} == {
+        (f"{top}{folder}/{name}.wav", emotion, split)
+        for folder, split in ((train, "train"), (test, "test"))
+        for name, emotion in (("a", "happiness"), ("b", "sadness"))
+    }
+    assert "are taken for splits" in said
+
+
+def test_one_table_may_be_about_the_files_of_all_splits(tmp_path) -> None:
+    layout(tmp_path / "data", "train/a.wav", "test/b.wav", "c.wav")
+    table = "file_name,split\ntrain/a.wav,\ntest/b.wav,dev\nc.wav,\n"
+    write(tmp_path / "data" / "metadata.csv", table)
+    items, rejected, said = read("audiofolder", tmp_path)
+    assert [(i.utterance.split, rejected) for i in items] == [("train", []), ("dev", []), (None, [])]
+    assert "1 utterances have no split: they lie in no split's folder" in said
+
+
+def test_a_file_is_in_one_table(tmp_path) -> None:
+    layout(tmp_path, "train/a.wav", "train/b.wav", "spare/c.wav")
+    write(tmp_path / "metadata.csv", "file_name\ntrain/a.wav\n")
+    write(tmp_path / "train" / "metadata.csv", "file_name\na.wav\n../train/b.wav\n")
+    items, rejected, _ = read("audiofolder", tmp_path)
+    assert [i.utterance.split for i in items] == ["train", "train"]
+    assert sorted(r.reason for r in rejected) == [
+        "a file must be in one table, but a.wav is in metadata.csv and train/metadata.csv",
+        "no usable row of metadata.csv is about c.wav",
+    ]
+
+
+def test_a_file_beside_splits_that_no_table_names_is_told(tmp_path) -> None:
+    layout(tmp_path, "data/train/a.wav", "spare/x.wav", "y.wav")
+    write(tmp_path / "data" / "train" / "metadata.csv", "file_name\na.wav\n")
+    (_,), rejected, _ = read("audiofolder", tmp_path)
+    assert [r.reason for r in rejected] == ["no table is about x.wav", "no table is about y.wav"]
+
+
+def test_parts_of_one_file_may_be_in_two_tables(tmp_path) -> None:
+    layout(tmp_path, "long.wav")
+    for split, start in (("train", 0), ("test", 1)):
+        write(tmp_path / split / "metadata.csv", f"file_name,start,end\n../long.wav,{start},{start + 1}\n")
+    items, rejected, _ = read("audiofolder", tmp_path)
+    assert [(i.utterance.split, rejected) for i in items] == [("test", []), ("train", [])]
+
+
+@pytest.mark.parametrize("top", ["", "data/", "data/v1/"])
+def test_splits_of_classes_are_found_at_any_depth(tmp_path, top) -> None:
+    layout(tmp_path / top, "train/anger/1.wav", "eval/sad/2.wav")
+    items, rejected, _ = read("folder", tmp_path)
+    assert [(i.utterance.emotion, i.utterance.split, rejected) for i in items] == [
+        ("sadness", "test", []),
+        ("anger", "train", []),
+    ]
+
+
+def test_splits_may_lie_in_classes(tmp_path) -> None:
+    layout(tmp_path, "anger/train/1.wav", "sad/train/2.wav", "sad/test/3.wav")
+    items, _, said = read("folder", tmp_path)
+    assert [(i.utterance.emotion, i.utterance.split) for i in items] == [
+        ("anger", "train"),
+        ("sadness", "test"),
+        ("sadness", "train"),
+    ]
+    assert "folders are taken for splits: train as train, test as test" in said
+    layout(tmp_path, "anger/anna/4.wav")
+    assert {i.utterance.split for i in read("folder", tmp_path)[0]} == {None}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data/anger/1.wav", "data/sad/2.wav"),
+        ("en/train/anger/1.wav", "de/train/anger/2.wav"),
+        ("data/v1/anger/1.wav", "data/v1/sad/1.wav"),
+    ],
+)
+def test_folders_around_classes_are_no_emotions(tmp_path, names) -> None:
+    layout(tmp_path, *names)
+    with pytest.raises(CorpusError, match=r"must hold folders named by emotion or split, but .* holds more folders"):
+        read("folder", tmp_path)
+
+
+def test_a_class_may_have_folders_if_it_is_said_to_be_one(tmp_path) -> None:
+    layout(tmp_path, "joyful/anna/1.wav", "joyful/ben/2.wav")
+    with pytest.raises(CorpusError, match=r"say with --labels which emotion joyful is"):
+        read("folder", tmp_path)
+    items, _, _ = read("folder", tmp_path, labels={"Joyful": "happiness"})
+    assert {i.utterance.emotion for i in items} == {"happiness"}
+
+
+def test_tables_by_another_name_are_told(tmp_path) -> None:
+    layout(tmp_path, "anger/1.wav", "train_metadata.csv")
+    assert "tables are not read unless they are called metadata.csv" in read("folder", tmp_path)[2]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path) -> None:
+    layout(tmp_path / "elsewhere", "1.wav")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "anger").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "self").symlink_to(tmp_path / "elsewhere")
+    assert [i.utterance.key for i in read("folder", root)[0]] == ["root/anger/1"]
+
+
 # ---------------------------------------------------------------- JSON Lines
 
 
@@ -193,140 +310,3 @@ def test_files_go_to_the_reader_that_knows_them(tmp_path) -> None:
         read("jsonl", write(tmp_path / "x.parquet", "PAR"))
     with pytest.raises(CorpusError, match="must be JSON, one object a line or one list"):
         read("jsonl", write(tmp_path / "x.json", "[1,"))
-
-
-# ---------------------------------------------------------------- audformat
-
-
-HEADER = """\
-name: small
-source: internal
-usage: unrestricted
-languages: [deu]
-license: CC0-1.0
-schemes:
-  emotion: {dtype: str, labels: [anger, sadness]}
-  speaker:
-    dtype: int
-    labels:
-      3: {gender: male, age: 31}
-      8: {gender: female, age: 34}
-splits:
-  train: {type: train}
-  test: {type: test}
-tables:
-  emotion.train:
-    type: segmented
-    split_id: train
-    columns:
-      emotion: {scheme_id: emotion, rater_id: gold}
-      emotion.confidence: {scheme_id: confidence}
-  emotion.test:
-    type: segmented
-    split_id: test
-    columns:
-      emotion: {scheme_id: emotion}
-  files:
-    type: filewise
-    columns:
-      speaker: {scheme_id: speaker}
-      transcription: {}
-"""
-
-
-@pytest.fixture
-def database(tmp_path) -> Path:
-    for name in ("a", "b"):
-        write_audio(tmp_path / "audio" / f"{name}.wav", duration_s=2)
-    write(tmp_path / "db.yaml", HEADER)
-    write(
-        tmp_path / "db.emotion.train.csv",
-        "file,start,end,emotion,emotion.confidence\n"
-        "audio/a.wav,0 days 00:00:00,0 days 00:00:00.500000,anger,0.9\n"
-        "audio/a.wav,0 days 00:00:00.500000,NaT,sadness,\n",
-    )
-    write(tmp_path / "db.emotion.test.csv", "file,start,end,emotion\naudio/b.wav,0 days 00:00:01,,anger\n")
-    write(tmp_path / "db.files.csv", "file,speaker,transcription\naudio/a.wav,3,hallo\naudio/b.wav,8,\n")
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", ["", "db.yaml"])
-def test_an_audformat_database_is_put_together_from_its_tables(database, name) -> None:
-    items, rejected, said = read("audformat", database / name)
-    assert rejected == []
-    assert [i.utterance.model_dump(exclude_none=True) for i in items] == [
-        {
-            "key": key,
-            "corpus": "small",
-            "source": f"audio/{key.split('/')[2]}.wav",
-            "language": "de",
-            "emotion": emotion,
-            "gender": gender,
-            "speaker": speaker,
-            "age": age,
-            "split": split,
-            "extra": extra,
-            **text,
-        }
-        for key, emotion, gender, speaker, age, split, extra, text in (
-            (
-                "small/audio/a/0-500",
-                "anger",
-                "male",
-                "3",
-                31,
-                "train",
-                {"emotion.confidence": "0.9"},
-                {"text": "hallo"},
-            ),
-            ("small/audio/a/500-end", "sadness", "male", "3", 31, "train", {}, {"text": "hallo"}),
-            ("small/audio/b/1000-end", "anger", "female", "8", 34, "test", {}, {}),
-        )
-    ]
-    assert "transcription as text" in said
-    assert "says the licence is CC0-1.0; --licence TEXT keeps it" in said
-
-
-def test_tables_that_contradict_each_other_reject_the_row(database) -> None:
-    write(
-        database / "db.files.csv", "file,speaker,transcription\naudio/a.wav,3,hallo\naudio/a.wav,8,\naudio/b.wav,8,\n"
-    )
-    write(database / "db.emotion.test.csv", "file,start,end,emotion\naudio/b.wav,,,anger\naudio/b.wav,,,sadness\n")
-    _, rejected, _ = read("audformat", database)
-    assert [r.reason for r in rejected] == [
-        *["tables must agree, but speaker is 3 and 8"] * 2,
-        "tables must agree, but emotion is anger and sadness",
-    ]
-
-
-def test_a_table_of_labels_is_read_as_others_are(database) -> None:
-    header = re.sub(r"labels:\n +3: .*\n +8: .*", "labels: people", HEADER)
-    write(database / "db.yaml", f"{header}  voices: {{type: filewise, columns: {{gender: {{}}}}}}\n")
-    write(database / "db.voices.csv", "file,gender\naudio/a.wav,male\n")
-    write(database / "db.people.csv", "speaker,gender,age\n3,,31\n8,female,\n")
-    items, rejected, _ = read("audformat", database)
-    assert rejected == []
-    assert [(i.utterance.gender, i.utterance.age) for i in items] == [("male", 31), ("male", 31), ("female", None)]
-    write(database / "db.people.csv", "speaker,gender,age\n3,male\n8,female,34,too much\n")
-    with pytest.raises(CorpusError, match=r"db\.people\.csv must be as audformat wrote it, but in row 2 "):
-        read("audformat", database)
-
-
-def test_what_is_no_database_is_refused(database) -> None:
-    (database / "db.files.csv").unlink()
-    with pytest.raises(CorpusError, match=r"must hold the table files as db\.files\.csv or \.parquet"):
-        read("audformat", database)
-    write(database / "db.yaml", "- a")
-    with pytest.raises(CorpusError, match="must be the header of an audformat database"):
-        read("audformat", database)
-    write(database / "db.yaml", "a: [")
-    with pytest.raises(CorpusError, match="must be YAML"):
-        read("audformat", database)
-    with pytest.raises(CorpusError, match=r"not an audformat database: .* must hold db\.yaml"):
-        read("audformat", database / "audio")
-
-
-def test_every_way_in_packs_to_the_end(database, tmp_path) -> None:
-    summary = pack_corpus("audformat", database, tmp_path / "out")
-    assert summary.notes[-1] == "3 rows: 3 packed, 0 rejected"
-    assert load_index([tmp_path / "out"]).duration_s.tolist() == [0.5, 1.5, 1.0]
