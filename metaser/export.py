@@ -23,6 +23,7 @@ from metaser.start import describe_start, known_start
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from shards.config import DataConfig
+from shards.labels import language_code
 from shards.schema import RATE_HZ
 from shards.splits import describe_overlap
 
@@ -37,8 +38,6 @@ _KINDS_OF_SPEECH = {
     "demo": "synthetic",
 }
 """By corpus reader."""
-_LANGUAGE_CODE = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]+)*")
-"""The hub takes no other words."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LONGEST_WINDOW_S = 60.0
 
@@ -120,8 +119,9 @@ def model_card(
 
 def _front_matter(config: ExperimentConfig, record: DataRecord) -> str:
     encoder = config.model.encoder
-    codes = map(_LANGUAGE_CODE.fullmatch, _counted(record, "languages", "train"))
-    languages = sorted({code[1].lower() for code in codes if code})
+    # The hub takes no other words.
+    codes = map(language_code, _counted(record, "languages", "train"))
+    languages = sorted({code.partition("-")[0] for code in codes if code})
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "audio-classification",

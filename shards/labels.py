@@ -3,6 +3,7 @@
 The inventory's order never comes from the data, so that two runs and two corpora agree on what column 2 means.
 """
 
+import re
 import unicodedata
 
 from shards.emotionwords import KNOWN_WORDS, folded
@@ -42,6 +43,7 @@ _GENDER_WORDS = {
         male_masculine, 男, 男性, м, мужской, мужчина, 남성, 남
     """,
 }
+_LANGUAGE_CODE = re.compile(r"([A-Za-z]{2,3})((?:[-_][A-Za-z0-9]{1,8})*)")
 _GENDERS_BY_WORD = {
     folded(word.strip()): gender for gender, words in _GENDER_WORDS.items() for word in (gender, *words.split(","))
 }
@@ -79,6 +81,12 @@ def canonical_gender(word: str) -> str:
     if not lowered:
         raise CorpusError("gender must not be blank; leave it out where it is unknown")
     return _GENDERS_BY_WORD.get(folded(word), lowered)
+
+
+def language_code(word: str) -> str | None:
+    """Return a language's code in its one spelling (`de`, `pt-BR`); None if `word` has not the form of one (BCP 47)."""
+    found = _LANGUAGE_CODE.fullmatch(word.strip())
+    return None if found is None else found[1].lower() + found[2].replace("_", "-")
 
 
 def age_group(age_years: float) -> str:

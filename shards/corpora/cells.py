@@ -15,7 +15,7 @@ from shards.corpora.missing import NAMING_FIELDS, is_missing, may_be_name
 from shards.corpora.tally import Tally
 from shards.emotionwords import folded
 from shards.errors import CorpusError
-from shards.labels import STYLES, canonical_gender, known_emotion, own_emotion
+from shards.labels import STYLES, canonical_gender, known_emotion, language_code, own_emotion
 from shards.numbers import finite_number
 from shards.schema import METADATA_FIELDS, SPLITS
 
@@ -144,6 +144,8 @@ class CellReader:
             found["style"] = words["style"].lower()
             if found["style"] not in STYLES:
                 raise CellError("unknown label", f"style must be one of {', '.join(STYLES)}, got {words['style']!r}")
+        if "language" in words:
+            found["language"] = self._language(words["language"])
         if "split" in words:
             split = split_in(words["split"])
             if split is None:
@@ -167,8 +169,15 @@ class CellReader:
         self.tally.add("number as label" if is_number else "own word", "emotion", own)
         return own
 
+    def _language(self, word: str) -> str:
+        code = language_code(word)
+        if code is None:
+            self.tally.add("no code", "language", word)
+            return word
+        return self._read_as("language", word, code)
+
     def _read_as(self, name: str, word: str, meaning: str) -> str:
-        if word.lower() != meaning:
+        if word.lower() != meaning.lower():
             self.tally.add("read as", name, word, meaning)
         return meaning
 

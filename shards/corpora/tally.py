@@ -21,6 +21,7 @@ Event = Literal[
     "number as name",
     "shortened number",
     "number as label",
+    "no code",
     "column",
     "extra",
     "unread",
@@ -89,6 +90,12 @@ _SENTENCES = (
     ("missing", "words for a missing value count as absent", False, ""),
     ("read as", "words are read as", False, ""),
     ("number as name", "names that are numbers lose their zero decimals", False, ""),
+    (
+        "no code",
+        "languages that are no codes such as de or pt-BR stay as they are",
+        True,
+        "; model cards name codes only",
+    ),
     (
         "kept name",
         "what may be a name or a word for a missing value is kept as a name",

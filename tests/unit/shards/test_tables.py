@@ -585,6 +585,12 @@ def test_one_person_is_one_speaker_in_any_unicode_form_and_as_a_number(audio) ->
     assert "names that are numbers lose their zero decimals: speaker 3.0 as 3 (1)" in said
 
 
+def test_languages_are_codes_in_one_spelling_or_said(audio) -> None:
+    found, _, said = read(audio, "file,locale\n0.wav,EN\n1.wav,pt_BR\n2.wav,German\n3.wav,de\n")
+    assert [u.language for u in found] == ["en", "pt-BR", "German", "de"]
+    assert "languages that are no codes such as de or pt-BR stay as they are: language German (1)" in said
+
+
 def test_nearly_equal_names_are_warned_of_with_counts(tmp_path) -> None:
     for number, name in enumerate(("anna", "Anna ", "a.n.n.a", "7", "07", "1-11", "11-1")):
         write_audio(tmp_path / f"{number}.wav")
