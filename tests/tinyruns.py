@@ -152,7 +152,7 @@ def make_corpus(folder: Path) -> TinyCorpus:
 
 def pack_demo(folder: Path) -> Path:
     """Pack the embedded corpus into `folder`."""
-    pack_corpus("demo", None, folder)
+    pack_corpus("demo", None, folder, num_workers=2)
     return folder
 
 
