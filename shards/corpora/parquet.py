@@ -12,9 +12,9 @@ import numpy as np
 
 from shards.corpora.identities import tidy
 from shards.corpora.options import ReadOptions
-from shards.corpora.structured import unique
 from shards.corpora.tables import Row, Table, checked
 from shards.errors import CorpusError
+from shards.jsontext import unique
 
 _EPOCH = datetime(1970, 1, 1)
 _DAY_S = 86_400

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,27 +12,11 @@ from shards.corpora.identities import tidy
 from shards.corpora.options import ReadOptions
 from shards.corpora.tables import Row, Table, checked
 from shards.errors import CorpusError
+from shards.jsontext import RepeatedNameError, parse_json, unique
 from shards.schema import Note
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _MAX_SHOWN = 60
-
-
-class RepeatedNameError(ValueError):
-    """An object names something twice."""
-
-
-def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of names and values.
-
-    Raises:
-        RepeatedNameError: if a name stands there twice, so that one value would be lost.
-    """
-    counts = Counter(name for name, _ in pairs)
-    repeated = sorted(name for name, count in counts.items() if count > 1)
-    if repeated:
-        raise RepeatedNameError(f"it names {', '.join(repeated)} twice")
-    return dict(pairs)
 
 
 def json_table(path: Path, options: ReadOptions) -> Table:
@@ -58,16 +41,16 @@ def json_table(path: Path, options: ReadOptions) -> Table:
 
 def _listed(path: Path, content: str) -> list[Any]:
     try:
-        items = json.loads(content, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        items = parse_json(content)
+    except ValueError as error:
         raise CorpusError(f"{path} must be JSON, one object a line or one list of them, but {error}") from error
     return list(items)
 
 
 def _parsed(number: int, line: str) -> Row:
     try:
-        return _row(number, json.loads(line, object_pairs_hook=unique))
-    except (ValueError, RecursionError) as error:
+        return _row(number, parse_json(line))
+    except ValueError as error:
         return Row(number, {}, f"a line must hold a JSON object, but {error}: {line.strip()[:_MAX_SHOWN]!r}")
 
 

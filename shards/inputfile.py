@@ -1,0 +1,58 @@
+"""Files that others wrote, opened only if they are regular files, and read only up to a stated length.
+
+What is wrong is an `OSError` whose `strerror` says it, so that whoever tells of unreadable files tells of these.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_TEXT_BYTES = 1 << 30
+"""Tables and lists that are read whole; the labels of MSP-Podcast, with every rater's, have 0.1 GB."""
+MAX_SETTINGS_BYTES = 16 << 20
+"""YAML, and JSON that describes one thing; the largest seen, an index of weights, has 0.1 MB."""
+
+_KINDS = (
+    (stat.S_ISDIR, errno.EISDIR, "it is a folder, not a file"),
+    (stat.S_ISFIFO, errno.ESPIPE, "it is a named pipe, not a regular file"),
+    (stat.S_ISSOCK, errno.ENXIO, "it is a socket, not a regular file"),
+    (stat.S_ISCHR, errno.ENODEV, "it is a device, not a regular file"),
+    (stat.S_ISBLK, errno.ENODEV, "it is a device, not a regular file"),
+)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Return the regular file at `path` (links are followed), opened for reading; never waits for a pipe's writer.
+
+    Raises:
+        OSError: if it cannot be opened, or is a folder, a pipe, a socket or a device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        for is_kind, number, what in _KINDS:
+            if is_kind(mode):
+                raise OSError(number, what, str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | Path, *, max_bytes: int) -> bytes:
+    """Return the bytes of the regular file at `path`.
+
+    Raises:
+        OSError: as in `open_regular`, or if it holds more than `max_bytes` bytes.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        # One more than allowed: a file may grow, and /proc says that its files are empty.
+        data = file.read(max_bytes + 1) if size <= max_bytes else b""
+    if max(size, len(data)) > max_bytes:
+        raise OSError(errno.EFBIG, f"it has {max(size, len(data))} bytes or more, but at most {max_bytes} are read")
+    return data

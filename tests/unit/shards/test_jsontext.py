@@ -1,0 +1,50 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.jsontext import MAX_DEPTH, MAX_DIGITS, JsonTextError, parse_json
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(_values, st.booleans())
+def test_what_is_json_is_read_as_json_reads_it(value, ascii_only):
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "Expecting value"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "it names c twice"),
+        ('{"\x7f\\u001b[2J": 1, "\x7f\\u001b[2J": 2}', r"it names \\x7f\\x1b\[2J twice"),
+        ("[" * 100_000, "deeper than 64"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "deeper than 64"),
+        ("[NaN]", "NaN"),
+        ("-Infinity", "-Infinity"),
+        ("1e999", "1e999"),
+        ("1" * (MAX_DIGITS + 1), "101 digits"),
+        ("9" * 1_000_000, "1000000 digits"),
+        ('["\\udc00"]', "half a character"),
+        ('{"\\ud800": 1}', "half a character"),
+        ('["\ud800"]', "half a character"),
+        (b'"\xff"', "byte 1 is not UTF-8"),
+        ("[] []", "Extra data"),
+    ],
+)
+def test_what_is_refused_says_why(text, words):
+    with pytest.raises(JsonTextError, match=words):
+        parse_json(text)
+
+
+def test_brackets_in_strings_are_no_depth():
+    text = json.dumps(["[{" * 100, '\\"[[' * 100])
+    assert parse_json(text) == json.loads(text)
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
