@@ -27,8 +27,10 @@ class RepeatedNameError(JsonTextError):
     """An object names something twice."""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     """Return the value that `text` (bytes as UTF-8) holds.
+
+    With `allow_nan`, `NaN` is read as Python and pandas write it where a number is missing.
 
     Raises:
         JsonTextError: if it is no JSON, is deeper than `MAX_DEPTH`, names something twice in one object, or holds a
@@ -38,7 +40,11 @@ def parse_json(text: str | bytes) -> Any:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
         value = json.loads(
-            text, object_pairs_hook=unique, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite
+            text,
+            object_pairs_hook=unique,
+            parse_constant=_nan_or_raise if allow_nan else _refuse_constant,
+            parse_int=_whole,
+            parse_float=_finite,
         )
     except JsonTextError:
         raise
@@ -72,6 +78,10 @@ def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> NoReturn:
     raise JsonTextError(f"it holds {word}, which is no number of JSON")
+
+
+def _nan_or_raise(word: str) -> float:
+    return float(word) if word == "NaN" else _refuse_constant(word)
 
 
 def _whole(digits: str) -> int:

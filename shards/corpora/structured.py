@@ -41,7 +41,7 @@ def json_table(path: Path, options: ReadOptions) -> Table:
 
 def _listed(path: Path, content: str) -> list[Any]:
     try:
-        items = parse_json(content)
+        items = parse_json(content, allow_nan=True)
     except ValueError as error:
         raise CorpusError(f"{path} must be JSON, one object a line or one list of them, but {error}") from error
     return list(items)
@@ -49,7 +49,7 @@ def _listed(path: Path, content: str) -> list[Any]:
 
 def _parsed(number: int, line: str) -> Row:
     try:
-        return _row(number, parse_json(line))
+        return _row(number, parse_json(line, allow_nan=True))
     except ValueError as error:
         return Row(number, {}, f"a line must hold a JSON object, but {error}: {line.strip()[:_MAX_SHOWN]!r}")
 

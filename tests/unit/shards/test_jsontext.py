@@ -48,3 +48,9 @@ def test_brackets_in_strings_are_no_depth():
     text = json.dumps(["[{" * 100, '\\"[[' * 100])
     assert parse_json(text) == json.loads(text)
     assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+
+
+def test_nan_is_read_only_where_it_is_asked_for():
+    assert str(parse_json("[NaN]", allow_nan=True)) == "[nan]"
+    with pytest.raises(JsonTextError, match="Infinity"):
+        parse_json("[Infinity]", allow_nan=True)
