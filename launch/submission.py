@@ -209,6 +209,15 @@ def visible_job(run: RunDir) -> tuple[str, str] | None:
     return _first_live(jobs) if shutil.which("squeue") else None
 
 
+def hidden_jobs(run: RunDir) -> list[str]:
+    """Return the SLURM jobs that may wait or run for this run, of which nothing can be told without SLURM's commands.
+
+    Raises:
+        RunError: if the run's own record of them is damaged.
+    """
+    return [] if shutil.which("squeue") else _jobs_of(run)
+
+
 def _jobs_of(run: RunDir) -> list[str]:
     last, holder = last_submission(run), last_holder(run)
     jobs = [last.job_id] if last is not None and last.executor == "slurm" else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,9 +39,22 @@ def stop(
     if problems:
         raise RunError("; ".join(problems))
     if not is_any_asked:
-        raise RunError(f"RUN must be in training or in the queue to be stopped, but {run!r} is neither")
+        raise RunError(_why_nothing_stops(run, folders))
     while wait and any(lock_holder(folder) is not None for folder in folders):
         time.sleep(_LOOK_EVERY_S)
+
+
+def _why_nothing_stops(run: str, folders: Sequence[RunDir]) -> str:
+    from launch.submission import hidden_jobs
+
+    must = "RUN must be in training or in the queue to be stopped, but"
+    jobs = [job for folder in folders for job in hidden_jobs(folder)]
+    if not jobs:
+        return f"{must} {run!r} is neither"
+    return (
+        f"{must} nobody trains in {run!r}, and whether its SLURM job {', '.join(jobs)} waits cannot be told without "
+        "squeue; ask on a host that has SLURM's commands"
+    )
 
 
 def _ask_to_stop(run: RunDir) -> str | None:

@@ -102,11 +102,15 @@ class CellReader:
                 continue
             if name == "text":
                 found[name] = self._text(word)
-            elif is_missing(name, word) and not (name == "emotion" and _alike(word) in self._labels):
+            elif self._is_no_value(name, word):
                 self.tally.add("missing", name, word)
             else:
                 found[name] = self._name(name, word) if name in NAMING_FIELDS else word
         return found
+
+    def _is_no_value(self, name: str, word: str) -> bool:
+        """Tell whether `word` says that there is none; an emotion's may have a meaning that the user gave."""
+        return is_missing(name, word) and not (name == "emotion" and _alike(word) in self._labels)
 
     def metadata(self, cells: Mapping[str, str]) -> dict[str, Any]:
         """Return the fields of `Utterance` that `cells`, as `present` returns them, name.
@@ -194,7 +198,7 @@ class CellReader:
             raise CellError("bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {cell!r}')
         total: dict[str, float] = {}
         for word, share in votes.items():
-            emotion = None if is_missing("emotion", word) or not word.strip() else self.emotion(word)
+            emotion = None if not word.strip() or self._is_no_value("emotion", word) else self.emotion(word)
             if emotion is not None:
                 total[emotion] = total.get(emotion, 0.0) + share
         return total or None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from tinyruns import ALONE, TIMEOUT_S, error_line, metaser, num_lines, started, wait_until
@@ -68,3 +69,14 @@ def test_finished_runs_stand_in_one_table(finished, tmp_path):
 def test_a_folder_that_is_no_run(tmp_path, verb):
     words = "neither config.yaml nor a submission"
     assert words in error_line(metaser(verb, tmp_path / "nothing", folder=tmp_path))
+
+
+def test_without_squeue_a_job_that_may_wait_is_named(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    job = dict.fromkeys(("time", "host", "experiment", "output"), "")
+    job |= {"job_id": "4711", "executor": "slurm", "command": [], "cluster": {}, "git": None}
+    (run / "jobs").mkdir(exist_ok=True)
+    (run / "jobs/submissions.json").write_text(json.dumps([job]))
+    words = "whether its SLURM job 4711 waits cannot be told without squeue"
+    assert words in error_line(metaser("stop", run, folder=tmp_path))

@@ -707,6 +707,12 @@ def test_votes_have_own_words_too(audio) -> None:
     assert found[0].emotion_votes == {"anger": 2.0, "joyful": 2.0}
 
 
+def test_a_vote_for_a_word_that_means_none_counts_where_it_is_given_a_meaning(audio) -> None:
+    table = 'file,emotion_votes\n0.wav,"{""none"": 1, ""angry"": 1}"\n'
+    assert read(audio, table)[0][0].emotion_votes == {"anger": 1.0}
+    assert read(audio, table, labels={"none": "neutral"})[0][0].emotion_votes == {"neutral": 1.0, "anger": 1.0}
+
+
 def test_every_emotion_is_known_by_its_own_name() -> None:
     assert [known_emotion(word.upper()) for word in EMOTIONS] == list(EMOTIONS)
     assert set(KNOWN_WORDS.values()) == set(EMOTIONS)
