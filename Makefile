@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CLUSTER := /tmp/metaser-slurm-test
+CLUSTER_TESTS ?= cluster
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Not newer than 3.12: the oldest numpy has no wheel for it.
@@ -31,12 +32,12 @@ bench: .venv/all-ready
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
 reliability: .venv/all-ready
-	$(BIN)/python -m pytest -m "distributed or reliability"
+	$(BIN)/python -m pytest -m "(distributed or reliability) and not cluster"
 
 # A real SLURM of two nodes on this machine (as root; installs it on Debian where it is absent), the tests on it, and away again.
 cluster: .venv/all-ready
 	slurm/local/up.sh --state $(CLUSTER)
-	SLURM_CONF=$(CLUSTER)/slurm.conf $(BIN)/python -m pytest -m cluster; code=$$?; slurm/local/down.sh --state $(CLUSTER); exit $$code
+	SLURM_CONF=$(CLUSTER)/slurm.conf $(BIN)/python -m pytest -m "$(CLUSTER_TESTS)"; code=$$?; slurm/local/down.sh --state $(CLUSTER); exit $$code
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
