@@ -139,15 +139,15 @@ def test_a_killed_reader_is_an_error_and_no_hang(index):
 
 def test_a_stuck_reader_is_an_error_within_the_stated_time_and_names_the_clip(index):
     list(read_slots(index, SLOTS, num_workers=1, timeout_s=60))
-    batches, reader = reading(index, SLOTS * 1000, timeout_s=1)
+    batches, reader = reading(index, SLOTS * 1000, timeout_s=4)
     os.kill(reader.pid, signal.SIGSTOP)
     started = time.monotonic()
     try:
-        with pytest.raises(ShardError, match=r"within 1 s, but: .*; it was to read utterance 'tones/u00\d'.*\.tar"):
+        with pytest.raises(ShardError, match=r"within 4 s, but: .*; it was to read utterance 'tones/u00\d'.*\.tar"):
             list(batches)
     finally:
         os.kill(reader.pid, signal.SIGKILL)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
