@@ -16,7 +16,8 @@ from shards.audio import decode_stored, pcm16, pcm_sha256
 from shards.config import RemoteConfig
 from shards.corpora.identities import composed
 from shards.errors import AudioError, ShardError
-from shards.index import INDEX_SCHEMA, Index, duplicate_rows, index_row, label_tables, load_index
+from shards.index import Index, duplicate_rows, index_row, label_tables, load_index
+from shards.indexfile import INDEX_SCHEMA
 from shards.manifest import (
     MANIFEST_NAME,
     Manifest,
