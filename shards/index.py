@@ -161,6 +161,13 @@ class _Columns:
                 heads[start:end] = np.where(plain.is_null().to_numpy(zero_copy_only=False), 0, _heads(alike(plain)))
         return heads
 
+    def check(self) -> None:
+        """Read every column once, and keep nothing."""
+        for table in self._tables:
+            for name in INDEX_SCHEMA.names:
+                for _ in _stored_pieces(table, name):
+                    pass
+
     def key_ranges(self) -> list[KeyRange]:
         """Return of each table, none of them empty, the first and the last key, and whether they ascend."""
         pieces = iter(self._pieces("key")[0])
@@ -308,6 +315,14 @@ class Index:
         if name == "emotion_votes":
             return [None if votes is None else parsed_votes(votes) for votes in stored]
         return stored
+
+    def check_columns(self) -> None:
+        """Read every column of the tables, those that no plan needs, too.
+
+        Raises:
+            ShardError: if one cannot be read or holds a value that it may not have.
+        """
+        self.columns.check()
 
     def repeated_rows(self, name: str, alike: Alike = lambda piece: piece) -> np.ndarray:
         """Return the rows whose value of a stored column of words or digests may stand in another row as well.

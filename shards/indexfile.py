@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardError
 from shards.jsontext import JsonTextError, parse_json
-from shards.schema import MAX_TEXT_BYTES, MAX_WORD_BYTES, METADATA_FIELDS, RATE_HZ, SCHEMA_VERSION, SPLITS
+from shards.schema import (
+    MAX_FILE_BYTES,
+    MAX_TEXT_BYTES,
+    MAX_WORD_BYTES,
+    METADATA_FIELDS,
+    RATE_HZ,
+    SCHEMA_VERSION,
+    SPLITS,
+)
 from shards.shown import shown
 
 NUMBERS = ("valence", "arousal", "dominance", "age")
@@ -38,6 +46,10 @@ INDEX_SCHEMA = pa.schema(
 )
 MAX_CLIP_S = 86_400
 """Of one utterance: a day."""
+MAX_AUDIO_BYTES = (1 << 31) - 4096
+"""Of one utterance as it is stored; Linux reads no more at once."""
+MAX_META_BYTES = 32 << 20
+"""Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take less."""
 MAX_FOOTER_BYTES = 8 << 20
 """Of `index.parquet`, which lists its pieces there; that of ten million utterances has 0.3 MB."""
 
@@ -53,6 +65,14 @@ _REQUIRED = (
     "extra",
 )
 _LOWEST = {"shard": 0, "audio_offset": 512, "audio_bytes": 1, "meta_offset": 512, "meta_bytes": 2, "num_samples": 1}
+_HIGHEST = {
+    "shard": (1 << 31) - 1,
+    "audio_offset": MAX_FILE_BYTES,
+    "audio_bytes": MAX_AUDIO_BYTES,
+    "meta_offset": MAX_FILE_BYTES,
+    "meta_bytes": MAX_META_BYTES,
+    "num_samples": MAX_CLIP_S * RATE_HZ,
+}
 _MANY_WORDS = ("key", "source", "text")
 """Nearly as many different values as rows; other words are read as numbers and a list of words, which is faster."""
 _LONG_WORDS = ("source", "text", "emotion_votes", "extra")
@@ -167,7 +187,7 @@ class IndexFile:
     def _highest(self, name: str) -> int:
         if name == "shard" and self._num_shards is not None:
             return self._num_shards - 1
-        return MAX_CLIP_S * RATE_HZ if name == "num_samples" else 1 << 31 if name == "shard" else 1 << 50
+        return _HIGHEST[name]
 
     def _check_words(self, name: str, piece: pa.Array, start: int) -> None:
         words = piece.dictionary if pa.types.is_dictionary(piece.type) else piece

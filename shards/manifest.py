@@ -20,7 +20,7 @@ from shards.config import RemoteConfig, Section
 from shards.errors import ShardError
 from shards.inputfile import read_regular
 from shards.jsontext import JsonTextError, parse_json
-from shards.schema import LABEL_FIELDS, MIN_TAR_BYTES, READABLE_VERSIONS
+from shards.schema import LABEL_FIELDS, MAX_FILE_BYTES, MIN_TAR_BYTES, READABLE_VERSIONS
 from shards.shown import shown
 from shards.store import file_size, is_url, join, read_file
 
@@ -29,8 +29,6 @@ INDEX_NAME = "index.parquet"
 REJECTED_NAME = "rejected.jsonl"
 MAX_MANIFEST_BYTES = 64 << 20
 """Names and hashes of 300,000 tars; parsed, JSON takes up to twenty times its size."""
-MAX_FILE_BYTES = 1 << 50
-"""Of a tar, an index or a list of rejections, as a manifest may state it."""
 _MAX_SHOWN_CHARS = 100
 _AGAIN = "pack or copy the folder again"
 

@@ -28,6 +28,8 @@ MAX_WORD_BYTES = 4096
 """Of a key, a name or a label, in UTF-8."""
 MAX_TEXT_BYTES = 1 << 20
 """Of a text, a source, all votes or all of `extra`."""
+MAX_FILE_BYTES = 1 << 50
+"""Of a tar, an index or a list of rejections, as a manifest may state it."""
 AGES_YEARS = (0, 150)
 MIN_TAR_BYTES = 1024
 """That an utterance takes in a tar: a header and its audio, each in blocks of 512."""
