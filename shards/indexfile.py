@@ -120,27 +120,25 @@ class IndexFile:
         try:
             with source.open("rb") if isinstance(source, Path) else pa.BufferReader(source) as stream:
                 _check_footer(stream, place)
-            words = [
-                name for name, kind in _columns(version).items() if kind == pa.string() and name not in _MANY_WORDS
-            ]
+            limits = {
+                "thrift_string_size_limit": MAX_FOOTER_BYTES,
+                "thrift_container_size_limit": _MAX_COLUMNS_OR_GROUPS,
+            }
             # Not mapped: ten million utterances' pages would count as this process's memory.
-            file = pq.ParquetFile(
-                source if isinstance(source, Path) else pa.BufferReader(source),
-                read_dictionary=words,
-                thrift_string_size_limit=MAX_FOOTER_BYTES,
-                thrift_container_size_limit=_MAX_COLUMNS_OR_GROUPS,
-            )
+            file = pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source), **limits)
             fault = _schema_fault(file, version)
         except _PARQUET_ERRORS as error:
             raise _unreadable(place, error) from error
-        found = file.metadata.num_rows
-        if fault is None and found != num_rows:
-            fault = f"has {found} rows, and the manifest states {num_rows} utterances"
-        groups = file.metadata.num_row_groups
-        if fault is None and sum(file.metadata.row_group(number).num_rows for number in range(groups)) != found:
-            fault = f"does not have its {found} rows in its {groups} groups of rows"
+        if fault is None:
+            fault = _rows_fault(file.metadata, num_rows)
         if fault is not None:
             raise ShardError(f"{place} must be the table that docs/data-format.md describes, but {fault}; {AGAIN}")
+        words = [name for name, kind in _columns(version).items() if kind == pa.string() and name not in _MANY_WORDS]
+        file = pq.ParquetFile(
+            source if isinstance(source, Path) else pa.BufferReader(source),
+            metadata=file.metadata,
+            read_dictionary=words,
+        )
         return cls(file, place, version=version, num_shards=num_shards)
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
@@ -292,6 +290,13 @@ def _schema_fault(file: pq.ParquetFile, version: int) -> str | None:
             length = f"({column.length})" if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else ""
             return f"column {name} is {column.physical_type}{length} ({column.logical_type.type}) instead of {kind}"
     return None
+
+
+def _rows_fault(metadata: pq.FileMetaData, num_rows: int) -> str | None:
+    if metadata.num_rows != num_rows:
+        return f"has {metadata.num_rows} rows, and the manifest states {num_rows} utterances"
+    sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    return None if sum(sizes) == num_rows and min(sizes) > 0 else f"has groups of {min(sizes)} to {max(sizes)} rows"
 
 
 def _as_stored(chunk: pa.Array, name: str) -> pa.Array:
