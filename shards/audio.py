@@ -39,8 +39,9 @@ def to_mono(samples: Float32[np.ndarray, "T *channels"]) -> Float32[np.ndarray, 
         return samples
     num_channels = samples.shape[1]
     if num_channels > _MAX_SUMMED_CHANNELS:
-        return samples.mean(axis=1, dtype=np.float32)
-    total = samples[:, 0].astype(np.float32)
+        mean: np.ndarray = samples.mean(axis=1, dtype=np.float32)
+        return mean
+    total: np.ndarray = samples[:, 0].astype(np.float32)
     for channel in range(1, num_channels):
         total += samples[:, channel]
     total /= np.float32(num_channels)

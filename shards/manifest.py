@@ -84,6 +84,8 @@ class Manifest(Section):
     """How the corpus was read, where it could have been read otherwise."""
     tars: str | None = None
     """Folder of the tars where it is not the manifest's own: shards that somebody else wrote, adopted in place."""
+    sources_sha256: str | None = None
+    """Hash of the bytes of all files that the tars were packed from; None for adopted shards, which are their own."""
     sha256: str = ""
     """Of all other fields in canonical JSON; `write_manifest` fills it."""
 
@@ -148,8 +150,9 @@ def _digest(manifest: Manifest) -> str:
 def _fields(manifest: Manifest) -> dict[str, Any]:
     """Return what is written; what older folders do not know, only where it says something."""
     fields = manifest.model_dump(mode="json")
-    if manifest.tars is None:
-        del fields["tars"]
+    for name in ("tars", "sources_sha256"):
+        if fields[name] is None:
+            del fields[name]
     if not manifest.notes:
         del fields["notes"]
     return fields
