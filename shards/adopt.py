@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -77,6 +78,8 @@ MAX_AUDIO_BYTES = 1 << 28
 """Of a recording in a tar, because it is read at once: 25 minutes of a CD's WAV."""
 _MAX_TAR_NAME_BYTES = 200
 """Notes about a tar have a longer name, and file systems allow 255 bytes."""
+_TAR_NAME = re.compile(r"\.(?:tar(?:\.(?:bz2|gz|lz4|xz|z|zst))?|tbz2?|tgz|txz|tzst)$", re.IGNORECASE)
+"""Of what holds shards, whether or not they can be adopted."""
 _MAX_SHOWN = 300
 _ABOUT_AUDIO = ("schema_version", "num_samples", "pcm_sha256")
 """What our own JSON says of the audio beside it."""
@@ -193,18 +196,19 @@ def _corpus_of(source: Path) -> str:
 
 def _tars(source: Path) -> tuple[list[Path], list[Rejection]]:
     """Return the tars of a folder, and what is called like one and cannot be read."""
-    found = sorted(path for path in source.glob("*.tar") if not path.name.startswith("."))
-    if not found:
-        packed = sorted(path.name for path in source.glob("*.tar.*"))
-        also = f" ({packed[0]} is compressed, and bytes inside it cannot be reached: unpack it)" if packed else ""
+    found = sorted(path for path in source.iterdir() if _TAR_NAME.search(path.name) and not path.name.startswith("."))
+    if not any(path.name.endswith(".tar") for path in found):
+        also = f" ({found[0].name} is compressed, and bytes inside it cannot be reached: unpack it)" if found else ""
         raise CorpusError(f"SOURCE of {ADOPTED} must hold WebDataset shards (*.tar), but {source} has none{also}")
     objections = {path: _objection(path) for path in found}
-    rejections = [Rejection(shown(str(path)), reason, "broken tar") for path, reason in objections.items() if reason]
+    rejections = [Rejection(str(path), reason, "broken tar") for path, reason in objections.items() if reason]
     return [path for path, reason in objections.items() if reason is None], rejections
 
 
 def _objection(path: Path) -> str | None:
     """Return why what is called a tar cannot be read, or None."""
+    if not path.name.endswith(".tar"):
+        return "a shard must be an uncompressed tar that is called *.tar; unpack or rename it"
     try:
         num_bytes = len(path.name.encode())
     except UnicodeEncodeError:

@@ -74,8 +74,13 @@ def pcm_sha256(pcm: Int16[np.ndarray, " T"]) -> bytes:
 
 def encode_flac(samples: Float32[np.ndarray, " T"]) -> bytes:
     """Return 16-bit FLAC at `RATE_HZ`; equal samples give equal bytes for one version of libsndfile."""
+    return encode_pcm(pcm16(samples))
+
+
+def encode_pcm(pcm: Int16[np.ndarray, " T"]) -> bytes:
+    """Return what `encode_flac` does, of samples that `pcm16` has made."""
     buffer = io.BytesIO()
-    sf.write(buffer, pcm16(samples), RATE_HZ, format="FLAC", subtype="PCM_16")
+    sf.write(buffer, pcm, RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 

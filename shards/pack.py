@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.audio import AudioFile, encode_flac, pcm16, pcm_sha256, prepare
+from shards.audio import AudioFile, encode_pcm, pcm16, pcm_sha256, prepare
 from shards.corpora.base import OWNERS_LICENCE, CorpusReader, corpus_reader
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
@@ -293,9 +293,6 @@ class _PackJob:
 
     @cached_property
     def stamp(self) -> str:
-        return self._stamp()
-
-    def _stamp(self) -> str:
         digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, self.settings.model_dump()]))
         for item in self.items:
             digest.update(_identity(item, with_times=True))
@@ -307,7 +304,8 @@ class _PackJob:
         Raises:
             ShardError: if the disk is full, or a source file is changed meanwhile.
         """
-        stamp = self.stamp
+        stamp, files = self.stamp, _source_files(self.items)
+        times = list(map(file_stamp, files))
         rows: list[dict[str, Any]] = []
         rejections = []
         counts = AudioCounts()
@@ -326,7 +324,7 @@ class _PackJob:
                 if rejection is not None:
                     rejections.append(rejection)
                     continue
-                rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
+                rows.append(_add_utterance(tar, item.utterance, encode_pcm(pcm), pcm))
                 counts = counts.plus(_original_name(item.utterance), samples, rate_hz, pcm)
                 if item.stated is not None and not item.stated.agrees(len(samples) / rate_hz):
                     counts = counts.plus_other_duration(
@@ -335,7 +333,7 @@ class _PackJob:
                 if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
                     counts = counts.plus_endless(_original_name(item.utterance))
         note = note_of(self.path, stamp, rows, rejections, counts, sources_sha256=_sources_sha256(self.items))
-        if self._stamp() != stamp:
+        if list(map(file_stamp, files)) != times:
             raise ShardError(
                 f"source files must stay as they are while they are packed, but some of {self.name} were changed; run "
                 "the command again"

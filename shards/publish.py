@@ -73,6 +73,7 @@ _LOCK, _OWNER, _PUBLISHING = "lock", "owner", "publishing"
 _STATE_NAME = re.compile(rf"{_LOCK}|\.?(?:{_OWNER}|{_PUBLISHING}|.+\.tar\.json)(?:\.tmp)?", re.DOTALL)
 _PUBLISHED = (INDEX_NAME, REJECTED_NAME, MANIFEST_NAME)
 _MAX_TRIES = 100
+_READ_BYTES = 1 << 20
 _SHOWN_DOUBT = 300
 _DIGESTS = ("audio_sha256", "pcm_sha256")
 _MIN_FLAT_SAMPLES = 3
@@ -474,11 +475,15 @@ def complete_folder(
 
 def content_sha256(path: Path) -> str:
     """Return the SHA-256 of a regular file in hexadecimal, a word where it cannot be read."""
+    digest = hashlib.sha256()
     try:
         with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            # Most files of sound are smaller than the piece that `hashlib.file_digest` makes room for.
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
     except OSError:
         return "unreadable"
+    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:
@@ -579,9 +584,8 @@ def _note_path(name: str, state: Path) -> Path:
 
 def _write_note(note: ShardNote, path: Path) -> ShardNote:
     """Write a note with its own hash; return it without its rows."""
-    fields = note.model_dump(mode="json", exclude={"sha256"})
-    sha256 = hashlib.sha256(canonical_json(fields)).hexdigest()
-    data = canonical_json({**fields, "sha256": sha256})
+    sha256 = _sha256_of(note)
+    data = canonical_json({**note.model_dump(mode="json"), "sha256": sha256})
     if len(data) > MAX_NOTE_BYTES:
         raise ShardError(
             f"what is known of one shard must have at most {MAX_NOTE_BYTES} bytes, but of {note.shard.name} there are "
@@ -592,6 +596,10 @@ def _write_note(note: ShardNote, path: Path) -> ShardNote:
     return note.model_copy(update={"rows": (), "sha256": sha256})
 
 
+def _sha256_of(note: ShardNote) -> str:
+    return hashlib.sha256(canonical_json(note.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+
+
 def _read_note(path: Path) -> ShardNote:
     """Return a note whose hash is right and whose rows have what is computed with.
 
@@ -599,19 +607,17 @@ def _read_note(path: Path) -> ShardNote:
         ShardError: if it is not so.
     """
     try:
-        content = parse_json(read_regular(path, max_bytes=MAX_NOTE_BYTES))
+        note = ShardNote.model_validate_json(read_regular(path, max_bytes=MAX_NOTE_BYTES))
+        sha256 = _sha256_of(note)
     except OSError as error:
         raise ShardError(f"{path} must be readable, but is not: {error.strerror}") from error
-    except JsonTextError as error:
-        raise ShardError(f"{path} must be a note in JSON, but {error}") from error
-    said = content.pop("sha256", None) if isinstance(content, dict) else None
-    if said is None or said != hashlib.sha256(canonical_json(content)).hexdigest():
-        raise ShardError(f"{path} must match its own sha256, but was changed since it was written")
-    try:
-        note = ShardNote.model_validate({**content, "sha256": said})
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False)[0]
         raise ShardError(f"{path} is no note at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise ShardError(f"{path} must hold Unicode text and finite numbers, but {error}") from error
+    if note.sha256 != sha256:
+        raise ShardError(f"{path} must match its own sha256, but was changed since it was written")
     for row in note.rows:
         is_counted = type(row.get("num_samples")) is int and row["num_samples"] > 0
         is_digest = all(_is_digest(row.get(name)) for name in _DIGESTS)
