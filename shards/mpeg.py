@@ -183,7 +183,7 @@ def _is_info(data: bytes, position: int, frame: _Frame) -> bool:
     if frame.layer != 3:
         return False
     start = position + frame.info_offset
-    return data[start : start + 4] in (b"Xing", b"Info") or data[position + _VBRI_OFFSET :][:4] == b"VBRI"
+    return data[start : start + 4] in (b"Xing", b"Info") or data.startswith(b"VBRI", position + _VBRI_OFFSET)
 
 
 def _stated_frames(info: bytes, form: _Frame) -> int | None:
