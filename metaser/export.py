@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from metaser.config.schema import ExperimentConfig, HuggingFaceEncoderConfig, StageConfig
 from metaser.eval.claims import describe_rules
@@ -23,9 +22,11 @@ from metaser.start import describe_start, known_start
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from shards.config import DataConfig
+from shards.inputfile import MAX_SETTINGS_BYTES, read_regular
 from shards.labels import language_code
 from shards.schema import RATE_HZ
 from shards.splits import describe_overlap
+from shards.yamltext import YamlTextError, dump_yaml, parse_yaml
 
 _KINDS_OF_SPEECH = {
     "emodb": "acted",
@@ -131,7 +132,7 @@ def _front_matter(config: ExperimentConfig, record: DataRecord) -> str:
         header["language"] = languages
     if isinstance(encoder, HuggingFaceEncoderConfig) and _is_hub_name(encoder.name):
         header["base_model"] = encoder.name
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n"
+    return f"---\n{dump_yaml(header)}---\n\n"
 
 
 def _is_hub_name(name: str) -> bool:
@@ -175,12 +176,12 @@ def _encoder(config: ExperimentConfig) -> str:
 
 def _encoder_licence(card: Path) -> str | None:
     """Return the licence that the card of a local checkpoint names."""
-    if not card.is_file():
-        return None
-    match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        header = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+        text = read_regular(card, max_bytes=MAX_SETTINGS_BYTES).decode(errors="replace")
+        match = re.match(r"---\r?\n(.{,100000}?)\n---", text, re.DOTALL)
+        header = parse_yaml(match[1]) if match else None
+    except (OSError, YamlTextError):
+        # Then it is not known, which the card says.
         return None
     return _plain(str(header["license"])) if isinstance(header, dict) and header.get("license") else None
 
