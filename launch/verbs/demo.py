@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from launch.words import tell
+
 
 def demo(out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo") -> None:
     """Make the embedded corpus, pack it, train both stages, evaluate on unseen voices."""
@@ -26,8 +28,8 @@ def demo(out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/de
     if start_training(experiment, DistInfo(rank=0, num_processes=1, local_rank=0), "auto"):
         show_report(experiment.output_dir, experiment.main_task)
         run = RunDir(Path(experiment.output_dir))
-        print(f"pictures: {', '.join(str(path) for path in sorted(run.report.glob('*.png')))}")
-        print(f"try: metaser predict {run.best} some.wav")
+        tell(f"pictures: {', '.join(str(path) for path in sorted(run.report.glob('*.png')))}")
+        tell(f"try: metaser predict {run.best} some.wav")
 
 
 def _config_path() -> Path:
