@@ -147,7 +147,7 @@ class Watch:
 def _is_running(pid: int) -> bool:
     try:
         # The state follows the name, which stands in brackets and may hold anything.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except OSError:
         return False
-    return state not in ("Z", "X")
+    return state not in (b"Z", b"X")
