@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import typer
 
+from launch.output import ReaderGoneError, speak_utf8, writable_output
 from launch.train import train
 from launch.verbs.crossval import crossval
 from launch.verbs.demo import demo
@@ -21,6 +22,7 @@ from launch.verbs.status import status
 from launch.verbs.stop import stop
 from launch.verbs.submit import submit
 from launch.waiting import wait_passively
+from launch.words import say
 from shards.errors import InputError
 
 app = typer.Typer(
@@ -39,22 +41,23 @@ def exit_code(action: Callable[[], object]) -> int:
     """Run `action`; return 0, or 2 after one sentence on stderr for the caller's mistakes, or 1 after the traceback."""
     wait_passively()
     try:
-        action()
+        with writable_output():
+            action()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
-    except BrokenPipeError:
-        # `metaser inspect ... | head` closes our stdout; Python must not complain about it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGoneError:
+        # `metaser inspect ... | head` closes our stdout.
+        return 0
     except Exception:
-        print(f"a bug in MetaSER, on rank {os.environ.get('RANK', '0')}:", file=sys.stderr)
-        traceback.print_exc()
+        say(f"a bug in MetaSER, on rank {os.environ.get('RANK', '0')}:", *traceback.format_exc().splitlines())
         return 1
     return 0
 
 
 def exit_with_code(action: Callable[[], object]) -> NoReturn:
     """Run `action` and exit with its `exit_code`."""
+    speak_utf8()
     sys.exit(exit_code(action))
 
 

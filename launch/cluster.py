@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -10,10 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from shards.config import Section
+from shards.config import PathText, Section, usable_path
 from shards.errors import InputError
+from shards.shown import shown
 
 COMMAND_TIMEOUT_S = 60
 _MAX_NAMES_CHECKED = 16
@@ -35,6 +46,43 @@ def _minutes(value: Any) -> Any:
     return (24 * days + hours) * 60 + minutes + (seconds + 59) // 60
 
 
+def _one_line(text: str) -> str:
+    """Refuse what would begin another line of the sbatch file, or could not be seen in it."""
+    if shown(text) != text:
+        raise ValueError(f"must be one line without control characters, got {shown(text, _MAX_SHOWN)!r}")
+    return text
+
+
+def _word(text: str) -> str:
+    if not _one_line(text) or text != text.strip() or text.startswith("-"):
+        raise ValueError(
+            f"must be a word that begins with neither - nor a blank, got {text[:_MAX_SHOWN]!r}; leave it out for none"
+        )
+    return text
+
+
+def _variable(text: str) -> str:
+    if not _VARIABLE.fullmatch(text) or text in _ALL_VARIABLES:
+        raise ValueError(f"must be the name of one variable, got {shown(text, _MAX_SHOWN)!r}")
+    return text
+
+
+def _mount(text: str) -> str:
+    outside, separator, inside = text.partition(":")
+    if "," in text or shown(inside) != inside or inside != inside.strip() or (separator and not inside):
+        raise ValueError(f"must be PATH or PATH:PATH_INSIDE without commas, got {shown(text, _MAX_SHOWN)!r}")
+    return f"{usable_path(outside)}{separator}{inside}"
+
+
+_MAX_SHOWN = 200
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ALL_VARIABLES = ("ALL", "NIL", "NONE")
+"""What sbatch's `--export` takes for every variable, or for none."""
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+Word = Annotated[str, AfterValidator(_word)]
+
+
 class ClusterConfig(Section):
     """Where a training runs: `configs/cluster/*.yaml`. What it computes is the experiment's matter."""
 
@@ -52,26 +100,26 @@ class ClusterConfig(Section):
     """Of each node; None takes the partition's default."""
     time_min: Annotated[PositiveInt, BeforeValidator(_minutes)]
     """After so many minutes the job is stopped, requeued and goes on; as text also H:MM:SS or D-HH:MM."""
-    partition: str | None = None
+    partition: Word | None = None
     """A partition of the cluster's; None takes its default one, here and below."""
-    account: str | None = None
+    account: Word | None = None
     """Who pays."""
-    qos: str | None = None
+    qos: Word | None = None
     """Quality of service."""
-    constraint: str | None = None
+    constraint: Word | None = None
     """Node features, as in `--constraint`."""
     grace_s: PositiveInt = 300
     """The warning comes so long before the time is over. A step and a save must fit in."""
-    modules: tuple[str, ...] = ()
+    modules: tuple[Word, ...] = ()
     """Loaded by `module load` before the training starts."""
-    container_image: str | None = None
+    container_image: PathText | None = None
     """Image for srun's `--container-image` (the Pyxis plugin); MetaSER must be installed in it under the same path."""
-    container_mounts: tuple[str, ...] = ()
+    container_mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
     """What the container sees beside the working directory and the run: folders with shards or encoders, as `PATH` or
     `PATH:PATH_INSIDE`."""
-    environment_file: str | None = None
+    environment_file: PathText | None = None
     """A shell file sourced by the job: NCCL's settings, for example `slurm/env.sh`."""
-    pass_environment: tuple[str, ...] = ()
+    pass_environment: tuple[Annotated[str, AfterValidator(_variable)], ...] = ()
     """Variables of the submitting shell that reach the job, beside `PASSED_VARIABLES`."""
     max_requeues: NonNegativeInt = 100
     """How often a job may start again by itself."""
@@ -99,6 +147,7 @@ class ClusterConfig(Section):
     def _conflict(self, name: str, value: str | int | bool) -> str | None:
         """Return why the entry `name` of `sbatch` must go, None if it may stay."""
         plain = name.lstrip("-").replace("_", "-")
+        told = shown(repr(value), _MAX_SHOWN)
         if len(plain) == 1:
             ours = _SHORT_NAMES.get(plain)
         else:
@@ -109,9 +158,12 @@ class ClusterConfig(Section):
         if ours in ("mem-per-cpu", "mem-per-gpu") and self.mem_gb is None:
             return None
         if ours is not None:
-            return f"sbatch.{name} must be left out, because MetaSER sets it: {_SET_BY[ours]}, got {value!r}"
-        if len(plain) < 2 or name.startswith("-"):
-            return f"sbatch must have options of sbatch by their long names, such as exclude, got {name!r}"
+            return f"sbatch.{name} must be left out, because MetaSER sets it: {_SET_BY[ours]}, got {told}"
+        if len(plain) < 2 or not _OPTION.fullmatch(name):
+            named = repr(shown(name, _MAX_SHOWN))
+            return f"sbatch must have options of sbatch by their long names, such as exclude, got {named}"
+        if shown(str(value)) != str(value):
+            return f"sbatch.{name} must be one line without control characters, got {told}"
         return None
 
     @property
@@ -209,7 +261,13 @@ def ask(*command: str, stdin: str | None = None) -> str:
         )
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S
+            command,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=COMMAND_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(
@@ -221,6 +279,22 @@ def ask(*command: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
+def ask_rows(num_cells: int, *command: str) -> list[list[str]]:
+    """Return the rows that a SLURM command printed, of `num_cells` each with | between them.
+
+    Raises:
+        ClusterError: as in `ask`, or if its answer is no such table.
+    """
+    rows = [line.split("|", num_cells - 1) for line in ask(*command).splitlines() if line.strip()]
+    wrong = next((row for row in rows if len(row) != num_cells), None)
+    if wrong is not None:
+        raise ClusterError(
+            f"SLURM's {command[0]} must answer in rows of {num_cells} words, but said {shown(wrong[0], _MAX_SHOWN)!r}; "
+            f"see what {shlex.join(command)} prints"
+        )
+    return rows
+
+
 def check_cluster(cluster: ClusterConfig) -> None:
     """Refuse what this cluster cannot give, before anything is queued.
 
@@ -230,7 +304,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
     if cluster.environment_file is not None:
         _check_file(cluster.environment_file)
     ask("sbatch", "--version")
-    rows = [line.split("|") for line in ask("sinfo", "--noheader", "--format=%R|%G|%D").splitlines()]
+    rows = ask_rows(3, "sinfo", "--noheader", "--format=%R|%G|%D")
     partitions = sorted({name for name, _, _ in rows})
     if cluster.partition is not None and cluster.partition not in partitions:
         raise ClusterError(f"partition must be one of {', '.join(partitions)}, got {cluster.partition!r}")
@@ -262,10 +336,10 @@ def num_gpus(gres: str) -> int:
 
 def _check_names(partition: str | None) -> None:
     """The processes will look for each other under their nodes' names."""
-    chosen = ("--partition", partition) if partition else ()
-    rows = ask("sinfo", "--noheader", "--Node", "--format=%N|%P", *chosen).splitlines()
+    chosen = (f"--partition={partition}",) if partition else ()
+    rows = ask_rows(2, "sinfo", "--noheader", "--Node", "--format=%N|%P", *chosen)
     # A star marks the default partition.
-    names = sorted({name for name, of in (row.split("|") for row in rows) if partition or of.endswith("*")})
+    names = sorted({name for name, of in rows if partition or of.endswith("*")})
     for name in names[:_MAX_NAMES_CHECKED]:
         check_resolves(
             name,
@@ -281,10 +355,12 @@ def check_resolves(name: str, remedy: str) -> None:
     """
     try:
         socket.getaddrinfo(name, None)
-    except socket.gaierror as error:
+    # What cannot be a host's name is refused by Python itself.
+    except (socket.gaierror, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no host can be called so"
         raise ClusterError(
-            f"the name of node {name!r} must resolve to an address, because the processes meet there, but on "
-            f"{socket.gethostname()} it does not: {error.strerror}; {remedy}"
+            f"the name of node {shown(name, _MAX_SHOWN)!r} must resolve to an address, because the processes meet "
+            f"there, but on {socket.gethostname()} it does not: {reason}; {remedy}"
         ) from None
 
 
@@ -301,9 +377,8 @@ def job_states(jobs: Sequence[str]) -> dict[str, str]:
     if not jobs:
         return {}
     # Asking for one by one fails for those that are forgotten, hence all of this user's.
-    rows = ask("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%A|%i|%T").splitlines()
+    command = ("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%A|%i|%T")
     states: dict[str, str] = {}
-    for row in rows:
-        number, name, state = row.split("|")
+    for number, name, state in ask_rows(3, *command):
         states |= {number: state, name: state}
     return {job: states[job] for job in jobs if job in states}

@@ -58,7 +58,8 @@ def _is_collection(field: FieldInfo) -> bool:
 
 
 def _types(field: FieldInfo) -> tuple[Any, ...]:
-    return get_args(field.annotation) or (field.annotation,)
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds)
 
 
 def _word(field: FieldInfo) -> str:

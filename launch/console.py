@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from shards.shown import ShownRecords, shown
+
 if TYPE_CHECKING:
     from metaser.config.schema import ExperimentConfig
     from metaser.distributed import DistInfo
@@ -40,6 +42,7 @@ def plain_logging(*, is_main: bool = True) -> Iterator[Console]:
     root.setLevel(logging.WARNING)
     for package in ("metaser", "shards", "launch"):
         logging.getLogger(package).setLevel(logging.INFO if is_main else logging.WARNING)
+    handler.addFilter(ShownRecords())
     root.addHandler(handler)
     try:
         yield console
@@ -57,7 +60,7 @@ def show_training(experiment: ExperimentConfig, info: DistInfo) -> Iterator[OnMe
             yield _log_line
         else:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -76,7 +79,7 @@ def _bars(progress: Progress, experiment: ExperimentConfig) -> OnMetrics:
         number = line["stage"]
         stage = experiment.stages[number - 1]
         if number not in bars:
-            bars[number] = progress.add_task(f"stage {number} {stage.name}", total=stage.num_steps, note="")
+            bars[number] = progress.add_task(f"stage {number} {shown(stage.name)}", total=stage.num_steps, note="")
         note = f"loss {line['loss']:.3f}  {line['audio_s_per_s']:.0f} audio-s/s"
         progress.update(bars[number], completed=line["step"], note=note)
 
@@ -100,4 +103,4 @@ def show_report(run_folder: str | Path, main_task: str) -> None:
 
     path = Path(run_folder) / "report" / "report.json"
     if path.is_file():
-        render_table(json.loads(path.read_text()), main_task, Console())
+        render_table(json.loads(path.read_bytes()), main_task, Console())

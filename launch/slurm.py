@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.cluster import ClusterError, check_resolves
+from launch.words import say
 
 if TYPE_CHECKING:
     from metaser.train.stop import StopRequest
@@ -108,7 +109,7 @@ def _run(job: TrainingJob) -> None:
 
 def _say(text: str) -> None:
     """Add a line to the job's output."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
 
 @contextmanager
@@ -307,7 +308,7 @@ def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
 
 def main() -> None:
     """`train CONFIG [a.b=c ...]` in a task of a job."""
-    from launch.cli import exit_code
+    from launch.cli import exit_with_code
 
     def act() -> None:
         grace_s = float(_number("METASER_GRACE_S", "300"))
@@ -318,7 +319,7 @@ def main() -> None:
             case given:
                 raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]`, got {given}")
 
-    sys.exit(exit_code(act))
+    exit_with_code(act)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from launch.cluster import JOB_IS_LIVE, PASSED_VARIABLES, ClusterConfig, ClusterError, ask, check_cluster, job_states
+from launch.cluster import (
+    JOB_IS_LIVE,
+    PASSED_VARIABLES,
+    ClusterConfig,
+    ClusterError,
+    ask,
+    ask_rows,
+    check_cluster,
+    job_states,
+)
 from launch.slurm import REQUEUE_FILE, TrainingJob
 from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
 from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval, write_whole
+from shards.shown import shown
 
 if TYPE_CHECKING:
     from submitit import Job, SlurmExecutor
@@ -63,8 +73,10 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
         ClusterError: if submitit is not installed.
         RunError: if SLURM would not take `folder` as it is.
     """
-    if "%" in str(folder):
-        raise RunError(f"output_dir must hold no %, which SLURM replaces in paths, got {str(folder.parent)!r}")
+    _check_path(folder, "output_dir", "%\\", "which SLURM takes for its own in paths")
+    if cluster.container_image is not None:
+        for path, name in ((folder, "output_dir"), (Path.cwd(), "the current folder")):
+            _check_path(path, name, ",:", "which srun takes for its own in mounts of a container")
     try:
         import submitit
     except ModuleNotFoundError as error:
@@ -111,6 +123,14 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
     # submitit fills in its own name here where nothing is given.
     executor.parameters["wckey"] = None
     return executor
+
+
+def _check_path(path: Path, name: str, taken: str, why: str) -> None:
+    """Refuse a path that would not reach the job as it is."""
+    if shown(str(path)) != str(path):
+        raise RunError(f"{name} must hold no control characters and line ends, got {str(path)!r}")
+    if any(sign in str(path) for sign in taken):
+        raise RunError(f"{name} must hold none of {' '.join(taken)}, {why}, got {str(path)!r}")
 
 
 _TEARDOWN = f"""\
@@ -287,7 +307,7 @@ def write_experiment(run: RunDir, experiment: ExperimentConfig) -> Path:
     path = run.jobs / f"experiment-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.yaml"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_experiment(experiment))
+        path.write_text(dump_experiment(experiment), encoding="utf-8")
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
     return path
@@ -338,7 +358,7 @@ def submit_slurm(
 
 def _queued_from(folder: Path) -> set[str]:
     """Return this user's jobs whose sbatch files lie in `folder`."""
-    rows = (row.split("|", 1) for row in ask("squeue", "--noheader", "--me", "--format=%A|%o").splitlines())
+    rows = ask_rows(2, "squeue", "--noheader", "--me", "--format=%A|%o")
     return {job for job, command in rows if Path(command).parent == folder}
 
 

@@ -39,7 +39,9 @@ def train(
 
     experiment = load_experiment(config, overrides or [])
     if print_config:
-        print(dump_experiment(experiment), end="")
+        from launch.words import tell_data
+
+        tell_data(dump_experiment(experiment))
         return
 
     from launch.console import show_report

@@ -6,16 +6,16 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from metaser.config.schema import ExperimentConfig, HuggingFaceEncoderConfig, StageConfig
 from metaser.eval.claims import describe_rules
 from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, rounded, selected_value
+from metaser.markdown import code, plain, table
 from metaser.model.metaser import MetaSERModel
 from metaser.record import DataRecord, PartRecord, read_record
 from metaser.rundir import RunDir, write_whole, writing
@@ -23,9 +23,11 @@ from metaser.start import describe_start, known_start
 from metaser.tasks import TaskSpec
 from metaser.tracking import read_metrics
 from shards.config import DataConfig
+from shards.inputfile import MAX_SETTINGS_BYTES, read_regular
 from shards.labels import language_code
 from shards.schema import RATE_HZ
 from shards.splits import describe_overlap
+from shards.yamltext import YamlTextError, dump_yaml, parse_yaml
 
 _KINDS_OF_SPEECH = {
     "emodb": "acted",
@@ -105,8 +107,8 @@ def model_card(
     """
     record = read_record(run) or DataRecord((), (), {})
     sections = [
-        [f"# {_plain(run.root.resolve().name)}: speech emotion recognition", "", _summary(config)],
-        ["## Tasks", "", *_table(["task", "kind", "labels"], map(_task_row, specs))],
+        [f"# {plain(run.root.resolve().name)}: speech emotion recognition", "", _summary(config)],
+        ["## Tasks", "", *table(["task", "kind", "labels"], map(_task_row, specs))],
         ["## Training", "", *_training(config, record)],
         ["## Data", "", *_data(record)],
         ["## Protocol", "", *_protocol(config, record)],
@@ -131,7 +133,7 @@ def _front_matter(config: ExperimentConfig, record: DataRecord) -> str:
         header["language"] = languages
     if isinstance(encoder, HuggingFaceEncoderConfig) and _is_hub_name(encoder.name):
         header["base_model"] = encoder.name
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n"
+    return f"---\n{dump_yaml(header)}---\n\n"
 
 
 def _is_hub_name(name: str) -> bool:
@@ -139,9 +141,9 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _summary(config: ExperimentConfig) -> str:
-    names = ", then ".join(f"`{_plain(stage.name)}`" for stage in config.stages)
+    names = ", then ".join(f"{code(stage.name)}" for stage in config.stages)
     count = "one stage" if len(config.stages) == 1 else f"{len(config.stages)} stages"
-    return f"Trained by MetaSER in {count}: {names}. The main task is {_plain(config.main_task)}."
+    return f"Trained by MetaSER in {count}: {names}. The main task is {plain(config.main_task)}."
 
 
 def _task_row(spec: TaskSpec) -> list[str]:
@@ -157,8 +159,8 @@ def _training(config: ExperimentConfig, record: DataRecord) -> list[str]:
     return [
         f"Encoder: {_encoder(config)}.",
         "",
-        *([] if start is None else [f"{_plain(_sentence(describe_start(start)))}.", ""]),
-        *_table(header, rows),
+        *([] if start is None else [f"{plain(_sentence(describe_start(start)))}.", ""]),
+        *table(header, rows),
         "",
         f"{config.data.batch_utterances} utterances a step, seed {config.seed}.",
     ]
@@ -168,21 +170,21 @@ def _encoder(config: ExperimentConfig) -> str:
     encoder = config.model.encoder
     if not isinstance(encoder, HuggingFaceEncoderConfig):
         return f"a transformer of {encoder.num_layers} layers over log-mel frames, trained from scratch"
-    revision = f", revision {_plain(encoder.revision)}" if encoder.revision else ""
+    revision = f", revision {plain(encoder.revision)}" if encoder.revision else ""
     licence = _encoder_licence(Path(encoder.name) / "README.md")
-    return f"`{_plain(encoder.name)}`{revision}, pre-trained; its licence: {licence or 'see there, not known here'}"
+    return f"{code(encoder.name)}{revision}, pre-trained; its licence: {licence or 'see there, not known here'}"
 
 
 def _encoder_licence(card: Path) -> str | None:
     """Return the licence that the card of a local checkpoint names."""
-    if not card.is_file():
-        return None
-    match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     try:
-        header = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
+        text = read_regular(card, max_bytes=MAX_SETTINGS_BYTES).decode(errors="replace")
+        match = re.match(r"---\r?\n(.{,100000}?)\n---", text, re.DOTALL)
+        header = parse_yaml(match[1]) if match else None
+    except (OSError, YamlTextError):
+        # Then it is not known, which the card says.
         return None
-    return _plain(str(header["license"])) if isinstance(header, dict) and header.get("license") else None
+    return plain(str(header["license"])) if isinstance(header, dict) and header.get("license") else None
 
 
 def _stage_row(number: int, stage: StageConfig) -> list[str]:
@@ -208,9 +210,9 @@ def _data(record: DataRecord) -> list[str]:
         for folder in record.folders
     ]
     return [
-        *_table(["corpus", "split", "utterances", "hours", "speakers", "language"], rows),
+        *table(["corpus", "split", "utterances", "hours", "speakers", "language"], rows),
         "",
-        *_table(["corpus", "packed as", "licence", "to be cited"], folders),
+        *table(["corpus", "packed as", "licence", "to be cited"], folders),
         "",
         "A corpus's licence may bind the model, too.",
     ]
@@ -226,7 +228,7 @@ def _speakers(part: PartRecord) -> str:
 def _protocol(config: ExperimentConfig, record: DataRecord) -> list[str]:
     protocol = record.protocol
     lines = [
-        f"- Split: {_plain(describe_rules(config.data.splits))}.",
+        f"- Split: {plain(describe_rules(config.data.splits))}.",
         "- Weights are chosen on dev; test is judged once, with the chosen ones.",
     ]
     if not protocol:
@@ -250,7 +252,7 @@ def _results(
     if dev is not None:
         select = config.stages[-1].select
         lines += [
-            f"Dev, at step {dev['step']} of the last stage, chosen by {_plain(select)} = "
+            f"Dev, at step {dev['step']} of the last stage, chosen by {plain(select)} = "
             f"{selected_value(dev['dev'], select)[0]:.4f}:",
             "",
             *_metrics_table(specs, dev["dev"]["tasks"]),
@@ -264,7 +266,7 @@ def _results(
         f"Test, {report['num_utterances']} utterances:",
         "",
         *_metrics_table(specs, report["tasks"]),
-        *(f"\n{_plain(_sentence(note))}." for note in notes if note),
+        *(f"\n{plain(_sentence(note))}." for note in notes if note),
     ]
 
 
@@ -291,7 +293,7 @@ def _metrics_table(specs: Sequence[TaskSpec], tasks: Mapping[str, Mapping[str, A
             f"{METRIC_TITLES[name]} {rounded(metrics.get(name))}" for name in HEADLINE_METRICS[spec.kind]
         )
         rows.append([spec.name, str(metrics["num_utterances"]), values, _interval(metrics)])
-    return _table(["task", "utterances", "metrics", "UA, 95 % interval"], rows)
+    return table(["task", "utterances", "metrics", "UA, 95 % interval"], rows)
 
 
 def _interval(metrics: Mapping[str, Any]) -> str:
@@ -312,9 +314,9 @@ def _limits(record: DataRecord, report: Mapping[str, Any] | None) -> list[str]:
     learned = sorted(_counted(record, "languages", "train"))
     tested = sorted(_counted(record, "languages", "test"))
     lines = [
-        f"- Speech: {_plain(', '.join(kinds)) or 'unknown'}. How people act an emotion is not how they have it.",
-        f"- Languages: trained on {_plain(', '.join(learned)) or 'unknown ones'}, "
-        + (f"tested on {_plain(', '.join(tested)) or 'unknown ones'}." if report else "not tested yet."),
+        f"- Speech: {plain(', '.join(kinds)) or 'unknown'}. How people act an emotion is not how they have it.",
+        f"- Languages: trained on {plain(', '.join(learned)) or 'unknown ones'}, "
+        + (f"tested on {plain(', '.join(tested)) or 'unknown ones'}." if report else "not tested yet."),
         "- Not tested: other corpora, languages, microphones, rooms and noise than the above, and whatever the labels "
         "do not name: every input gets one of them.",
     ]
@@ -327,7 +329,7 @@ def _limits(record: DataRecord, report: Mapping[str, Any] | None) -> list[str]:
 def _use(config: ExperimentConfig) -> list[str]:
     return [
         "Input is mono audio at 16 kHz. `metaser predict FOLDER some.wav` prints what the model says of "
-        f"{_plain(config.main_task)}; in Python:",
+        f"{plain(config.main_task)}; in Python:",
         "`MetaSERModel.from_pretrained(FOLDER)` from `metaser.model.metaser`.",
     ]
 
@@ -340,16 +342,5 @@ def _counted(record: DataRecord, field: str, *splits: str) -> Counter[str]:
     return counts
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
 def _sentence(note: str) -> str:
     return note[:1].upper() + note[1:]
-
-
-def _plain(text: str) -> str:
-    """Return words as one line that neither Markdown tables nor HTML read as theirs."""
-    line = " ".join(text.split())
-    return re.sub(r"([|<>`\\])", r"\\\1", line)

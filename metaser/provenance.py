@@ -21,7 +21,9 @@ def git_state() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+            command = ["git", "-C", str(folder), *arguments]
+            # A difference may hold files of any encoding.
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         except FileNotFoundError:
             return None
         return done.stdout if done.returncode == 0 else None

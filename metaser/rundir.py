@@ -233,7 +233,7 @@ class RunLock:
         try:
             refuse_crossval(run)
             run.root.mkdir(parents=True, exist_ok=True)
-            self._file = _lock_path(run).open("a+")
+            self._file = _lock_path(run).open("a+", encoding="utf-8")
         except OSError as error:
             raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
         if not self._taken():

@@ -139,7 +139,7 @@ def _scalars(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 def _write_lines(path: Path, lines: list[Line]) -> None:
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())

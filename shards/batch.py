@@ -28,6 +28,16 @@ class Batch:
     problems: tuple[str, ...] = ()
     """One sentence per clip that could not be decoded."""
 
+    def share_memory(self) -> Batch:
+        """Return the batch in memory that another process can see.
+
+        Raises:
+            RuntimeError: if the system has none.
+        """
+        for tensor in (self.items_B, self.wave_BT, self.num_samples_B, self.valid_B):
+            tensor.share_memory_()
+        return self
+
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on `device`."""
         return Batch(

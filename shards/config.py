@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from shards.shown import shown
 
 if TYPE_CHECKING:
     from shards.windows import Windowing
@@ -17,6 +29,31 @@ class Section(BaseModel):
     """Base of every configuration section: unknown keys and infinite numbers are refused, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def usable_path(text: str) -> str:
+    """Return a path as the system takes it: `~` and `~user` at its beginning are that user's home.
+
+    Raises:
+        ValueError: if it is empty, has blanks around it or signs that cannot be seen, or there is no such user.
+    """
+    told = repr(shown(text, 200))
+    if not text or text != text.strip():
+        raise ValueError(f"must be a path without blanks around it, got {told}; the current folder is '.'")
+    if shown(text) != text:
+        raise ValueError(f"must be a path without control characters and line ends, got {told}")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise ValueError(
+            f"must begin with a user whose home is known, got {told}; './~' begins what is really called so"
+        ) from None
+
+
+PathText = Annotated[str, AfterValidator(usable_path)]
+"""A file, a folder, or the URL or public name of something like it, in a configuration."""
 
 
 class StoredSplit(Section):
@@ -72,7 +109,7 @@ class SamplingConfig(Section):
 class RemoteConfig(Section):
     """How shards behind URLs are read."""
 
-    cache_dir: str | None = None
+    cache_dir: PathText | None = None
     """Folder on a disk of this node that keeps what was read; None reads everything anew."""
     cache_max_gb: PositiveFloat = 50.0
     """Size (10^9 bytes) above which the oldest entries of `cache_dir` are deleted."""
@@ -130,6 +167,11 @@ class DataConfig(Section):
     def shard_folders(self) -> tuple[str, ...]:
         """The shard folders as a tuple."""
         return (self.shards,) if isinstance(self.shards, str) else self.shards
+
+    @field_validator("shards")
+    @classmethod
+    def _usable(cls, shards: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return usable_path(shards) if isinstance(shards, str) else tuple(map(usable_path, shards))
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

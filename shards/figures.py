@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from shards.errors import ShardError
 from shards.index import Index
+from shards.shown import shown
 from shards.survey import Survey
 
 _DPI = 150
@@ -18,17 +20,25 @@ _MAX_NAMED_SPEAKERS = 40
 
 
 def draw_survey(found: Survey, index: Index, folder: Path) -> list[Path]:
-    """Write `durations.png`, `labels.png` and `speakers.png` into `folder`, as far as there is something to draw."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `durations.png`, `labels.png` and `speakers.png` into `folder`, as far as there is something to draw.
+
+    Raises:
+        ShardError: if the folder cannot be written.
+    """
     figures = {"durations": _durations(index.duration_s)}
     if found.emotion_by_split:
         figures["labels"] = _stacked("emotion", found.emotion_by_split)
     if found.speakers:
         figures["speakers"] = _speakers(found.speakers)
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=_DPI)
+    paths = [folder / f"{name}.png" for name in figures]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, figure in zip(paths, figures.values(), strict=True):
+            figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        raise ShardError(
+            f"--png must be a folder that can be written, but {folder} is not: {error.strerror}"
+        ) from error
     return paths
 
 
@@ -49,11 +59,13 @@ def _stacked(field: str, table: Mapping[str, Mapping[str, int]]) -> Figure:
     figure = Figure(figsize=(6.4, 1.2 + 0.35 * len(table)), layout="constrained")
     axes = figure.subplots()
     words, splits = list(table)[::-1], list(next(iter(table.values())))
+    rows = range(len(words))
     left = np.zeros(len(words))
     for split, colour in zip(splits, _COLOURS, strict=False):
         counts = np.asarray([table[word][split] for word in words])
-        axes.barh(words, counts, left=left, color=colour, label=split if split != "none" else "no split of its own")
+        axes.barh(rows, counts, left=left, color=colour, label=split if split != "none" else "no split of its own")
         left += counts
+    axes.set_yticks(rows, map(shown, words), parse_math=False)
     axes.set(xlabel=f"utterances by {field}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -66,7 +78,7 @@ def _speakers(speakers: Mapping[str, int]) -> Figure:
     axes = figure.subplots()
     axes.bar(range(len(ordered)), [count for _, count in ordered], color=_COLOURS[0])
     if len(ordered) <= _MAX_NAMED_SPEAKERS:
-        axes.set_xticks(range(len(ordered)), [name for name, _ in ordered], rotation=90)
+        axes.set_xticks(range(len(ordered)), [shown(name) for name, _ in ordered], rotation=90, parse_math=False)
     else:
         axes.set(xlabel=f"{len(ordered)} speakers, by number of utterances")
     axes.set(ylabel="utterances")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import multiprocessing
+import os
+import resource
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
+from pathlib import Path
 
 import numpy as np
 from torch.multiprocessing import set_sharing_strategy
@@ -24,6 +28,8 @@ from shards.processes import end_with_parent
 from shards.request import ClipRange, SlotRequest, slot_request
 from shards.store import RangeReader
 
+_FILES_OF_LOADER, _FILES_OF_READER = 8, 6
+"""How many the trainer opens for all readers, and for each."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -33,8 +39,10 @@ class SlotDataset(Dataset[Batch | ShardError]):
     A shard that cannot be read is returned, not raised: torch would bury its sentence in a worker's traceback.
     """
 
-    def __init__(self, remote: RemoteConfig | None = None) -> None:
+    def __init__(self, remote: RemoteConfig | None = None, *, is_shared: bool = False) -> None:
+        """Make batches in shared memory if `is_shared`, for another process."""
         self._ranges = RangeReader(remote)
+        self._is_shared = is_shared
 
     def __getitem__(self, request: SlotRequest) -> Batch | ShardError:
         lengths = [clip.num_heard for clip in request.clips]
@@ -56,7 +64,14 @@ class SlotDataset(Dataset[Batch | ShardError]):
                     problems.append(f"utterance {clip.key!r} in {clip.place}: {error}")
         except ShardError as error:
             return error
-        return as_batch(request.items, wave_BT, lengths, valid, problems)
+        batch = as_batch(request.items, wave_BT, lengths, valid, problems)
+        if not self._is_shared:
+            return batch
+        try:
+            # Here, not when torch sends it: what fails there is printed and lost, and the trainer waits for nothing.
+            return batch.share_memory()
+        except (RuntimeError, OSError) as error:
+            return _no_sharing(error)
 
     def _fill(self, clip: ClipRange, data: bytes | RangeError, out: np.ndarray, whole: dict[str, np.ndarray]) -> None:
         """Decode what is heard of the clip into `out`; `whole` keeps what was decoded for one window only."""
@@ -91,6 +106,23 @@ def _decode_verified(clip: ClipRange, data: bytes, out: np.ndarray) -> None:
     decode_stored(data, out)
     if clip.audio_sha256 is None and pcm_sha256(pcm16(out)) != clip.pcm_sha256:
         raise AudioError("it does not decode to the packed audio; run `metaser inspect --verify`")
+
+
+def _no_sharing(error: BaseException) -> ShardError:
+    """Return what a user can do about a system that lets no process share what it has read."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+    return ShardError(
+        f"reader processes must share memory and files with the training, but: {reason}; make room in /dev/shm and in "
+        f"the folder of temporary files, allow more open files (ulimit -n), or set data.num_workers to 0"
+    )
+
+
+def _check_open_files(num_workers: int) -> None:
+    """Raise the `OSError` of a process that may open no more files, if the pipes of its readers will not fit."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    num_open = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    if num_open + _FILES_OF_LOADER + num_workers * _FILES_OF_READER > limit:
+        raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)} for {num_workers} readers, at most {limit}")
 
 
 @atexit.register
@@ -154,19 +186,29 @@ def read_slots(
         dataset = SlotDataset(remote)
         yield from map(_batch_or_raise, (dataset[request] for request in requests))
         return
-    start_reader_server()
+    context = multiprocessing.get_context("forkserver")
+    try:
+        start_reader_server()
+        # As the loader will, which leaves a half-made object behind when it fails.
+        context.Event()
+        _check_open_files(num_workers)
+    except OSError as error:
+        raise _no_sharing(error) from error
     awaited: deque[SlotRequest] = deque()
     loader: DataLoader[Batch | ShardError] = DataLoader(
-        SlotDataset(remote),
+        SlotDataset(remote, is_shared=True),
         batch_size=None,
         sampler=_noting(requests, awaited),
         num_workers=num_workers,
-        multiprocessing_context="forkserver",
+        multiprocessing_context=context,
         timeout=timeout_s,
         pin_memory=pin_memory,
         worker_init_fn=_start_reader,
     )
-    batches = iter(loader)
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        raise _no_sharing(error) from error
     while True:
         try:
             batch = next(batches)

@@ -17,8 +17,9 @@ from pathlib import Path
 PROGRAMS = (
     *("awk", "basename", "bash", "cat", "chmod", "cp", "cut", "date", "df", "dirname", "env"),
     *("expr", "false", "find", "git", "grep", "head", "hostname", "id", "kill", "ln", "ls"),
-    *("mkdir", "mktemp", "mv", "nproc", "ps", "readlink", "realpath", "rm", "sed"),
-    *("seq", "setsid", "sh", "sleep", "sort", "tail", "tee", "timeout", "touch", "tr", "true", "uname", "wc", "xargs"),
+    *("mkdir", "mktemp", "mount", "mv", "nproc", "ps", "readlink", "realpath", "rm", "sed"),
+    *("seq", "setsid", "sh", "sleep", "sort", "tail", "tee", "timeout", "touch", "tr", "true", "uname"),
+    *("unshare", "wc", "xargs"),
     # torch.compile and DeepSpeed build with these.
     *("as", "c++", "cc", "g++", "gcc", "ld", "ninja", "nvcc", "nvidia-smi"),
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.clusteroptions import with_cluster_options
+from launch.words import say, tell, tell_data
 
 if TYPE_CHECKING:
     from metaser.eval.crossval import CrossValidation
@@ -55,7 +56,7 @@ def crossval(
     plan = plan_folds(load_experiment(config, overrides or []))
     if plan.missing:
         for note in check_folds(plan):
-            _say(note)
+            say(note)
     if cluster is None:
         _train_here(plan, parallel or 1)
     else:
@@ -69,10 +70,6 @@ def _show_table(plan: CrossValidation) -> None:
     from metaser.eval.report import render_folds
 
     render_folds(write_crossval(plan), Console())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _describe(plan: CrossValidation, fold: int) -> str:
@@ -94,7 +91,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
     check_crossval(plan)
     start_crossval(plan)
     waiting = plan.missing
-    _say(f"{len(plan.groups)} folds, {len(waiting)} to train, {min(parallel, len(waiting))} at a time")
+    say(f"{len(plan.groups)} folds, {len(waiting)} to train, {min(parallel, len(waiting))} at a time")
     running: dict[int, subprocess.Popen[bytes]] = {}
     gpus = _visible_gpus() if parallel > 1 else []
     gpu_of: dict[int, str] = {}
@@ -118,7 +115,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
                 elif fold in plan.missing:
                     asked.append("metaser stop")
                 else:
-                    _say(_describe(plan, fold))
+                    say(_describe(plan, fold))
     if failed:
         fold, code = next(iter(failed.items()))
         said = _console_log(plan, fold)
@@ -127,7 +124,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
             f"{code} ({_last_line(said)}); see {said}; the same command runs only the missing ones again"
         )
     if asked:
-        _say(f"stopped by {asked[0]} and saved; the same command continues")
+        say(f"stopped by {asked[0]} and saved; the same command continues")
         return
     _show_table(plan)
 
@@ -157,7 +154,7 @@ def _console_log(plan: CrossValidation, fold: int) -> Path:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return lines[-1] if lines else "it said nothing"
 
 
@@ -205,7 +202,7 @@ def _train_on_cluster(
     plan = replace(plan, config=plan.config.model_copy(update={"parallel": parallel}))
     executor = submission.slurm_executor(where, plan.root.absolute() / "jobs", f"metaser-{plan.root.name}")
     if dry_run:
-        print(submission.sbatch_text(executor))
+        tell_data(f"{submission.sbatch_text(executor)}\n")
         return
     queued = {
         fold: found[0]
@@ -217,7 +214,7 @@ def _train_on_cluster(
     live = {fold: queued[fold] for fold in missing if fold in queued}
     folds = [fold for fold in missing if fold not in live]
     for fold, job in live.items():
-        _say(f"fold {fold} ({plan.groups[fold]}) is in job {job} already")
+        say(f"fold {fold} ({plan.groups[fold]}) is in job {job} already")
     if folds:
         submission.prepare_checks(where, executor, cluster)
         for fold in folds:
@@ -228,10 +225,10 @@ def _train_on_cluster(
         jobs = [submission.prepare_job(plan.run(fold), plan.experiment(fold), where, crossval=root) for fold in folds]
         done = submission.submit_slurm(executor, where, [plan.run(fold) for fold in folds], jobs)
         for fold, new in zip(folds, done, strict=True):
-            print(f"job {new.job_id}, fold {fold} ({plan.groups[fold]}), run {plan.run(fold).root}", flush=True)
+            tell(f"job {new.job_id}, fold {fold} ({plan.groups[fold]}), run {plan.run(fold).root}")
             live[fold] = new.job_id
-        _say(f"  how far they are  metaser status {shlex.quote(str(plan.root))}")
-        _say(f"  the table         {plan.root}/report/report.md when all are finished, or this command again")
+        say(f"  how far they are  metaser status {shlex.quote(str(plan.root))}")
+        say(f"  the table         {plan.root}/report/report.md when all are finished, or this command again")
     if follow:
         _wait(plan, live)
     if not plan.missing:
@@ -249,7 +246,7 @@ def _wait(plan: CrossValidation, live: dict[int, str]) -> None:
             if states.get(job) in JOB_IS_LIVE:
                 continue
             del waiting[fold]
-            _say(_describe(plan, fold) if fold not in plan.missing else f"fold {fold}: job {job} ended before its end")
+            say(_describe(plan, fold) if fold not in plan.missing else f"fold {fold}: job {job} ended before its end")
         if waiting:
             time.sleep(_ASK_EVERY_S)
     if plan.missing:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from launch.words import tell
 
 
 def demo(out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo") -> None:
@@ -17,16 +20,16 @@ def demo(out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/de
     from metaser.distributed import DistInfo
     from metaser.rundir import RunDir
 
-    shards = Path(out) / "shards"
-    overrides = [f"output_dir={out}", f"data.shards={shards}"]
+    # In quotes, because YAML would read a folder `01` as a number.
+    overrides = [f"output_dir={json.dumps(out)}", f"data.shards={json.dumps(f'{out}/shards')}"]
     experiment = load_experiment(_config_path(), overrides)
     with plain_logging():
-        pack("demo", "-", str(shards), seed=experiment.seed)
+        pack("demo", "-", experiment.data.shard_folders[0], seed=experiment.seed)
     if start_training(experiment, DistInfo(rank=0, num_processes=1, local_rank=0), "auto"):
-        show_report(out, experiment.main_task)
-        run = RunDir(Path(out))
-        print(f"pictures: {', '.join(str(path) for path in sorted(run.report.glob('*.png')))}")
-        print(f"try: metaser predict {run.best} some.wav")
+        show_report(experiment.output_dir, experiment.main_task)
+        run = RunDir(Path(experiment.output_dir))
+        tell(f"pictures: {', '.join(str(path) for path in sorted(run.report.glob('*.png')))}")
+        tell(f"try: metaser predict {run.best} some.wav")
 
 
 def _config_path() -> Path:

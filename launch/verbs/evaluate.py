@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json as json_module
 from typing import Annotated
 
 import typer
+
+from launch.words import tell_json
 
 
 def evaluate(
@@ -34,6 +35,6 @@ def evaluate(
             run_dir, config, DistInfo(0, 1, 0), shards=shards, split=split, allow_overlap=allow_overlap
         )
     if json:
-        print(json_module.dumps(report, indent=1))
+        tell_json(report, indent=1)
     else:
         render_table(report, config.main_task, Console())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from launch.words import say, tell, tell_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +39,7 @@ def inspect(
         problems = verify_shards(shards)
         if problems:
             for problem in problems[1:_NUM_SHOWN]:
-                print(f"also: {problem}", file=sys.stderr)
+                say(f"also: {problem}")
             raise ShardError(f"{problems[0]} (problem 1 of {len(problems)}); pack or copy the folder again")
     index = load_index(shards)
     found = survey(index, [read_manifest(folder) for folder in shards])
@@ -46,24 +47,23 @@ def inspect(
         from shards.figures import draw_survey
 
         for path in draw_survey(found, index, png):
-            print(f"drew {path}", file=sys.stderr)
+            say(f"drew {path}")
     if as_json:
-        print(json.dumps({**asdict(found), "verified": verify}, ensure_ascii=False))
+        tell_json({**asdict(found), "verified": verify})
         return
     _show(found)
     if verify:
-        print(f"verified: all {found.num_utterances} utterances are those of the tars, the index and the manifest")
+        tell(f"verified: all {found.num_utterances} utterances are those of the tars, the index and the manifest")
 
 
 def _show(found: Survey) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False)
-    console.print(
+    tell(
         f"{found.num_utterances} utterances, {found.duration_s / 3600:.2f} h, {found.num_shards} shards, "
         f"{_speakers(found)}, "
-        f"{found.shortest_s:.2f} to {found.longest_s:.2f} s each",
-        soft_wrap=True,
+        f"{found.shortest_s:.2f} to {found.longest_s:.2f} s each"
     )
     if found.emotion_by_split:
         columns = list(next(iter(found.emotion_by_split.values())))
@@ -80,13 +80,13 @@ def _show(found: Survey) -> None:
         missing = [[field, str(count)] for field, count in found.missing.items()]
         console.print(_table("missing metadata", ["field", "utterances without"], missing))
     for keys in found.duplicates[:_NUM_SHOWN]:
-        console.print(f"identical audio: {' = '.join(keys)}", soft_wrap=True, markup=False)
+        tell(f"identical audio: {' = '.join(keys)}")
     if len(found.duplicates) > _NUM_SHOWN:
-        console.print(f"identical audio: {len(found.duplicates) - _NUM_SHOWN} more groups")
+        tell(f"identical audio: {len(found.duplicates) - _NUM_SHOWN} more groups")
     for kind, count in found.num_rejected_by_kind.items():
-        console.print(f"left out when packing: {kind}: {count}", soft_wrap=True, markup=False)
+        tell(f"left out when packing: {kind}: {count}")
     for warning in found.warnings:
-        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+        tell(f"warning: {warning}")
 
 
 def _speakers(found: Survey) -> str:
@@ -100,14 +100,10 @@ def _speakers(found: Survey) -> str:
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> RenderableType:
     from rich import box
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        # Labels are the corpus's own words, which may look like markup.
-        table.add_row(*map(escape, row))
-    return table
+    from shards.shown import shown_table
+
+    return shown_table(columns, rows, title=title, title_justify="left", box=box.SIMPLE_HEAD)
 
 
 def _most_frequent(table: dict[str, int]) -> list[tuple[str, int]]:

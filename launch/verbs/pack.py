@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from launch.words import say, tell
+
 if TYPE_CHECKING:
     from shards.publish import PackSummary
 
@@ -83,11 +85,13 @@ def pack(
             options=options,
             progress=progress,
         )
-    print(describe(summary))
+    tell(*describe(summary).split("\n"))
 
 
 def describe(summary: PackSummary) -> str:
     """Return what was packed as one paragraph, and a line for each thing that was decided on the way."""
+    from shards.shown import shown
+
     minutes = summary.duration_s / 60
     length = f"{minutes:.1f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
     held = "already holds" if summary.was_complete else "now holds"
@@ -104,7 +108,8 @@ def describe(summary: PackSummary) -> str:
         counts = ", ".join(f"{kind}: {count}" for kind, count in summary.num_rejected_by_kind.items())
         parts.append(f"Left out, listed in rejected.jsonl: {counts}.")
     parts += [f"Warning: {warning}." for warning in (*summary.doubts, *summary.warnings)]
-    return "\n".join([" ".join(parts), *(f"{note[:1].upper()}{note[1:]}." for note in summary.notes)])
+    notes = (f"{note[:1].upper()}{note[1:]}." for note in summary.notes)
+    return "\n".join(map(shown, [" ".join(parts), *notes]))
 
 
 @contextmanager
@@ -123,4 +128,4 @@ def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _log_line(unit: str, num_done: int, num_all: int) -> None:
-    print(f"packed {num_done} of {num_all} {unit}", file=sys.stderr, flush=True)
+    say(f"packed {num_done} of {num_all} {unit}")

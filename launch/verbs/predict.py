@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from launch.words import say, tell_data, tell_json
 
 if TYPE_CHECKING:
     from metaser.predict import FilePrediction
@@ -57,7 +58,7 @@ def predict(
 def _noted(predictions: Iterator[FilePrediction]) -> Iterator[FilePrediction]:
     for prediction in predictions:
         for note in prediction.notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}")
         yield prediction
 
 
@@ -65,7 +66,7 @@ def _print_jsonl(predictions: Iterator[FilePrediction]) -> bool:
     failed = False
     for prediction in predictions:
         failed |= prediction.error is not None
-        print(json.dumps(_json_line(prediction), ensure_ascii=False), flush=True)
+        tell_json(_json_line(prediction))
     return failed
 
 
@@ -97,14 +98,18 @@ def _share_column(label: str) -> str:
 
 def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per_window: bool) -> bool:
     from metaser.eval.predictions import csv_line
+    from shards.shown import shown
 
-    def write(cells: dict[str, Any]) -> None:
-        sys.stdout.write(csv_line(cells.get(name) for name in names))
+    # A program reads line ends in a name, where a terminal would obey them.
+    is_read_by_person = sys.stdout.isatty()
+
+    def write(cells: Iterable[Any]) -> None:
+        tell_data(csv_line(shown(cell) if is_read_by_person and isinstance(cell, str) else cell for cell in cells))
 
     failed = False
     times = ["start_s", "end_s"] if per_window else []
     names = ["file", "duration_s", *columns, "error", "channel", "num_windows", *times]
-    sys.stdout.write(csv_line(names))
+    write(names)
     for prediction in predictions:
         failed |= prediction.error is not None
         row = {
@@ -116,10 +121,10 @@ def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per
         }
         if per_window and prediction.windows:
             for window in prediction.windows:
-                shown = {"start_s": window.start_s, "end_s": window.end_s}
-                write(row | shown | _csv_cells(window.tasks))
+                times_s = {"start_s": window.start_s, "end_s": window.end_s}
+                write(map((row | times_s | _csv_cells(window.tasks)).get, names))
         else:
-            write(row | _csv_cells(prediction.tasks))
+            write(map((row | _csv_cells(prediction.tasks)).get, names))
     return failed
 
 
@@ -134,7 +139,8 @@ def _csv_cells(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _print_table(predictions: Iterator[FilePrediction], main_task: str, *, per_window: bool) -> bool:
     from rich.console import Console
-    from rich.table import Table
+
+    from shards.shown import shown_table
 
     rows = list(predictions)
     good = [row for row in rows if row.error is None]
@@ -145,18 +151,19 @@ def _print_table(predictions: Iterator[FilePrediction], main_task: str, *, per_w
         has_channels = any(row.channel is not None for row in good)
         has_windows = any(len(row.windows) > 1 for row in good)
         where = [*(["channel"] if has_channels else []), *(["windows"] if has_windows or per_window else [])]
-        table = Table("file", *where, *([main_task, *labels] if labels else list(main)), *others)
+        titles = ["file", *where, *([main_task, *labels] if labels else list(main)), *others]
+        lines = []
         for row in good:
             for part, tasks in _parts(row, per_window=per_window):
                 place = [
                     *([str(row.channel or "")] if has_channels else []),
                     *([part] if len(where) > has_channels else []),
                 ]
-                table.add_row(row.file, *place, *_cells(tasks, main_task, labels, others))
-        Console().print(table)
+                lines.append([row.file, *place, *_cells(tasks, main_task, labels, others)])
+        Console().print(shown_table(titles, lines))
     for row in rows:
         if row.error is not None:
-            print(f"error: {row.error}", file=sys.stderr)
+            say(f"error: {row.error}")
     return len(good) < len(rows)
 
 

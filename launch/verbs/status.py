@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from launch.words import say, tell_json
 
 if TYPE_CHECKING:
     from metaser.progress import Progress
@@ -46,9 +46,9 @@ def status(
     if not states:
         raise next(iter(refused.values())) if len(runs) == 1 else RunError(f"RUN must be a run's folder, got {names}")
     if refused:
-        print(f"left out, because no run lies there: {names}", file=sys.stderr)
+        say(f"left out, because no run lies there: {names}")
     if json:
-        print(json_module.dumps([asdict(state) for state in states], indent=1))
+        tell_json([asdict(state) for state in states], indent=1)
     else:
         _show(states)
 
@@ -116,18 +116,17 @@ def read_state(run: RunDir) -> RunState:
 def _show(states: list[RunState]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+
+    from shards.shown import shown_table
 
     titles = ["run", "state", "job", "stage", "step", "loss", "audio-s/s", "left", "last checkpoint"]
     if any(state.damage for state in states):
         titles.append("damage")
-    table = Table(*titles, box=box.SIMPLE_HEAD)
+    rows = []
     for state in states:
         now = state.progress
         if now is None:
-            cells = [state.run, state.state, *["-"] * 7, state.damage or ""]
-            table.add_row(*map(escape, cells))
+            rows.append([state.run, state.state, *["-"] * 7, state.damage or ""])
             continue
         checkpoint = now.checkpoint
         cells = [
@@ -141,12 +140,12 @@ def _show(states: list[RunState]) -> None:
             "-" if now.remaining_s is None or state.state == "finished" else duration(now.remaining_s),
             f"{checkpoint.stage}/{checkpoint.step}, {duration(checkpoint.age_s)} ago" if checkpoint else "-",
         ]
-        table.add_row(*map(escape, cells))
+        rows.append(cells)
     console = Console()
     if not console.is_terminal:
         # In a file or a pipe nothing is gained by breaking paths into lines.
         console.width = max(console.width, 300)
-    console.print(table)
+    console.print(shown_table(titles, rows, box=box.SIMPLE_HEAD))
 
 
 def duration(seconds: float) -> str:

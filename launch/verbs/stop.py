@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.words import tell
+
 if TYPE_CHECKING:
     from metaser.rundir import RunDir
 
@@ -35,7 +37,7 @@ def stop(
             continue
         if words is not None:
             is_any_asked = True
-            print(f"{folder.root}: {words}", flush=True)
+            tell(f"{folder.root}: {words}")
     if problems:
         raise RunError("; ".join(problems))
     if not is_any_asked:

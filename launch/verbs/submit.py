@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.clusteroptions import with_cluster_options
+from launch.words import say, tell, tell_data
 
 if TYPE_CHECKING:
     from launch.submission import Submission
@@ -47,7 +47,7 @@ def submit(
     run = RunDir(Path(experiment.output_dir))
     executor = submission.slurm_executor(where, run.jobs.absolute(), f"metaser-{run.root.name}")
     if dry_run:
-        print(submission.sbatch_text(executor))
+        tell_data(f"{submission.sbatch_text(executor)}\n")
         return
     if not local:
         submission.prepare_checks(where, executor, cluster)
@@ -70,12 +70,14 @@ def submit(
 
 def _say_where(done: Submission, run: RunDir) -> None:
     what = "job" if done.executor == "slurm" else "local job"
-    print(f"{what} {done.job_id}, run {run.root}", flush=True)
+    tell(f"{what} {done.job_id}, run {run.root}")
     root = shlex.quote(str(run.root))
-    print(f"  what it says   tail -F {shlex.quote(done.output)}", file=sys.stderr)
-    print(f"  how far it is  metaser status {root}", file=sys.stderr)
-    print(f"  curves         tensorboard --logdir {root}", file=sys.stderr)
-    print(f"  stop it        metaser stop {root}", file=sys.stderr)
+    say(
+        f"  what it says   tail -F {shlex.quote(done.output)}",
+        f"  how far it is  metaser status {root}",
+        f"  curves         tensorboard --logdir {root}",
+        f"  stop it        metaser stop {root}",
+    )
 
 
 def job_has_ended(job_id: str) -> bool:
@@ -95,17 +97,19 @@ def follow_output(path: Path, has_ended: Callable[[], bool]) -> None:
             if time.monotonic() >= ask_at:
                 ask_at, is_over = time.monotonic() + _ASK_EVERY_S, has_ended()
             if path.exists():
-                with path.open(errors="replace") as file:
+                with path.open("rb") as file:
                     file.seek(position)
-                    text = file.read()
-                    position = file.tell()
-                sys.stderr.write(text)
-                sys.stderr.flush()
+                    # A line that is not at its end comes next time, or when all is over.
+                    data = file.read()
+                    data = data if is_over else data[: data.rfind(b"\n") + 1]
+                    position += len(data)
+                if data:
+                    say(*data.decode(errors="replace").removesuffix("\n").split("\n"))
             if is_over:
                 return
             time.sleep(_LOOK_EVERY_S)
     except KeyboardInterrupt:
-        print("\nthe job goes on", file=sys.stderr)
+        say("", "the job goes on")
         raise typer.Exit from None
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from shards.config import Section
+from shards.config import PathText, Section
 
 
 def _check_range(name: str, low: float, high: float) -> None:
@@ -46,7 +46,7 @@ class ReverberationConfig(Section):
     """Put the speaker into a room: convolution with a room impulse response."""
 
     probability: float = Probability
-    folder: str | None = None
+    folder: PathText | None = None
     """Audio files of measured or simulated responses, searched with its subfolders. None draws synthetic ones: the
     direct sound, then noise that decays exponentially."""
     min_rt60_s: PositiveFloat = 0.2
@@ -67,7 +67,7 @@ class NoiseConfig(Section):
     """Add noise at a signal-to-noise ratio."""
 
     probability: float = Probability
-    folder: str | None = None
+    folder: PathText | None = None
     """Audio files of noise, searched with its subfolders: a file is drawn, and a place in it; what is shorter than the
     clip is repeated. None uses built-in noise."""
     colours: tuple[Literal["white", "pink"], ...] = Field(default=("white", "pink"), min_length=1)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError
 from shards.config import Section
+from shards.inputfile import read_regular
+from shards.jsontext import MAX_DEPTH
+from shards.shown import shown
+from shards.yamltext import MAX_YAML_BYTES, YamlTextError, dump_yaml, parse_yaml
+
+_MAX_PROBLEMS = 10
+_MAX_SHOWN = 200
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -37,12 +42,10 @@ def load_section(
         ConfigError: if the file cannot be read or parsed, an override does not fit, or values are wrong.
     """
     try:
-        text = Path(path).read_text()
+        data = read_regular(path, max_bytes=MAX_YAML_BYTES)
     except OSError as error:
         raise ConfigError(f"{name} must be a readable YAML file, but {str(path)!r} is not: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name} must be UTF-8 text, but {str(path)!r} is not: {error.reason}") from error
-    return _validate(kind, text, str(path), overrides, name, whole)
+    return _validate(kind, data, str(path), overrides, name, whole)
 
 
 def parse_experiment(text: str, where: str) -> ExperimentConfig:
@@ -55,11 +58,12 @@ def parse_experiment(text: str, where: str) -> ExperimentConfig:
 
 
 def _validate(
-    kind: type[AnySection], text: str, where: str, overrides: Sequence[str], name: str, whole: str
+    kind: type[AnySection], text: str | bytes, where: str, overrides: Sequence[str], name: str, whole: str
 ) -> AnySection:
     tree = _parse(text, where)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{name} must hold a mapping of sections, but {where!r} holds a {type(tree).__name__}")
+        held = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"{name} must hold a mapping of sections, but {where!r} holds {held}")
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -70,69 +74,53 @@ def _validate(
 
 def dump_experiment(config: ExperimentConfig) -> str:
     """Return the whole tree, defaults included, as YAML that `load_experiment` reads back to an equal tree."""
-    dumped: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return dumped
+    return dump_yaml(config.model_dump(mode="json"))
 
 
-def _without_base_60(tag: str, pattern: re.Pattern[str]) -> re.Pattern[str]:
-    is_number = tag.endswith((":int", ":float"))
-    return re.compile(f"(?![-+0-9_]*:){pattern.pattern}", pattern.flags) if is_number else pattern
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """Safe YAML in which `1e-5` is a number: YAML 1.1 wants a dot, and silently makes it a string.
-
-    And `12:00:00` is text: YAML 1.1 silently makes it 43200, whatever unit is meant.
-    """
-
-
-_YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, _without_base_60(tag, pattern)) for tag, pattern in resolvers]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
-
-
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str | bytes, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: what looks like a date or a number and is none.
-        raise ConfigError(f"{where} must be YAML: {' '.join(str(error).split())}") from None
+        return parse_yaml(text)
+    except YamlTextError as error:
+        raise ConfigError(f"{shown(where, _MAX_SHOWN)} must be YAML: {error}") from None
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
+    told = repr(shown(override, _MAX_SHOWN))
     if not equals or not path:
-        raise ConfigError(f"an override must look like a.b=value, got {override!r}")
+        raise ConfigError(f"an override must look like a.b=value, got {told}")
     node: Any = tree
     *parents, last = path.split(".")
+    if len(parents) >= MAX_DEPTH:
+        raise ConfigError(f"an override must have at most {MAX_DEPTH} names, but {told} has {len(parents) + 1}")
     for part in parents:
-        node = node[_position(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
+        node = node[_position(node, part, told)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"override {override!r} does not fit: {part!r} holds {node!r}, not a section")
-    node[_position(node, last, override) if isinstance(node, list) else last] = _parse(text, override)
+            raise ConfigError(f"override {told} does not fit: {part!r} holds {_told(node)}, not a section")
+    node[_position(node, last, told) if isinstance(node, list) else last] = _parse(text, override)
 
 
-def _position(items: list[Any], part: str, override: str) -> int:
-    if not part.isdecimal() or int(part) >= len(items):
-        raise ConfigError(f"override {override!r} must name one of the items 0 to {len(items) - 1}, got {part!r}")
+def _position(items: list[Any], part: str, told: str) -> int:
+    # Longer numbers are no places, and Python refuses to read very long ones.
+    if not part.isdecimal() or len(part) > len(str(len(items))) or int(part) >= len(items):
+        raise ConfigError(f"override {told} must name one of the items 0 to {len(items) - 1}, got {part!r}")
     return int(part)
 
 
 def _describe(error: ValidationError, whole: str) -> str:
     problems = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"]) or whole
+    for problem in error.errors(include_url=False)[:_MAX_PROBLEMS]:
+        where = shown(".".join(str(part) for part in problem["loc"]), _MAX_SHOWN) or whole
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            problems.append(f"{where}: unknown key (value {problem['input']!r})")
+            problems.append(f"{where}: unknown key (value {_told(problem['input'])})")
         elif problem["type"] in ("missing", "value_error"):
             problems.append(f"{where}: {message}")
         else:
-            problems.append(f"{where}: {message}, got {problem['input']!r}")
-    return "; ".join(problems)
+            problems.append(f"{where}: {message}, got {_told(problem['input'])}")
+    further = error.error_count() - len(problems)
+    return "; ".join([*problems, f"and {further} more"] if further else problems)
+
+
+def _told(value: Any) -> str:
+    return shown(repr(value), _MAX_SHOWN)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from metaser.config.augment import AugmentConfig
-from shards.config import DataConfig, SamplingConfig, Section
+from shards.config import DataConfig, PathText, SamplingConfig, Section
 from shards.labels import AGE_GROUPS, FOUR_EMOTIONS, GENDERS, STYLES
 
 # ---------------------------------------------------------------- model
@@ -33,7 +33,7 @@ class HuggingFaceEncoderConfig(Section):
     """A wav2vec 2.0, HuBERT, WavLM or data2vec-audio checkpoint: a local folder or a hub name, never code."""
 
     kind: Literal["huggingface"]
-    name: str
+    name: PathText
     revision: str | None = None
     freeze_feature_encoder: bool = True
     """Keep the CNN as it is and run it without autograd."""
@@ -302,9 +302,9 @@ class CheckpointConfig(Section):
 class ExperimentConfig(Section):
     """Everything that decides what a run computes."""
 
-    output_dir: str
+    output_dir: PathText
     seed: int = Field(default=0, ge=0)
-    init_from: str | None = None
+    init_from: PathText | None = None
     """A run's folder or an exported model whose weights the first stage starts from; the encoder must be the same, and
     what else does not fit starts fresh."""
     data: DataConfig

@@ -29,7 +29,7 @@ from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
 from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, write_report
 from metaser.progress import is_finished
-from metaser.rundir import RunDir, lock_holder, read_json, reading, write_whole
+from metaser.rundir import RunDir, lock_holder, read_json, reading, write_whole, writing
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
@@ -312,7 +312,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
     pooled["folds"] = folds
     pooled["mean"] = {name: statistics.fmean(found) if found else None for name, found in values.items()}
     pooled["std"] = {name: statistics.stdev(found) if len(found) > 1 else None for name, found in values.items()}
-    with (plan.root / ".lock").open("a") as lock:
+    with writing(plan.root), (plan.root / ".lock").open("ab") as lock:
         # Folds that end together, maybe on two nodes, both write.
         fcntl.flock(lock, fcntl.LOCK_EX)
         folder = plan.root / "report"

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from metaser.errors import RunError
+from shards.shown import shown
 
 MAX_NUMBERED_CELLS = 200
 """Larger heat maps show colours only: numbers would overlap."""
@@ -53,7 +54,7 @@ def confusion_figure(labels: Sequence[str], confusion: Sequence[Sequence[int]], 
             )
     _name_ticks(axes, labels, labels)
     axes.set(xlabel="predicted", ylabel="reference")
-    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.set_title(shown(title), fontsize=11, parse_math=False)
     figure.colorbar(image, ax=axes, label="share of the reference class", shrink=0.8)
     _save(figure, path)
 
@@ -93,11 +94,11 @@ def curves_figure(metrics_lines: Iterable[Mapping[str, Any]], path: Path) -> Non
         )
         for name in task_names:
             points = [(offset + line["step"], line.get("losses", {}).get(name)) for line in steps]
-            upper.plot(*_thinned(points), color=colour_of[name], linewidth=1.2, label=f"{name} (train)")
+            upper.plot(*_thinned(points), color=colour_of[name], linewidth=1.2, label=shown(f"{name} (train)"))
         for name in task_names:
             for metric in _CURVE_METRICS:
                 points = [(offset + line["step"], line["dev"]["tasks"].get(name, {}).get(metric)) for line in devs]
-                label = f"{name} {metric.upper()}"
+                label = shown(f"{name} {metric.upper()}")
                 lower.plot(*_present(points), "o-", color=colour_of[name], markersize=4, linewidth=1.2, label=label)
     for stage, offset in offsets.items():
         for axes in (upper, lower):
@@ -197,7 +198,7 @@ def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, rota
     angle: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if rotate else {}
     for names, set_ticks, extra in ((rows, axes.set_yticks, {}), (columns, axes.set_xticks, angle)):
         if len(names) <= _MAX_NAMED_TICKS:
-            set_ticks(range(len(names)), names, fontsize=9, parse_math=False, **extra)
+            set_ticks(range(len(names)), [shown(name) for name in names], fontsize=9, parse_math=False, **extra)
         else:
             set_ticks([])
 

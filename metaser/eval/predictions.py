@@ -1,12 +1,15 @@
 """`predictions.csv`: one row per utterance with all that its results say, written and read back.
 
-Numbers are written so that reading gives the same ones. An empty cell is what is not there.
+Numbers are written so that reading gives the same ones. An empty cell is what is not there. Text that begins with `=`,
+`+`, `-` or `@` would be a formula to a spreadsheet: an apostrophe stands before it. What a terminal obeys is written
+out, ESC as a backslash and `x1b`. `read_predictions` gives the texts themselves.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from metaser.config.schema import RegressionTask, TaskConfig
 from metaser.errors import RunError
 from metaser.eval.metrics import TaskResult, UtteranceResult
 from metaser.tasks import TaskSpec
+from shards.shown import shown
 
 _GROUP = "group."
 """Before the names of the columns that say which group an utterance belongs to."""
@@ -43,11 +47,35 @@ def _columns(spec: TaskSpec) -> list[str]:
 
 
 def csv_line(row: Iterable[object]) -> str:
-    """Return the row with its line feed; None is an empty cell."""
+    """Return the row with its line feed; None is an empty cell, and text is written as the module says."""
     line = io.StringIO()
     # The csv module quotes what its line terminator holds, and readers end a row at a lone carriage return, too.
-    csv.writer(line, lineterminator="\r\n").writerow(row)
+    csv.writer(line, lineterminator="\r\n").writerow([_written(cell) for cell in row])
     return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+_NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?")
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_WRITTEN_OUT = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+_LINE_SIGNS = re.compile(r"([\t\r\n]+)")
+"""Are quoted as in any CSV."""
+
+
+def _written(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    parts = _LINE_SIGNS.split(cell)
+    if any(shown(part) != part for part in parts[::2]) or _WRITTEN_OUT.search(cell):
+        parts[::2] = [shown(part.replace("\\", "\\\\")) for part in parts[::2]]
+        cell = "".join(parts)
+    return f"'{cell}" if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
+
+
+def _read(cell: str) -> str:
+    """Return the text of which `_written` made `cell`."""
+    if cell[:1] == "'" and _FORMULA.match(cell):
+        cell = cell[1:]
+    return _WRITTEN_OUT.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), cell)
 
 
 def _cells(spec: TaskSpec, task: TaskResult | None) -> list[str | None]:
@@ -76,10 +104,10 @@ def read_predictions(path: Path, tasks: Sequence[TaskConfig]) -> tuple[list[Task
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = list(reader.fieldnames or ())
+            rows = ([_read(cell) for cell in row] for row in csv.reader(file, strict=True))
+            header = next(rows, [])
             specs = [spec for task in tasks if (spec := _spec(task, header)) is not None]
-            return specs, [_result(row, specs) for row in reader]
+            return specs, [_result(_named(header, row), specs) for row in rows if row]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(f"{path} is damaged: {error!r}; evaluate the fold again with `metaser evaluate`") from error
 
@@ -92,14 +120,14 @@ def _spec(task: TaskConfig, header: Sequence[str]) -> TaskSpec | None:
     return spec if f"{_columns(spec)[0]}.prediction" in header else None
 
 
-def _result(row: Mapping[str | None, str], specs: Sequence[TaskSpec]) -> UtteranceResult:
-    if None in row or None in row.values():
-        raise ValueError(f"the row of {row.get('key')!r} has not as many cells as the header")
-    groups = {
-        name.removeprefix(_GROUP): cell or None
-        for name, cell in row.items()
-        if name is not None and name.startswith(_GROUP)
-    }
+def _named(header: Sequence[str], row: Sequence[str]) -> dict[str, str]:
+    if len(row) != len(header):
+        raise ValueError(f"the row of {row[0]!r} has {len(row)} cells, but the header {len(header)}")
+    return dict(zip(header, row, strict=True))
+
+
+def _result(row: Mapping[str, str], specs: Sequence[TaskSpec]) -> UtteranceResult:
+    groups = {name.removeprefix(_GROUP): cell or None for name, cell in row.items() if name.startswith(_GROUP)}
     tasks = {spec.name: task for spec in specs if (task := _task(row, spec)) is not None}
     return UtteranceResult(
         key=row["key"],
@@ -112,7 +140,7 @@ def _result(row: Mapping[str | None, str], specs: Sequence[TaskSpec]) -> Utteran
     )
 
 
-def _task(row: Mapping[str | None, str], spec: TaskSpec) -> TaskResult | None:
+def _task(row: Mapping[str, str], spec: TaskSpec) -> TaskResult | None:
     """Return the answer; None where a stage's filter kept the utterance from this task."""
     references = [row[f"{column}.reference"] or None for column in _columns(spec)]
     predictions = [row[f"{column}.prediction"] for column in _columns(spec)]

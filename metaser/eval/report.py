@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from metaser import markdown
 from metaser.errors import TrainingError
 from metaser.eval.coverage import LeftOut
 from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, UtteranceResult, rounded, task_metrics, ua_interval_95
@@ -19,6 +20,7 @@ from metaser.eval.predictions import predictions_csv
 from metaser.eval.text import TEXT_NORMALISATION
 from metaser.rundir import write_whole
 from metaser.tasks import TaskSpec
+from shards.shown import shown_text
 
 UNKNOWN_GROUP = "(unknown)"
 """Where utterances stand whose metadata does not name their group."""
@@ -32,6 +34,7 @@ _SPEAKERS = {
 _MAX_NAMED = 12
 """Labels in a sentence."""
 _INTERVAL_TITLE = "UA, 95 % interval"
+_table = partial(markdown.table, rule="---:")
 
 
 def build_report(
@@ -124,34 +127,34 @@ def write_report(
 def render_table(report: Mapping[str, Any], main_task: str, console: Console) -> None:
     """Print the tasks' metrics, the main task first, and the main task's recall per class."""
     header, rows = _task_rows(report, main_task)
-    table = Table(title=escape(_headline(report)), title_justify="left")
+    table = Table(title=shown_text(_headline(report)), title_justify="left")
     for column, title in enumerate(header):
-        table.add_column(title, justify="left" if column == 0 else "right")
+        table.add_column(shown_text(title), justify="left" if column == 0 else "right")
     for row in rows:
-        table.add_row(*map(escape, row), style="bold" if row[0] == main_task else None)
+        table.add_row(*map(shown_text, row), style="bold" if row[0] == main_task else None)
     console.print(table)
     for line in _notes(report, main_task):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        console.print(shown_text(line), highlight=False, soft_wrap=True)
 
     recall_rows = _recall_rows(report, main_task)
     if recall_rows:
-        recalls = Table(title=escape(f"{main_task}: recall per class"), title_justify="left")
+        recalls = Table(title=shown_text(f"{main_task}: recall per class"), title_justify="left")
         recalls.add_column("class")
         recalls.add_column("utterances", justify="right")
         recalls.add_column("recall", justify="right")
         for row in recall_rows:
-            recalls.add_row(*map(escape, row))
+            recalls.add_row(*map(shown_text, row))
         console.print(recalls)
 
 
 def render_folds(report: Mapping[str, Any], console: Console) -> None:
     """Print a cross-validation: a row per fold, mean and standard deviation, then the pooled predictions."""
     header, rows = _fold_rows(report)
-    table = Table(title=escape(f"{report['main_task']}, {len(report['folds'])} folds"), title_justify="left")
+    table = Table(title=shown_text(f"{report['main_task']}, {len(report['folds'])} folds"), title_justify="left")
     for column, title in enumerate(header):
-        table.add_column(title, justify="left" if column == 0 else "right")
+        table.add_column(shown_text(title), justify="left" if column == 0 else "right")
     for number, row in enumerate(rows):
-        table.add_row(*map(escape, row), end_section=number == len(report["folds"]) - 1)
+        table.add_row(*map(shown_text, row), end_section=number == len(report["folds"]) - 1)
     console.print(table)
     render_table(report, report["main_task"], console)
 
@@ -266,20 +269,31 @@ def _few(labels: Sequence[str]) -> str:
 
 def _markdown(report: Mapping[str, Any]) -> str:
     main_task = report["main_task"]
-    lines = ["# Evaluation", "", f"{_headline(report)}.", "", *_markdown_table(*_task_rows(report, main_task))]
+    lines = [
+        "# Evaluation",
+        "",
+        f"{markdown.plain(_headline(report))}.",
+        "",
+        *_table(*_task_rows(report, main_task), rule="---:"),
+    ]
     for note in _notes(report, main_task):
-        lines += ["", f"{note}."]
+        lines += ["", f"{markdown.plain(note)}."]
     if "folds" in report:
-        lines += ["", "## Folds", "", *_markdown_table(*_fold_rows(report))]
+        lines += ["", "## Folds", "", *_table(*_fold_rows(report))]
     recall_rows = _recall_rows(report, main_task)
     if recall_rows:
-        lines += ["", f"## Recall of {main_task}", "", *_markdown_table(["class", "utterances", "recall"], recall_rows)]
+        lines += [
+            "",
+            f"## Recall of {markdown.plain(main_task)}",
+            "",
+            *_table(["class", "utterances", "recall"], recall_rows, rule="---:"),
+        ]
         metrics = report["tasks"][main_task]
         rows = [
             [label, *map(str, counts)] for label, counts in zip(metrics["labels"], metrics["confusion"], strict=True)
         ]
         header = ["reference \\ predicted", *metrics["labels"]]
-        lines += ["", f"## Confusion of {main_task}", "", *_markdown_table(header, rows)]
+        lines += ["", f"## Confusion of {markdown.plain(main_task)}", "", *_table(header, rows)]
     for field, groups in report["groups"].items():
         shown = [metric for metric in METRIC_TITLES if all(metric in group for group in groups.values())]
         rows = [
@@ -287,19 +301,13 @@ def _markdown(report: Mapping[str, Any]) -> str:
             for value, group in groups.items()
         ]
         header = [field, "utterances", *(METRIC_TITLES[metric] for metric in shown)]
-        lines += ["", f"## {main_task} by {field}", "", *_markdown_table(header, rows)]
+        lines += ["", f"## {markdown.plain(f'{main_task} by {field}')}", "", *_table(header, rows)]
     for title in ("protocol", "run"):
         if report[title]:
             lines += ["", f"## {title.capitalize()}", ""]
             lines += [
-                f"- {name}: {json.dumps(value, ensure_ascii=False)}"
+                f"- {markdown.plain(name)}: {markdown.plain(json.dumps(value, ensure_ascii=False))}"
                 for name, value in report[title].items()
                 if name not in ("used", "notes")
             ]
     return "\n".join(lines) + "\n"
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return ["| " + " | ".join(cells) + " |" for cells in (escaped[0], rule, *escaped[1:])]

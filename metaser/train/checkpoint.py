@@ -83,7 +83,9 @@ def save_checkpoint(
         for name, tensors in contents.items():
             save_file(tensors, temporary / name)
         files = {name: _fingerprint(temporary / name) for name in contents}
-        (temporary / MARKER).write_text(json.dumps({"state": state.to_dict(), "files": files}, indent=1))
+        (temporary / MARKER).write_text(
+            json.dumps({"state": state.to_dict(), "files": files}, indent=1), encoding="utf-8"
+        )
         for name in (*contents, MARKER):
             _sync(temporary / name)
         shutil.rmtree(final, ignore_errors=True)
@@ -127,7 +129,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         RunError: if it is missing, incomplete or damaged.
     """
     try:
-        marker: dict[str, Any] = json.loads((path / MARKER).read_text())
+        marker: dict[str, Any] = json.loads((path / MARKER).read_text(encoding="utf-8"))
         state = TrainState.from_dict(marker["state"])
         expected = marker["files"]
         for name in {MODEL, OPTIMIZER, *expected}:
@@ -155,7 +157,7 @@ def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
 
 def _selected_step(path: Path) -> int:
     try:
-        return int(json.loads((path / MARKER).read_text())["state"]["best_step"])
+        return int(json.loads((path / MARKER).read_text(encoding="utf-8"))["state"]["best_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 

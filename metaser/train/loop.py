@@ -116,7 +116,8 @@ class StageLoop:
 
     def _report_profile(self, table: str | None) -> None:
         if table is not None:
-            log.info("where the time of a step goes, stage %d, %s", self.state.stage, table)
+            said = "where the time of a step goes, stage %d, %s"
+            log.info(said, self.state.stage, table, extra={"has_lines": True})
 
     def _batches(self, *, num_workers: int) -> Iterator[Batch]:
         data = self.runner.config.data

@@ -47,6 +47,7 @@ from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, stable_seed
 from shards.sampling import sampling_weights
+from shards.shown import ShownRecords
 from shards.splits import SplitAssignment, assign_splits, describe_splits
 
 log = logging.getLogger(__name__)
@@ -416,7 +417,8 @@ def _logging_to(run: RunDir, *, is_main: bool) -> Iterator[None]:
         yield
         return
     with writing(run.log):
-        handler = _RunLog(run.log)
+        handler = _RunLog(run.log, encoding="utf-8")
+    handler.addFilter(ShownRecords())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     packages = [logging.getLogger(name) for name in ("metaser", "shards")]
     levels = [package.level for package in packages]

@@ -82,7 +82,7 @@ def cpu_seconds() -> tuple[float, float]:
     computed_ns = waited_ns = 0
     for path in Path("/proc/self/task").glob("*/schedstat"):
         with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
-            computed, waited, _ = path.read_text().split()
+            computed, waited, _ = path.read_bytes().split()
             computed_ns += int(computed)
             waited_ns += int(waited)
     return computed_ns / 1e9, waited_ns / 1e9
@@ -131,7 +131,7 @@ class StepProfiler:
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._profile.export_chrome_trace(str(self._folder / f"{self._name}.json"))
-            (self._folder / f"{self._name}.txt").write_text(table + "\n")
+            (self._folder / f"{self._name}.txt").write_text(table + "\n", encoding="utf-8")
         self._profile = None
         return table
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch.distributed as dist
 
 from metaser.distributed import DistInfo
+from shards.shown import shown
 
 BEAT_S = 2.0
 SILENT_S = 40.0
@@ -113,7 +114,7 @@ class Watch:
         self._found.set()
         if not self._stopped.wait(GRACE_S):
             # The main thread waits in an operation that will never end.
-            print(f"error: {self._death}", file=sys.stderr, flush=True)
+            print(f"error: {shown(str(self._death))}", file=sys.stderr, flush=True)
             os._exit(EXIT_CODE)
 
     def _find_death(self) -> Death | None:
@@ -146,7 +147,7 @@ class Watch:
 def _is_running(pid: int) -> bool:
     try:
         # The state follows the name, which stands in brackets and may hold anything.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except OSError:
         return False
-    return state not in ("Z", "X")
+    return state not in (b"Z", b"X")

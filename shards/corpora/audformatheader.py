@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, ValidationError
 
 from shards.errors import CorpusError
+from shards.inputfile import read_regular
+from shards.yamltext import MAX_YAML_BYTES, YamlTextError, parse_yaml
 
 _MAX_SHOWN = 60
 
@@ -98,18 +98,6 @@ class AudformatHeader(_Part):
         return (None if split is None else split.type) or table.split_id
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads YAML, and refuses what names something twice, of which one would be lost."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        names = Counter(str(key.value) for key, _ in node.value if not key.tag.endswith(":merge"))
-        repeated = [name for name, count in names.items() if count > 1]
-        if repeated:
-            raise yaml.composer.ComposerError(None, None, f"{repeated[0]} stands there twice", node.start_mark)
-        return node
-
-
 def read_header(path: Path) -> AudformatHeader:
     """Return the header in `path`.
 
@@ -117,12 +105,11 @@ def read_header(path: Path) -> AudformatHeader:
         CorpusError: if it is none.
     """
     try:
-        content = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506
-    # Of what is no date, no number or too deep, PyYAML lets Python's own errors through.
-    except (OSError, yaml.YAMLError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise CorpusError(
-            f"{path} must be YAML that can be read, but {' '.join(str(error).split())}; restore it"
-        ) from error
+        # audformat writes it by PyYAML, that is, as YAML 1.1.
+        content = parse_yaml(read_regular(path, max_bytes=MAX_YAML_BYTES), "1.1")
+    except (OSError, YamlTextError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise CorpusError(f"{path} must be YAML that can be read, but {said}; restore it") from error
     if not isinstance(content, dict) or content.get("tables") is None:
         raise CorpusError(f"{path} must be the header of an audformat database, but names no tables")
     try:

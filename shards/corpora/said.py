@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from shards.errors import CorpusError
+from shards.inputfile import read_regular
+from shards.yamltext import MAX_YAML_BYTES, YamlTextError, parse_yaml
 
 SIDES = {"left": 1, "l": 1, "right": 2, "r": 2}
 """Channels as people call them."""
@@ -70,12 +70,11 @@ def _pairs(part: str) -> list[tuple[str, str | None]]:
 
 def _listed(path: Path) -> list[tuple[str, str | None]]:
     try:
-        # As strings: YAML would take 010 for 8 and no for false.
-        listed = yaml.load(path.read_bytes(), Loader=yaml.BaseLoader)  # noqa: S506
+        listed = parse_yaml(read_regular(path, max_bytes=MAX_YAML_BYTES), "words")
     except OSError as error:
         raise CorpusError(f"--labels must name a file that can be read, but {path} cannot: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise CorpusError(f"{path} must be YAML, but {' '.join(str(error).split())}") from error
+    except YamlTextError as error:
+        raise CorpusError(f"{path} must be YAML, but {error}") from None
     if not isinstance(listed, dict) or not all(isinstance(meaning, str) for meaning in listed.values()):
         raise CorpusError(f"{path} must give an emotion for each word, such as `Wut: anger`")
     return [(word, None if meaning.lower() in ("", "null", "~") else meaning) for word, meaning in listed.items()]

@@ -100,3 +100,33 @@ def test_test_files_have_names_of_their_own() -> None:
     # pytest imports them as top-level modules, so that a second one of a name would not be collected.
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def text_files_opened(path: Path) -> list[str]:
+    """Return the calls that read or write text in whatever encoding the locale has."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        modes = [*node.args[:2], *([given["mode"]] if "mode" in given else [])]
+        is_binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value)[:3] for mode in modes)
+        is_text = {
+            "read_text": len(node.args) < 1,
+            "write_text": len(node.args) < 2,
+            "open": not is_binary and ast.unparse(node.func) not in ("os.open", "tarfile.open"),
+            "fdopen": not is_binary,
+            "FileHandler": True,
+            "TextIOWrapper": True,
+            "run": "text" in given,
+            "Popen": "text" in given,
+        }
+        if is_text.get(name, False) and "encoding" not in given:
+            found.append(f"{path.name}:{node.lineno} {ast.unparse(node)[:60]}")
+    return found
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "slurm"])
+def test_every_text_file_is_opened_as_utf8(folder: str) -> None:
+    assert [call for path in sorted((ROOT / folder).rglob("*.py")) for call in text_files_opened(path)] == []

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from launch.cluster import (
     ask,
     check_cluster,
     check_resolves,
+    job_states,
     load_cluster,
     num_gpus,
 )
@@ -32,7 +34,8 @@ from launch.slurm import (
     master_port,
 )
 from launch.submission import clean_environment, sbatch_text, slurm_executor
-from metaser.errors import ConfigError
+from metaser.errors import ConfigError, RunError
+from shards.shown import shown
 
 ROOT = Path(__file__).parents[3]
 
@@ -213,6 +216,115 @@ def test_what_is_no_time(time):
 
 # ---------------------------------------------------------------- options of the verbs
 
+COMMAND = "touch PWN"
+HOSTILE = st.sampled_from(["\n", "\r\n", "\x0b", "\x85", "\u2028", "\x1b[2J", "\u202e", "\0"])
+QUOTED = st.text("ab '\"$`;&|<>()#*?!~{}[]=/\\", min_size=1, max_size=20)
+
+
+def read_cluster(folder, **values):
+    path = folder / "cluster.yaml"
+    path.write_text(json.dumps({"time_min": 90, **values}))
+    return load_cluster(path)
+
+
+def entry_of(name, text):
+    """Return `text` as the value `name` of a cluster's file."""
+    if name == "sbatch key":
+        return {"sbatch": {text: "x"}}
+    if name == "sbatch value":
+        return {"sbatch": {"comment": text}}
+    return {name: [text] if name in ("modules", "container_mounts", "pass_environment") else text}
+
+
+WORDS = [
+    *("partition", "account", "qos", "constraint", "modules", "container_image", "container_mounts"),
+    *("environment_file", "pass_environment", "sbatch key", "sbatch value"),
+]
+
+
+@pytest.mark.parametrize("name", WORDS)
+@given(end=HOSTILE)
+def test_no_value_begins_a_line_of_the_job(tmp_path_factory, name, end):
+    with pytest.raises(ConfigError) as caught:
+        read_cluster(tmp_path_factory.getbasetemp(), **entry_of(name, f"p{end}{COMMAND} #"))
+    said = str(caught.value)
+    assert "must" in said and shown(said) == said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("text", ["", " ", "-x", "--wrap=touch", " p"])
+def test_no_value_is_empty_or_another_option(tmp_path, name, text):
+    if name == "sbatch value" or (name in ("container_image", "environment_file", "container_mounts") and "-" in text):
+        pytest.skip("it stands behind its option's name or is a file")
+    with pytest.raises(ConfigError, match="must"):
+        read_cluster(tmp_path, **entry_of(name, text))
+
+
+@given(QUOTED, st.sampled_from(["partition", "qos", "constraint", "modules", "sbatch value", "environment_file"]))
+def test_what_a_shell_would_obey_reaches_the_job_as_one_word(tmp_path_factory, text, name):
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        cluster = read_cluster(folder, **entry_of(name, text))
+    except ConfigError:
+        assert text != text.strip() or text[0] in "-~"
+        return
+    plain = sbatch_text(slurm_executor(read_cluster(folder), Path("/runs/x/jobs"), "metaser-x")).splitlines()
+    lines = sbatch_text(slurm_executor(cluster, Path("/runs/x/jobs"), "metaser-x")).splitlines()
+    (line,) = [line for line in lines if line not in plain]
+    words = shlex.split(line.removeprefix("#SBATCH "), comments=True)
+    assert words[-1].endswith(str(Path(text).absolute()) if name == "environment_file" else text)
+    assert len(words) == {"modules": 3, "environment_file": 2}.get(name, 1)
+
+
+@pytest.mark.parametrize("name", ["ALL", "NIL", "NONE", "A=1", "A,B", "1A", "A B"])
+def test_only_names_of_variables_are_passed_on(tmp_path, name):
+    with pytest.raises(ConfigError, match="must be the name of one variable"):
+        read_cluster(tmp_path, pass_environment=[name])
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("/runs/a\ntouch PWN #/jobs", "no control characters"),
+        ("/runs/\x1b[2J/jobs", "no control characters"),
+        ("/runs/%j/jobs", "none of % "),
+        ("/runs/a\\b/jobs", "none of % "),
+        ("/runs/a,/etc:/etc/jobs", "none of , :"),
+    ],
+)
+def test_a_folder_that_would_not_reach_the_job_as_it_is(folder, words):
+    cluster = ClusterConfig(time_min=9, container_image="m.sqsh")
+    with pytest.raises(RunError, match=words):
+        slurm_executor(cluster, Path(folder), "metaser-x")
+
+
+def test_mounts_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_cluster(tmp_path, container_mounts=["~/a:/b"]).container_mounts == (f"{tmp_path}/a:/b",)
+    for wrong in ("/a,/b", "/a:", ":/b", "/a:/b\n"):
+        with pytest.raises(ConfigError, match="container_mounts"):
+            read_cluster(tmp_path, container_mounts=[wrong])
+
+
+@pytest.mark.parametrize("answer", ["a warning", "1|2\nwords", "1|"])
+def test_slurms_answer_may_be_no_table(tmp_path, monkeypatch, answer):
+    command = tmp_path / "squeue"
+    command.write_text(f"#!/bin/sh\nprintf '{answer}\\n'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ClusterError, match=r"SLURM's squeue must answer in rows of 3 words, but said"):
+        job_states(["1"])
+
+
+def test_what_slurm_says_may_be_no_text(tmp_path, monkeypatch):
+    command = tmp_path / "squeue"
+    command.write_text("#!/bin/sh\nprintf '\\377\\033[2J' >&2; exit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ClusterError, match="SLURM refused 'squeue"):
+        job_states(["1"])
+
+
 GIVEN = {
     "nodes": ("3", 3),
     "gpus_per_node": ("0", 0),
@@ -338,6 +450,9 @@ def test_gpus_are_counted_in_slurms_words(parts):
 
 def test_a_name_that_does_not_resolve_is_refused():
     check_resolves("localhost", "ask somebody")
+    for name in ("x" * 300, "a..b\n", "a\0b"):
+        with pytest.raises(ClusterError, match="must resolve to an address"):
+            check_resolves(name, "ask somebody")
     words = r"node 'node7\.invalid' must resolve to an address.+ but on .+ it does not: .+; ask somebody$"
     with pytest.raises(ClusterError, match=words):
         check_resolves("node7.invalid", "ask somebody")

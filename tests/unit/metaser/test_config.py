@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,13 @@ def test_relations_between_values_are_checked(tmp_path, change, words):
         ("seed.x=1", "seed: Input should be a valid integer"),
         ("output_dir.x.y=1", "does not fit"),
         ("seed=[", "must be YAML"),
-        ("seed=2020-13-45", "must be YAML: month must be in 1..12"),
-        ("seed=0b_", "must be YAML"),
+        ("seed=2020-13-45", "seed: Input should be a valid integer, unable to parse string as an integer"),
+        ("seed=1:30", "got '1:30'"),
+        ("seed=0b_", "got '0b_'"),
+        ("seed={a: 1, a: 2}", "must be YAML: line 1: a stands there twice"),
+        pytest.param("a." * 100 + "b=1", "must have at most 64 names", id="long path"),
+        pytest.param("seed=" + "9" * 5000, "a number of 5000 digits is too long", id="digits"),
+        pytest.param("stages." + "9" * 5000 + ".num_steps=1", "one of the items 0 to 0", id="place"),
         pytest.param("seed=" + "[" * 3000, "must be YAML", id="deep"),
         ("stages.0.weights.emotion=.inf", "stages.0.weights.emotion: Input should be a finite number, got inf"),
         ("stages.0.learning_rate.heads=1e999", "Input should be a finite number, got inf"),
@@ -152,3 +158,68 @@ def test_unreadable_files_are_refused(tmp_path):
 def test_floats_without_a_dot_are_numbers(tmp_path):
     tree = yaml.safe_dump(MINIMAL).replace("num_steps: 3", "num_steps: 3\n  weight_decay: 1e-2")
     assert load_experiment(write(tmp_path, tree)).stages[0].weight_decay == 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('""', "output_dir: must be a path without blanks around it, got ''"),
+        ("''", "output_dir: must be a path without blanks around it, got ''"),
+        ('" "', "without blanks around it, got ' '"),
+        ('"runs/x "', "without blanks around it, got 'runs/x '"),
+        ("", "output_dir: Input should be a valid string, got None"),
+        ('"a\\nb"', r"must be a path without control characters and line ends, got 'a\\nb'"),
+        ('"a\\e[2J"', "must be a path without control characters"),
+        ('"a\\0"', "must be a path without control characters"),
+        ('"a\\u202eb"', "must be a path without control characters"),
+        ("~nobody-is-called-so/x", "must begin with a user whose home is known, got '~nobody-is-called-so/x'"),
+    ],
+)
+def test_a_path_that_means_nothing_is_refused(tmp_path, text, words):
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, [f"output_dir={text}"])
+    assert words in str(caught.value)
+    if text:
+        for key in ("data.shards", "data.remote.cache_dir", "init_from", "stages.0.augment.noise.folder"):
+            with pytest.raises(ConfigError, match=f"{key}: must be"):
+                load_experiment(path, [f"{key}={text}"])
+        with pytest.raises(ConfigError, match=r"data\.shards: must be"):
+            load_experiment(path, [f"data.shards=[a, {text}]"])
+
+
+def test_a_home_is_found_and_written_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overrides = ["output_dir=~/r", "data.shards=[~/a, https://host/~me/b]", "init_from=~"]
+    overrides += ["model.encoder={kind: huggingface, name: ~/w}", "stages.0.augment.noise.folder=~root/n"]
+    experiment = load_experiment(write(tmp_path, MINIMAL), overrides)
+    assert experiment.output_dir == f"{tmp_path}/r"
+    assert experiment.data.shard_folders == (f"{tmp_path}/a", "https://host/~me/b")
+    assert experiment.init_from is None
+    assert experiment.model.encoder.name == f"{tmp_path}/w"
+    assert experiment.stages[0].augment.noise.folder == str(Path("~root/n").expanduser())
+    assert f"output_dir: {tmp_path}/r\n" in dump_experiment(experiment)
+
+
+def test_what_is_no_file_of_text_is_refused_with_its_true_reason(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b"seed: \xff")
+    (tmp_path / "large").write_bytes(b"#" * ((4 << 20) + 1))
+    for name, words in (
+        ("folder", "it is a folder, not a file"),
+        ("loop", "Too many levels of symbolic links"),
+        ("pipe", "it is a named pipe"),
+        ("bytes", "byte 6 is not UTF-8"),
+        ("large", "at most 4194304 are read"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_experiment(tmp_path / name)
+
+
+def test_many_problems_and_long_values_are_cut(tmp_path):
+    path = write(tmp_path, {**MINIMAL, **{f"key{i}": "x" * 1000 for i in range(1000)}})
+    with pytest.raises(ConfigError, match=r"has 1000 problem.*and 990 more$") as caught:
+        load_experiment(path)
+    assert len(str(caught.value)) < 5000

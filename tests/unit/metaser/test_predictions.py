@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -14,8 +16,9 @@ from metaser.errors import RunError
 from metaser.eval.metrics import TaskResult, UtteranceResult
 from metaser.eval.predictions import predictions_csv, read_predictions
 from metaser.tasks import TaskSpec
+from shards.shown import shown
 
-LABELS = ("anger", 'quo"ted, label', "n\u00e9\rutral")
+LABELS = ("anger", 'quo"ted, label', "n\u00e9\rutral", "=1+1\x1b")
 TASKS = (
     ClassificationTask(kind="classification", name="emotion", labels=LABELS),
     CtcTask(kind="ctc"),
@@ -27,8 +30,23 @@ SPECS = (
     TaskSpec(name="affect", kind="regression", fields=("valence", "arousal"), labels=("valence", "arousal")),
 )
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["a\rb", '"', ",", "\n"])
+HOSTILE = [
+    *('=HYPERLINK("http://e")', "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "'=1", "''@", "-", "'quoted", "-5", "1e5"),
+    *("\x1b[2J", "a\x9bb", "\u202ea", "a\nb", "\\x1b", "\\", "\\\\x1b\x1b", "C:\\new", "\\u202e", "a|b", "=\x1b"),
+]
+words = (
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+    | st.sampled_from(["a\rb", '"', ",", "\n", *HOSTILE])
+    | st.text("=+-@'\t\r\n\\x1b\x1b\u202eu0", min_size=1)
+)
 label = st.sampled_from(LABELS)
+
+
+def is_number(cell):
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return cell == ""
 
 
 def answers(
@@ -50,7 +68,7 @@ utterances = st.builds(
     st.none() | words,
     st.none() | words,
     st.floats(0, 1e4),
-    answers(st.none() | label, label, st.none() | st.tuples(numbers, numbers, numbers)),
+    answers(st.none() | label, label, st.none() | st.tuples(numbers, numbers, numbers, numbers)),
     answers(st.none() | words, words, st.none()),
     answers(pairs, st.tuples(numbers, numbers), st.none()),
 )
@@ -72,6 +90,9 @@ def test_every_row_is_as_wide_as_the_header_and_reads_back(tmp_path_factory, mad
     specs, found = read_predictions(path, TASKS)
     answered = [spec for spec in SPECS if any(spec.name in result.tasks for result in results)]
     assert [(spec.name, spec.fields) for spec in specs] == [(spec.name, spec.fields) for spec in answered]
+    for cell in (cell for row in rows for cell in row):
+        assert cell[:1] not in "=+-@\t\r" or is_number(cell)
+        assert all(shown(part) == part for part in re.split("[\t\r\n]", cell))
     if not any(result.groups["gender"] for result in results):
         assert all(result.groups.get("gender") is None for result in found)
     assert found == results

@@ -339,7 +339,7 @@ def test_a_header_of_another_shape_is_told_where(database, before, after, words)
 
 
 @pytest.mark.parametrize(
-    "text", ["born: 2020-99-99", f"big: {'9' * 5000}", "a: !!bool x", "a: !!timestamp x", "[" * 5000]
+    "text", ["born: 2020-99-99", f"big: {'9' * 5000}", "a: !!bool x", "a: !!timestamp x", "a: &x [*x]", "[" * 5000]
 )
 def test_values_that_are_none_are_no_yaml(database, text) -> None:
     write(database / "db.yaml", f"{HEADER}\n{text}\n")
@@ -349,7 +349,7 @@ def test_values_that_are_none_are_no_yaml(database, text) -> None:
 
 def test_nothing_in_the_header_stands_there_twice(database) -> None:
     write(database / "db.yaml", HEADER.replace("8: {gender", "3: {gender"))
-    with pytest.raises(CorpusError, match=r"db\.yaml must be YAML that can be read, but 3 stands there twice"):
+    with pytest.raises(CorpusError, match=r"db\.yaml must be YAML that can be read, but line 12: 3 stands there twice"):
         read("audformat", database)
     merged = HEADER.replace("3: {", "3: &x {").replace("8: {gender: female,", "8: {<<: *x, gender: female,")
     write(database / "db.yaml", merged)
@@ -362,9 +362,7 @@ def test_a_language_may_stand_alone(database, said, language) -> None:
     assert {i.utterance.language for i in read("audformat", database)[0]} == {language}
 
 
-@pytest.mark.parametrize(
-    "known", ["1990-01-01", "[a, b]", "{a: b}", "&x [*x]", "!!binary YQ==", "!!set {a}", ".nan", "~"]
-)
+@pytest.mark.parametrize("known", ["1990-01-01", "[a, b]", "{a: b}", "!!binary YQ==", "!!set {a}", ".nan", "~"])
 def test_what_is_known_of_a_label_may_be_anything(database, known) -> None:
     write(database / "db.yaml", HEADER.replace("age: 31", f"born: {known}"))
     items, rejected, _ = read("audformat", database)

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tones import pack_items, tone
+from tones import Tone, pack_items, tone, utterance
 
 from shards.audio import decode_stored
 from shards.errors import ShardError
@@ -19,6 +20,7 @@ from shards.index import load_index
 from shards.plan import Slot
 from shards.read import read_slots
 from shards.request import slot_request
+from shards.schema import SourceUtterance
 
 SLOTS = [
     Slot(np.array([3, 0])),
@@ -238,3 +240,42 @@ def test_windows_are_cut_from_the_decoded_clips(index):
     (damaged,) = read_slots(index, [slot], num_workers=0, timeout_s=1)
     assert damaged.valid_B.tolist() == [False, False, True, False]
     assert len(damaged.problems) == 3
+
+
+READ_ALL = """
+import sys
+from shards.errors import ShardError
+from shards.index import load_index
+from shards.plan import Slot
+from shards.read import read_slots
+import numpy as np
+if __name__ == "__main__":
+    try:
+        list(read_slots(load_index([sys.argv[1]]), [Slot(np.array([0, 1]))] * 9, num_workers=1, timeout_s=60))
+    except ShardError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "words"),
+    [
+        ("mount -t tmpfs -o size=64k tmpfs /dev/shm", "No space left on device"),
+        ("mount -t tmpfs -o size=1m,ro tmpfs /dev/shm", "Read-only file system"),
+        ("ulimit -n 16", "Too many open files for 1 readers, at most 16"),
+    ],
+)
+def test_what_keeps_readers_from_sharing_is_told_at_once(tmp_path, surroundings, words):
+    mounting = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    pack_items([SourceUtterance(utterance(name), Tone(440, 32_000)) for name in "ab"], tmp_path / "shards")
+    program = tmp_path / "program.py"
+    program.write_text(READ_ALL)
+    script = f'{surroundings} && exec "$@"'
+    command = ["unshare", "-m", "bash", "-c", script, "-", sys.executable, str(program), str(tmp_path / "shards")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert "must share memory and files with the training, but: " in done.stdout, done
+    assert words in done.stdout and "data.num_workers to 0" in done.stdout
+    assert "Traceback" not in done.stderr
