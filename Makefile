@@ -1,6 +1,8 @@
 # Two commands do all the set-up: `make demo` and `make test`. Each creates .venv if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
+FUZZ_SECONDS ?= 300
+FUZZ_SEED ?= 0
 CLUSTER := /tmp/metaser-slurm-test
 CLUSTER_TESTS ?= cluster
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -9,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 OLDEST_PYTHON ?= $(shell for python in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3.12 python3.11 $(PYTHON); do \
 	$$python -c "" 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test oldest lint bench reliability cluster clean
+.PHONY: demo test oldest lint bench fuzz reliability cluster clean
 
 demo: .venv/demo-ready
 	$(BIN)/metaser demo --out runs/demo
@@ -31,8 +33,13 @@ lint: .venv/all-ready
 bench: .venv/all-ready
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
 
+# Damaged and hostile input for all that is read; what fails is kept in runs/fuzz, to be judged again by --replay.
+fuzz: .venv/all-ready
+	$(BIN)/python tests/fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --keep runs/fuzz
+
 reliability: .venv/all-ready
 	$(BIN)/python -m pytest -m "(distributed or reliability) and not cluster"
+	$(MAKE) fuzz FUZZ_SECONDS=3600
 
 # A real SLURM of two nodes on this machine (as root; installs it on Debian where it is absent), the tests on it, and away again.
 cluster: .venv/all-ready

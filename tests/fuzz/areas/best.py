@@ -1,0 +1,102 @@
+"""An exported model's folder: any change that is accepted must leave every answer as it was."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fuzz.area import ACCEPTED, REFUSED, Area, Plan, Run, Said, need, raises_input_error, refused
+from fuzz.common import GOOD, RUN, choose, copy_folder, files_of, json_lines, make_common, replace_file
+from fuzz.mutate import damaged_bytes, damaged_tree, doubled_name, json_bytes
+
+
+class Best(Area):
+    """`predict` and `from_pretrained` on a damaged copy."""
+
+    name = "best"
+
+    def prepare(self) -> None:
+        make_common()
+
+    def make(self, draw: random.Random, work: Path) -> Plan:
+        folder = copy_folder(RUN / "best", work / "best")
+        path = draw.choice([*files_of(folder), folder / "config.json", folder / "model.safetensors"])
+        kind = choose(draw, [("bytes", 5), ("json", 5), ("weights", 3), ("replaced", 1), ("header", 2)])
+        if kind == "json":
+            path = draw.choice([path for path in files_of(folder) if path.suffix == ".json"])
+            text = json_bytes(damaged_tree(draw, json.loads(path.read_bytes())), indent=2)
+            path.write_bytes(
+                doubled_name(draw, text.decode(errors="replace")).encode() if draw.random() < 0.1 else text
+            )
+        elif kind in ("weights", "header"):
+            path = folder / "model.safetensors"
+            path.write_bytes(_damaged_weights(draw, path.read_bytes(), in_header=kind == "header"))
+        elif kind == "replaced":
+            kind = replace_file(draw, path)
+        else:
+            path.write_bytes(damaged_bytes(draw, path.read_bytes()))
+        entry = choose(draw, [("predict", 4), ("from_pretrained", 2)])
+        return {"file": path.name, "kind": kind, "entry": entry}
+
+    def judge(self, work: Path, plan: Plan, run: Run) -> str:
+        if plan["entry"] == "from_pretrained":
+            return self._loaded(work / "best", plan)
+        said = run(["predict", work / "best", GOOD, "--format", "jsonl"])
+        if refused(said):
+            return REFUSED
+        need(_answers(said) == self._right, f"another answer after {plan}: {said.out[:300]!r}")
+        return ACCEPTED
+
+    def _loaded(self, folder: Path, plan: Plan) -> str:
+        from metaser.model.metaser import MetaSERModel
+
+        models: list[Any] = []
+        if raises_input_error(lambda: models.append(MetaSERModel.from_pretrained(folder))):
+            return REFUSED
+        (model,) = models
+        state, right = model.state_dict(), self._weights
+        is_same = state.keys() == right.keys() and all(state[name].equal(right[name]) for name in right)
+        need(is_same, f"other weights after {plan}")
+        told = (model.config.tasks, model.config.main_task, model.config.model, model.config.encoder)
+        need(told == self._told, f"another model after {plan}")
+        return ACCEPTED
+
+    @cached_property
+    def _right(self) -> list[Any]:
+        from fuzz.area import run_here
+
+        return _answers(run_here(["predict", RUN / "best", GOOD, "--format", "jsonl"]))
+
+    @cached_property
+    def _sound(self) -> Any:
+        from metaser.model.metaser import MetaSERModel
+
+        return MetaSERModel.from_pretrained(RUN / "best")
+
+    @property
+    def _weights(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._sound.state_dict()
+        return state
+
+    @property
+    def _told(self) -> tuple[Any, ...]:
+        config = self._sound.config
+        return config.tasks, config.main_task, config.model, config.encoder
+
+
+def _answers(said: Said) -> list[Any]:
+    return json_lines(said.out)
+
+
+def _damaged_weights(draw: random.Random, data: bytes, *, in_header: bool) -> bytes:
+    size = struct.unpack("<Q", data[:8])[0]
+    if not in_header:
+        at = draw.randrange(8 + size, len(data))
+        return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+    header = json_bytes(damaged_tree(draw, json.loads(data[8 : 8 + size])), separators=(",", ":"))
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + data[8 + size :]

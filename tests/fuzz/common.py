@@ -1,0 +1,96 @@
+"""Sound input that several areas damage: a tiny corpus, the run trained on it, and recordings."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+import yaml
+
+from shards.schema import RATE_HZ
+
+COMMON = Path("common")
+"""Below the folder in which areas run."""
+RUN, SHARDS, EXPERIMENT, GOOD = COMMON / "run", COMMON / "shards", COMMON / "tiny.yaml", COMMON / "good.wav"
+
+
+def make_common(*, with_run: bool = True) -> None:
+    """Make what is not there yet: the corpus, the experiment, a recording, and the run."""
+    from tinyruns import make_corpus
+
+    if not SHARDS.exists():
+        COMMON.mkdir(exist_ok=True)
+        make_corpus(COMMON)
+        sf.write(GOOD, sound(0), RATE_HZ)
+    if with_run and not RUN.exists():
+        train(RUN)
+
+
+def train(run: Path, *overrides: str) -> None:
+    """Train the tiny experiment in this process."""
+    from metaser.config.load import load_experiment
+    from metaser.distributed import DistInfo
+    from metaser.train.run import train as train_run
+
+    train_run(load_experiment(EXPERIMENT, [f"output_dir={run}", *overrides]), DistInfo(0, 1, 0))
+
+
+def sound(seed: int, num_samples: int = 8000) -> np.ndarray:
+    """Return a tone in noise."""
+    noise = np.random.default_rng(seed).standard_normal(num_samples)
+    return (0.2 * np.sin(np.arange(num_samples) * (0.02 + 0.01 * seed)) + 0.02 * noise).astype(np.float32)
+
+
+@cache
+def experiment() -> dict[str, Any]:
+    """Return the tree of the tiny experiment."""
+    tree: dict[str, Any] = yaml.safe_load(EXPERIMENT.read_text())
+    return tree
+
+
+def copy_folder(source: Path, to: Path) -> Path:
+    """Copy a folder, files that are only read as links: what is damaged is written anew."""
+    return shutil.copytree(source, to)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return all files below `folder`, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def replace_file(draw: random.Random, path: Path) -> str:
+    """Put something in the place of a file that is none, or nothing; return what."""
+    what = draw.choice(("gone", "folder", "loop", "empty", "device", "pipe"))
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    elif what == "loop":
+        path.symlink_to(path.name)
+    elif what == "empty":
+        path.touch()
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "pipe":
+        import os
+
+        os.mkfifo(path)
+    return what
+
+
+def json_lines(text: str) -> list[Any]:
+    """Return the objects of JSON lines of ours."""
+    from fuzz.area import parsed_json
+
+    return [parsed_json(line) for line in text.splitlines()]
+
+
+def choose(draw: random.Random, weighted: Sequence[tuple[str, int]]) -> str:
+    """Return one of several words, each as often as its number says."""
+    (chosen,) = draw.choices([word for word, _ in weighted], [weight for _, weight in weighted])
+    return chosen
