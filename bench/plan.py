@@ -41,33 +41,36 @@ NUM_STEPS = 2_000
 def write_folder(folder: Path, count: int) -> None:
     """Write the index and manifest of `count` utterances of 500 speakers, and a tar of the size they name (a hole)."""
     generator = np.random.default_rng(0)
+    duration_s = 0.0
+    speakers = [f"s{row * 500 // count:03d}" for row in range(count)]
     with pq.ParquetWriter(folder / "index.parquet", INDEX_SCHEMA, compression="zstd", compression_level=3) as writer:
         for start in range(0, count, 1 << 17):
             rows = np.arange(start, min(count, start + (1 << 17)))
             size = len(rows)
             words = {
-                "key": [f"made/s{row % 500:03d}/utterance-{row:09d}" for row in rows.tolist()],
+                "key": [f"made/{speakers[row]}/utterance-{row:09d}" for row in rows.tolist()],
                 "corpus": ["made"] * size,
-                "speaker": [f"made:s{row % 500:03d}" for row in rows.tolist()],
-                "gender": [("female", "male")[row % 500 % 2] for row in rows.tolist()],
+                "speaker": [f"made:{speakers[row]}" for row in rows.tolist()],
+                "gender": [("female", "male")[int(speakers[row][1:]) % 2] for row in rows.tolist()],
                 "emotion": [EMOTIONS[number] for number in generator.integers(0, 4, size).tolist()],
                 "text": [f"sentence number {row} of many that nobody needs while planning" for row in rows.tolist()],
                 "extra": ["{}"] * size,
             }
             numbers = {
                 "shard": np.zeros(size, np.int32),
-                "audio_offset": rows * 100_000,
+                "audio_offset": 512 + rows * 100_352,
                 "audio_bytes": np.full(size, 90_000),
                 "num_samples": (RATE_HZ * np.exp(generator.normal(1.328, 0.5935, size)))
                 .clip(8_000, 480_000)
                 .astype(int),
             }
+            duration_s += float(numbers["num_samples"].sum()) / RATE_HZ
             digests = {name: [generator.bytes(32) for _ in range(size)] for name in ("audio_sha256", "pcm_sha256")}
             columns = {name: [None] * size for name in INDEX_SCHEMA.names} | words | numbers | digests
             writer.write_table(pa.table(columns, schema=INDEX_SCHEMA))
     tar = folder / "made-000000.tar"
     with tar.open("wb") as file:
-        file.truncate(count * 100_000)
+        file.truncate(count * 100_352 + 1_024)
     (folder / "rejected.jsonl").touch()
 
     def record(path: Path) -> dict[str, object]:
@@ -82,7 +85,13 @@ def write_folder(folder: Path, count: int) -> None:
         settings=Settings(seed=0, shard_utterances=count, max_duration_s=60, versions={}),
         fingerprint="",
         shards=(
-            ShardRecord(name=tar.name, num_bytes=tar.stat().st_size, sha256="", num_utterances=count, duration_s=0),
+            ShardRecord(
+                name=tar.name,
+                num_bytes=tar.stat().st_size,
+                sha256="0" * 64,
+                num_utterances=count,
+                duration_s=duration_s,
+            ),
         ),
         index=IndexRecord(**record(folder / "index.parquet"), num_utterances=count),
         rejected=FileRecord(**record(folder / "rejected.jsonl")),

@@ -6,13 +6,14 @@ lengths, speakers and splits, never their transcripts.
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,40 +23,22 @@ import pyarrow.parquet as pq
 
 from shards.config import RemoteConfig
 from shards.errors import FilterError, ShardError
+from shards.indexfile import AGAIN, DIGEST, INDEX_SCHEMA, NUMBERS, IndexFile, parsed_extra, parsed_votes
+from shards.inputfile import open_regular
 from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
-from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, file_sha256, read_manifest
+from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, read_manifest
 from shards.numbers import number_of
-from shards.schema import METADATA_FIELDS, RATE_HZ, Utterance
+from shards.schema import LABEL_FIELDS, METADATA_FIELDS, RATE_HZ, Utterance
 from shards.store import is_url, join, read_file
 
-_NUMBERS = ("valence", "arousal", "dominance", "age")
-_DIGEST = pa.binary(32)
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("corpus", pa.string()),
-        ("shard", pa.int32()),
-        ("audio_offset", pa.int64()),
-        ("audio_bytes", pa.int64()),
-        ("audio_sha256", _DIGEST),
-        ("meta_offset", pa.int64()),
-        ("meta_bytes", pa.int64()),
-        ("num_samples", pa.int64()),
-        ("pcm_sha256", _DIGEST),
-        ("source", pa.string()),
-        *((name, pa.float64() if name in _NUMBERS else pa.string()) for name in METADATA_FIELDS),
-        ("extra", pa.string()),
-    ]
-)
 _ROWS_PER_GROUP = 1 << 17
+_DURATION_TOLERANCE = 1e-6
+"""Sums of samples are exact, but another writer may add seconds."""
 
 IDENTITY_FIELDS = ("key", "corpus", "source")
 DERIVED_FIELDS = ("age_group", "duration_s")
-NUMBER_FIELDS = (*_NUMBERS, "duration_s")
+NUMBER_FIELDS = (*NUMBERS, "duration_s")
 """Fields that hold numbers; all others but `emotion_votes` and `extra.*` hold text."""
-LABEL_FIELDS = ("corpus", "emotion", "gender", "style", "language", "intensity", "session", "split", "age_group")
-"""Fields whose values are few enough to count one by one."""
-
 
 Alike = Callable[[pa.Array], pa.Array]
 
@@ -84,19 +67,38 @@ class Codes(NamedTuple):
         return found
 
 
+class KeyRange(NamedTuple):
+    """The keys of a folder."""
+
+    lowest: str
+    highest: str
+    is_ascending: bool
+    """Which no key that stands twice can be."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[pa.Array]) -> KeyRange:
+        """Return the range of keys that stand in several pieces, none of them empty."""
+        is_ascending = all(pc.all(pc.less(piece[:-1], piece[1:])).as_py() is not False for piece in pieces)
+        ends = [(piece[0].as_py(), piece[-1].as_py()) for piece in pieces]
+        if is_ascending and all(before[1] < after[0] for before, after in pairwise(ends)):
+            return cls(ends[0][0], ends[-1][1], True)
+        bounds = [pc.min_max(piece).as_py() for piece in pieces]
+        return cls(min(bound["min"] for bound in bounds), max(bound["max"] for bound in bounds), False)
+
+
 class _Columns:
     """The columns of several tables, one below the other; each is read once, when it is first needed.
 
     Columns stay in the pieces in which they are stored: putting ten million keys into one array would hold them twice.
     """
 
-    def __init__(self, tables: Sequence[pa.Table | pq.ParquetFile], first_shards: Sequence[int]) -> None:
+    def __init__(self, tables: Sequence[pa.Table | IndexFile], first_shards: Sequence[int]) -> None:
         self._tables = tables
         self._first_shards = first_shards
         self._read: dict[str, tuple[list[pa.Array], np.ndarray]] = {}
         self._numbers: dict[str, np.ndarray] = {}
         self._codes: dict[str, Codes] = {}
-        self.num_rows = sum(_num_rows(table) for table in tables)
+        self.num_rows = sum(table.num_rows for table in tables)
 
     def take(self, name: str, rows: np.ndarray | None) -> pa.Array:
         """Return some rows of a column, or all."""
@@ -104,15 +106,16 @@ class _Columns:
         if rows is None:
             wide = _wide(INDEX_SCHEMA.field(name).type)
             return pa.concat_arrays([pa.array([], wide), *(piece.cast(wide) for piece in pieces)])
+        kind = INDEX_SCHEMA.field(name).type
         if len(pieces) == 1:
-            return pieces[0].take(pa.array(rows))
+            return pieces[0].take(pa.array(rows)).cast(kind)
         piece_of = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(piece_of, kind="stable")
         cuts = np.flatnonzero(np.diff(piece_of[order])) + 1
-        taken = [pa.array([], INDEX_SCHEMA.field(name).type)]
+        taken = [pa.array([], kind)]
         for part in np.split(order, cuts) if len(rows) else []:
             number = piece_of[part[0]]
-            taken.append(pieces[number].take(pa.array(rows[part] - starts[number])))
+            taken.append(pieces[number].take(pa.array(rows[part] - starts[number])).cast(kind))
         place_of = np.empty(len(rows), np.int64)
         place_of[order] = np.arange(len(rows))
         if len(rows) > _ROWS_PER_GROUP:
@@ -154,8 +157,29 @@ class _Columns:
         for table in self._tables:
             for piece in _stored_pieces(table, name):
                 start, end = end, end + len(piece)
-                heads[start:end] = np.where(piece.is_null().to_numpy(zero_copy_only=False), 0, _heads(alike(piece)))
+                plain = piece.cast(INDEX_SCHEMA.field(name).type)
+                heads[start:end] = np.where(plain.is_null().to_numpy(zero_copy_only=False), 0, _heads(alike(plain)))
         return heads
+
+    def check(self) -> None:
+        """Read every column once, and keep nothing."""
+        for table in self._tables:
+            for name in INDEX_SCHEMA.names:
+                for _ in _stored_pieces(table, name):
+                    pass
+
+    def key_ranges(self) -> list[KeyRange]:
+        """Return of each table, none of them empty, the first and the last key, and whether they ascend."""
+        pieces = iter(self._pieces("key")[0])
+        found = []
+        for table in self._tables:
+            num_left = table.num_rows
+            own: list[pa.Array] = []
+            while num_left > 0:
+                own.append(next(pieces))
+                num_left -= len(own[-1])
+            found.append(KeyRange.of([piece for piece in own if len(piece)]))
+        return found
 
     def _pieces(self, name: str) -> tuple[list[pa.Array], np.ndarray]:
         if name not in self._read:
@@ -167,7 +191,7 @@ class _Columns:
 def _heads(piece: pa.Array) -> np.ndarray:
     if not len(piece):
         return np.empty(0, np.uint64)
-    if piece.type == _DIGEST:
+    if piece.type == DIGEST:
         whole: np.ndarray = np.frombuffer(piece.buffers()[1], dtype="<u8")[:: 32 // 8]
         return whole[piece.offset :][: len(piece)]
     encoded = piece.dictionary_encode()
@@ -181,23 +205,9 @@ def _wide(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if kind == pa.string() else kind
 
 
-def _num_rows(table: pa.Table | pq.ParquetFile) -> int:
-    return int(table.num_rows if isinstance(table, pa.Table) else table.metadata.num_rows)
-
-
-def _stored_pieces(table: pa.Table | pq.ParquetFile, name: str) -> Iterable[pa.Array]:
-    """Yield one column piece by piece; what schema version 1 wrote otherwise is turned into today's form."""
-    if isinstance(table, pa.Table):
-        yield from table.column(name).chunks
-        return
-    if name not in table.schema_arrow.names:
-        yield pa.nulls(_num_rows(table), INDEX_SCHEMA.field(name).type)
-        return
-    for group in range(table.metadata.num_row_groups):
-        for chunk in table.read_row_group(group, columns=[name]).column(name).chunks:
-            if INDEX_SCHEMA.field(name).type == _DIGEST and chunk.type == pa.string():
-                chunk = pa.array([None if text is None else bytes.fromhex(text) for text in chunk.to_pylist()], _DIGEST)
-            yield chunk.cast(INDEX_SCHEMA.field(name).type)
+def _stored_pieces(table: pa.Table | IndexFile, name: str) -> Iterable[pa.Array]:
+    """Yield one column piece by piece, words as strings or as a dictionary of strings."""
+    return table.column(name).chunks if isinstance(table, pa.Table) else table.pieces(name)
 
 
 @dataclass(frozen=True)
@@ -303,8 +313,16 @@ class Index:
             return [None if number < 0 else codes.words[number] for number in codes.numbers.tolist()]
         stored: list[Any] = self.column(name).to_pylist()
         if name == "emotion_votes":
-            return [None if votes is None else json.loads(votes) for votes in stored]
+            return [None if votes is None else parsed_votes(votes) for votes in stored]
         return stored
+
+    def check_columns(self) -> None:
+        """Read every column of the tables, those that no plan needs, too.
+
+        Raises:
+            ShardError: if one cannot be read or holds a value that it may not have.
+        """
+        self.columns.check()
 
     def repeated_rows(self, name: str, alike: Alike = lambda piece: piece) -> np.ndarray:
         """Return the rows whose value of a stored column of words or digests may stand in another row as well.
@@ -342,7 +360,7 @@ class Index:
 
 def _inside(codes: Codes, name: str) -> Codes:
     """Return one value inside JSON objects that are coded as a whole."""
-    values = [json.loads(word).get(name) for word in codes.words]
+    values = [parsed_extra(word).get(name) for word in codes.words]
     # 1, 1.0 and True are one key of a dictionary, and three different values here.
     number_of: dict[tuple[type, Any], int] = {}
     numbers = [-1 if value is None else number_of.setdefault((type(value), value), len(number_of)) for value in values]
@@ -397,7 +415,7 @@ def load_index(folders: Sequence[str | Path], remote: RemoteConfig | None = None
     if not folders:
         raise ShardError("at least one shard folder must be given, got none")
     manifests = [read_manifest(folder, remote) for folder in folders]
-    tables: list[pq.ParquetFile] = []
+    tables: list[IndexFile] = []
     first_shards: list[int] = []
     places: list[str] = []
     for folder, manifest in zip(map(str, folders), manifests, strict=True):
@@ -407,16 +425,17 @@ def load_index(folders: Sequence[str | Path], remote: RemoteConfig | None = None
             if not is_url(place):
                 _check_size(Path(place), shard)
             places.append(place)
-        tables.append(_open_table(join(folder, manifest.index.name), manifest.index, remote))
+        tables.append(_open_table(join(folder, manifest.index.name), manifest, remote))
     extra_names = {name for manifest in manifests for name in manifest.extra_names}
     index = Index(_Columns(tables, first_shards), tuple(places), tuple(sorted(extra_names)))
+    _check_rows(index, folders, manifests)
     _check_keys(index, folders, manifests)
     return index
 
 
 def open_index(table: pq.ParquetFile, shard_places: Sequence[str]) -> Index:
-    """Return the utterances of one table, not checked; `extra.*` fields are not known."""
-    return Index(_Columns([table], [0]), tuple(shard_places))
+    """Return the utterances of one table, not compared with any tar; `extra.*` fields are not known."""
+    return Index(_Columns([IndexFile(table, "the index")], [0]), tuple(shard_places))
 
 
 def tar_place(folder: str, manifest: Manifest, name: str) -> str:
@@ -435,10 +454,72 @@ def tar_place(folder: str, manifest: Manifest, name: str) -> str:
     return str(Path(folder) / manifest.tars / name)
 
 
+def _check_rows(index: Index, folders: Sequence[str | Path], manifests: Sequence[Manifest]) -> None:
+    """Refuse rows that do not lie in the tars as the manifests say: how many in each, how long, one behind another."""
+    columns = [index.numbers(name) for name in ("shard", "audio_offset", "audio_bytes", "num_samples")]
+    row = first_shard = 0
+    for folder, manifest in zip(folders, manifests, strict=True):
+        end = row + manifest.index.num_utterances
+        shards, offsets, sizes, num_samples = (column[row:end] for column in columns)
+        fault = _place_fault(manifest, shards - first_shard, offsets, sizes, num_samples)
+        if fault is not None:
+            place = join(str(folder), manifest.index.name)
+            raise ShardError(f"{place} must agree with {MANIFEST_NAME} and the tars, but {fault}; {AGAIN}")
+        row, first_shard = end, first_shard + len(manifest.shards)
+
+
+def _place_fault(
+    manifest: Manifest, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, num_samples: np.ndarray
+) -> str | None:
+    """Return what is wrong with the places and lengths of one folder's audio."""
+    records = manifest.shards
+    if (shards[1:] < shards[:-1]).any():
+        return f"its rows are not in the order of the {len(records)} tars"
+    starts = np.searchsorted(shards, np.arange(len(records) + 1))
+    for record, count in zip(records, np.diff(starts).tolist(), strict=True):
+        if count != record.num_utterances:
+            return f"{count} rows lie in {record.name}, which has {record.num_utterances} utterances"
+    filled = [record for record in records if record.num_utterances]
+    starts = np.unique(starts[:-1])[: len(filled)]
+    durations_s = np.add.reduceat(num_samples, starts) / RATE_HZ
+    for record, duration_s in zip(filled, durations_s.tolist(), strict=True):
+        if abs(duration_s - record.duration_s) > _DURATION_TOLERANCE * max(1.0, duration_s):
+            return f"the rows of {record.name} last {duration_s:g} s, and the manifest says {record.duration_s:g}"
+    ends = offsets + sizes
+    if (np.maximum.reduceat(ends, starts) > [record.num_bytes for record in filled]).any():
+        outside = np.flatnonzero(ends > np.asarray([record.num_bytes for record in records])[shards])
+        first = outside[0]
+        where = f"{sizes[first]} bytes at {offsets[first]} of {records[shards[first]].name}"
+        return f"row {first} names {where}, behind its end ({len(outside)} such rows)"
+    longest_s = float(num_samples.max()) / RATE_HZ
+    if longest_s > manifest.settings.max_duration_s:
+        return f"an utterance lasts {longest_s:g} s, and the manifest allows {manifest.settings.max_duration_s:g}"
+    is_overlapping = offsets[1:] < ends[:-1]
+    is_overlapping[starts[1:] - 1] = False
+    if is_overlapping.any():
+        # Adopted tars need not have their keys in order.
+        order = np.lexsort((offsets, shards))
+        is_overlapping = offsets[order][1:] < ends[order][:-1]
+        is_overlapping[starts[1:] - 1] = False
+        pairs = np.flatnonzero(is_overlapping)
+        if len(pairs):
+            rows = sorted(order[pairs[0] : pairs[0] + 2].tolist())
+            return f"rows {rows[0]} and {rows[1]} have the same bytes ({len(pairs)} such pairs)"
+    return None
+
+
 def _check_keys(index: Index, folders: Sequence[str | Path], manifests: Sequence[Manifest]) -> None:
-    """Refuse a key in two folders. Within a folder packing has seen to it, and keys begin with their corpus."""
-    corpora = [corpus for manifest in manifests for corpus in manifest.labels["corpus"]]
-    if len(set(corpora)) == len(corpora):
+    """Refuse keys that are not in order, as in packed folders they are, and a key in two folders.
+
+    Of adopted folders `survey.verify` looks whether a key stands twice: their tars have any order.
+    """
+    ranges = index.columns.key_ranges()
+    for folder, manifest, found in zip(folders, manifests, ranges, strict=True):
+        if manifest.settings.shard_utterances and not found.is_ascending:
+            place = join(str(folder), manifest.index.name)
+            raise ShardError(f"{place} must have its rows in the order of their keys, each once, but has not; {AGAIN}")
+    ordered = sorted(ranges, key=lambda found: found.lowest)
+    if all(before.highest < after.lowest for before, after in pairwise(ordered)):
         return
     repeated = repeated_key(index)
     if repeated is not None:
@@ -451,31 +532,42 @@ def _check_keys(index: Index, folders: Sequence[str | Path], manifests: Sequence
 
 def _check_size(path: Path, record: FileRecord) -> None:
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
     except FileNotFoundError:
-        raise ShardError(f"{path} must exist: {MANIFEST_NAME} lists it; pack or copy the folder again") from None
-    if num_bytes != record.num_bytes:
+        raise ShardError(f"{path} must exist: {MANIFEST_NAME} lists it; {AGAIN}") from None
+    except OSError as error:
+        raise ShardError(f"{path} must be readable, but {error.strerror}; {AGAIN}") from error
+    if not S_ISREG(status.st_mode):
+        raise ShardError(f"{path} must be a plain file, but is a folder, a pipe or a device; {AGAIN}")
+    if status.st_size != record.num_bytes:
         raise ShardError(
-            f"{path} must have {record.num_bytes} bytes as {MANIFEST_NAME} says, but has {num_bytes}; pack or copy "
-            "the folder again"
+            f"{path} must have {record.num_bytes} bytes as {MANIFEST_NAME} says, but has {status.st_size}; {AGAIN}"
         )
 
 
-def _open_table(place: str, record: FileRecord, remote: RemoteConfig | None) -> pq.ParquetFile:
+def _open_table(place: str, manifest: Manifest, remote: RemoteConfig | None) -> IndexFile:
+    record = manifest.index
+    source: Path | pa.Buffer = Path(place)
     if is_url(place):
-        return pq.ParquetFile(
-            pa.BufferReader(read_file(place, remote, num_bytes=record.num_bytes, sha256=record.sha256))
-        )
-    path = Path(place)
-    _check_size(path, record)
-    digest = file_sha256(path)
-    if digest != record.sha256:
-        raise ShardError(
-            f"{path} must have sha256 {record.sha256} as {MANIFEST_NAME} says, but has {digest}; pack or copy the "
-            "folder again"
-        )
-    # Not mapped: ten million utterances' pages would count as this process's memory.
-    return pq.ParquetFile(path)
+        source = pa.py_buffer(read_file(place, remote, num_bytes=record.num_bytes, sha256=record.sha256))
+    else:
+        _check_size(Path(place), record)
+        try:
+            with open_regular(place) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ShardError(f"{place} must be readable, but {error.strerror or error}; {AGAIN}") from error
+        if digest != record.sha256:
+            raise ShardError(
+                f"{place} must have sha256 {record.sha256} as {MANIFEST_NAME} says, but has {digest}; {AGAIN}"
+            )
+    return IndexFile.open(
+        source,
+        place,
+        version=manifest.schema_version,
+        num_shards=len(manifest.shards),
+        num_rows=record.num_utterances,
+    )
 
 
 def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -6,9 +6,9 @@ What is wrong is an `OSError` whose `strerror` says it, so that whoever tells of
 from __future__ import annotations
 
 import errno
-import io
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 
 MAX_TEXT_BYTES = 1 << 30
@@ -25,7 +25,7 @@ _KINDS = (
 )
 
 
-def open_regular(path: str | Path) -> io.BufferedReader:
+def open_regular(path: str | Path) -> BufferedReader:
     """Return the regular file at `path` (links are followed), opened for reading; never waits for a pipe's writer.
 
     Raises:

@@ -350,7 +350,7 @@ class _PackJob:
         planned = {item.utterance.key: item.utterance for item in self.items}
         try:
             with open_regular(self.path) as file:
-                members = list(tar_members(file))
+                members = list(tar_members(file, note.shard.num_bytes))
                 if len(members) != 2 * len(note.rows):
                     return f"it has {len(note.rows)} rows, but the tar {len(members)} members"
                 for row, audio, meta in zip(note.rows, members[::2], members[1::2], strict=True):

@@ -24,6 +24,15 @@ RATE_HZ = 16_000
 AUDIO_SUFFIX = "flac"
 META_SUFFIX = "json"
 MAX_KEY_PART_BYTES = 90
+MAX_WORD_BYTES = 4096
+"""Of a key, a name or a label, in UTF-8."""
+MAX_TEXT_BYTES = 1 << 20
+"""Of a text, a source, all votes or all of `extra`."""
+MAX_FILE_BYTES = 1 << 50
+"""Of a tar, an index or a list of rejections, as a manifest may state it."""
+AGES_YEARS = (0, 150)
+MIN_TAR_BYTES = 1024
+"""That an utterance takes in a tar: a header and its audio, each in blocks of 512."""
 
 SPLITS = ("train", "dev", "test")
 Split = Literal["train", "dev", "test"]
@@ -70,6 +79,9 @@ class Utterance(BaseModel):
 
 METADATA_FIELDS = tuple(name for name in Utterance.model_fields if name not in ("key", "corpus", "source", "extra"))
 """Fields that tasks, filters and splits may read."""
+
+LABEL_FIELDS = ("corpus", "emotion", "gender", "style", "language", "intensity", "session", "split", "age_group")
+"""Fields whose values are few enough to count one by one."""
 
 
 class AudioSource(Protocol):

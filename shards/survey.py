@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,20 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from shards.audio import decode_stored, pcm16, pcm_sha256
 from shards.config import RemoteConfig
-from shards.corpora.identities import composed
-from shards.errors import AudioError, ShardError
-from shards.index import INDEX_SCHEMA, Index, duplicate_rows, index_row, label_tables, load_index
-from shards.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    ShardRecord,
-    manifest_bytes,
-    read_manifest,
-)
-from shards.schema import METADATA_FIELDS, READABLE_VERSIONS, SPLITS, Utterance
-from shards.store import PIECE_BYTES, RangeReader, join, read_file
+from shards.errors import ShardError
+from shards.index import Index, duplicate_rows, label_tables, load_index
+from shards.indexfile import INDEX_SCHEMA
+from shards.jsontext import parse_json
+from shards.manifest import MANIFEST_NAME, Manifest, as_written, read_manifest
+from shards.schema import METADATA_FIELDS, SPLITS
+from shards.store import RangeReader, join, read_file
+from shards.verification import TarCheck, index_problems, rejected_sources
 
 HISTOGRAM_EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
 NO_SPLIT = "none"
@@ -133,7 +126,7 @@ def verify(
     progress: Callable[[int, int], None] | None = None,
     remote: RemoteConfig | None = None,
 ) -> list[str]:
-    """Re-read every byte of `folders` and return what is not as it was packed, naming keys and files.
+    """Compare everything that `folders` say of themselves, to the last byte, and return what does not agree.
 
     Args:
         folders: Shard folders, paths or URLs.
@@ -148,16 +141,34 @@ def verify(
         except ShardError as error:
             # Without a sound manifest and index nothing says where the utterances lie.
             problems.append(str(error))
+    if len(opened) == len(folders) > 1:
+        try:
+            load_index(folders, remote)
+        except ShardError as error:
+            problems.append(str(error))
     total = sum(len(index) for _, _, index in opened)
     num_checked = 0
     ranges = RangeReader(remote)
     for folder, manifest, index in opened:
-        problems += _verify_side_files(folder, manifest, remote)
-        shards = index.numbers("shard")
-        for number, record in enumerate(manifest.shards):
-            rows = _rows_of(index.take(np.flatnonzero(shards == number)))
+        rejected: set[str] = set()
+        try:
+            problems += _manifest_problems(folder, remote)
+            rejected = rejected_sources(folder, manifest, remote)
+        except ShardError as error:
+            problems.append(str(error))
+        try:
+            problems += index_problems(index, manifest, join(folder, manifest.index.name))
+        except ShardError as error:
+            # Its rows cannot be read.
+            problems.append(str(error))
+            continue
+        is_adopted = manifest.settings.shard_utterances == 0
+        start = 0
+        for place, record in zip(index.shard_places, manifest.shards, strict=True):
+            rows = _rows_of(index.take(np.arange(start, start + record.num_utterances)))
+            start += record.num_utterances
             try:
-                problems += _verify_shard(index.shard_places[number], record, rows, ranges)
+                problems += TarCheck(place, record, rows, ranges, rejected if is_adopted else None).problems()
             except ShardError as error:
                 problems.append(str(error))
             num_checked += len(rows)
@@ -166,59 +177,13 @@ def verify(
     return problems
 
 
-def _verify_side_files(folder: str, manifest: Manifest, remote: RemoteConfig | None) -> Iterator[str]:
-    if read_file(join(folder, MANIFEST_NAME), remote) != manifest_bytes(manifest):
-        yield f"{join(folder, MANIFEST_NAME)} must be written as packing writes it, but was reformatted"
-    try:
-        read_file(join(folder, manifest.rejected.name), remote, sha256=manifest.rejected.sha256)
-    except ShardError as error:
-        yield str(error)
-
-
-def _verify_shard(
-    place: str, record: ShardRecord, rows: Sequence[dict[str, Any]], ranges: RangeReader
-) -> Iterator[str]:
-    is_explained = False
-    for row in rows:
-        found = [_audio_problem(ranges.read(place, row["audio_offset"], row["audio_bytes"], fresh=True), row)]
-        if row["meta_offset"] is not None:  # adopted shards need not hold our JSON
-            meta = ranges.read(place, row["meta_offset"], row["meta_bytes"], fresh=True)
-            found.append(_meta_problem(meta, row))
-        for problem in filter(None, found):
-            is_explained = True
-            yield f"utterance {row['key']!r} in {place}: {problem}"
-    digest = hashlib.sha256()
-    for start in range(0, record.num_bytes, PIECE_BYTES):
-        digest.update(ranges.read(place, start, min(PIECE_BYTES, record.num_bytes - start), fresh=True))
-    if digest.hexdigest() != record.sha256 and not is_explained:
-        yield f"{place} must have sha256 {record.sha256}, but was changed outside its samples and metadata"
+def _manifest_problems(folder: str, remote: RemoteConfig | None) -> Iterator[str]:
+    place = join(folder, MANIFEST_NAME)
+    data = read_file(place, remote)
+    if data != as_written(parse_json(data)):
+        yield f"{place} must be written as packing writes it, but was reformatted"
 
 
 def _rows_of(index: Index) -> list[dict[str, Any]]:
     columns = [index.column(name).to_pylist() for name in INDEX_SCHEMA.names]
     return [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _audio_problem(data: bytes, row: dict[str, Any]) -> str | None:
-    if row["audio_sha256"] is not None and hashlib.sha256(data).digest() != row["audio_sha256"]:
-        return "its audio's bytes are not those that were packed"
-    samples = np.empty(row["num_samples"], np.float32)
-    try:
-        decode_stored(data, samples)
-    except AudioError as error:
-        return f"audio does not decode ({error})"
-    pcm = pcm16(samples)
-    return None if pcm_sha256(pcm) == row["pcm_sha256"] else "audio does not decode to the samples that were packed"
-
-
-def _meta_problem(data: bytes, row: dict[str, Any]) -> str | None:
-    try:
-        meta = json.loads(data)
-        version, *audio = (meta.pop(name) for name in ("schema_version", "num_samples", "pcm_sha256"))
-        utterance = Utterance.model_validate(meta)
-        found = [index_row(form) for form in (utterance, composed(utterance))]
-    except (ValueError, KeyError, AttributeError) as error:
-        return f"metadata cannot be read ({type(error).__name__})"
-    expected = {name: value for name, value in row.items() if name in found[0]}
-    is_same = version in READABLE_VERSIONS and audio == [row["num_samples"], row["pcm_sha256"].hex()]
-    return None if is_same and expected in found else "metadata differs from the index"

@@ -21,7 +21,9 @@ _NUM_SHOWN = 10
 
 def inspect(
     shards: Annotated[list[str], typer.Argument(help="Shard folder or URL, or several.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Re-read every byte and check every hash.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every byte, row and count with what is stated.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
     png: Annotated[Path | None, typer.Option(help="Also draw durations, labels and speakers into this folder.")] = None,
 ) -> None:
@@ -50,7 +52,7 @@ def inspect(
         return
     _show(found)
     if verify:
-        print(f"verified: every checksum of {found.num_utterances} utterances matches")
+        print(f"verified: all {found.num_utterances} utterances are those of the tars, the index and the manifest")
 
 
 def _show(found: Survey) -> None:

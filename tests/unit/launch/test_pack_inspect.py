@@ -49,7 +49,7 @@ def test_tables_show_counts_splits_durations_and_gaps(tmp_path, capsys):
     assert "text 6" in lines
     assert "identical audio: tones/twin1 = tones/twin2" in lines
     assert "left out when packing: no audio: 1" in lines
-    assert lines[-1] == "verified: every checksum of 6 utterances matches"
+    assert lines[-1] == "verified: all 6 utterances are those of the tars, the index and the manifest"
 
 
 def test_verify_stops_with_the_first_problem_and_their_number(tmp_path):

@@ -245,8 +245,8 @@ def test_a_recording_beyond_the_limit_is_not_read(tmp_path):
     _, packed, (line,) = adopted(tmp_path / "in", tmp_path / "out")
     assert packed == {digest(RECORDINGS[0])}
     assert (line["source"], line["reason"]) == (
-        "a.tar: v.wav",
-        f"has {MAX_AUDIO_BYTES + 512} bytes, but at most {MAX_AUDIO_BYTES} are read of a .wav",
+        "a.tar: v",
+        f"v.wav has {MAX_AUDIO_BYTES + 512} bytes, but at most {MAX_AUDIO_BYTES} are read of a .wav",
     )
 
 
