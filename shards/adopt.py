@@ -32,7 +32,7 @@ from shards.index import index_row
 from shards.inputfile import open_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, Settings, canonical_json
-from shards.pack import audio_objection
+from shards.pack import audio_objection, metadata_objection
 from shards.publish import (
     AudioCounts,
     OnBad,
@@ -336,17 +336,13 @@ class _AdoptJob:
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
         try:
             utterance = self._utterance(sample, cells)
-            canonical_json(utterance.model_dump())
         except CellError as error:
             return Rejection(name, shown(str(error), _MAX_SHOWN), error.kind)
         except CorpusError as error:
             return Rejection(name, shown(str(error), _MAX_SHOWN), "bad key")
-        except ValueError as error:
-            return Rejection(
-                name,
-                f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}",
-                "bad metadata",
-            )
+        objection = metadata_objection(name, utterance)
+        if objection is not None:
+            return objection
         if utterance.key in keys:
             return Rejection(name, f"has the same key {utterance.key!r} as one before it", "duplicate key")
         (member,) = audio.values()

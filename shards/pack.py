@@ -22,6 +22,7 @@ from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
+from shards.indexfile import LONG_WORDS
 from shards.inputfile import open_regular
 from shards.manifest import (
     INDEX_NAME,
@@ -58,7 +59,10 @@ from shards.publish import (
     without_place,
 )
 from shards.schema import (
+    AGES_YEARS,
     AUDIO_SUFFIX,
+    MAX_TEXT_BYTES,
+    MAX_WORD_BYTES,
     META_SUFFIX,
     RATE_HZ,
     SCHEMA_VERSION,
@@ -72,6 +76,9 @@ from shards.schema import (
 )
 from shards.shown import shown
 from shards.tarmembers import BrokenTarError, TarMember, tar_members
+
+_MAX_SHOWN = 300
+_SEEDS = (-(1 << 63), (1 << 64) - 1)
 
 
 def pack_corpus(
@@ -110,6 +117,8 @@ def pack_corpus(
     if source is not None and not source.exists():
         raise CorpusError(f"SOURCE must be where corpus {reader.name!r} lies, but {source} does not exist")
     check_max_duration(max_duration_s)
+    if not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise CorpusError(f"--seed must be {_SEEDS[0]} to {_SEEDS[1]}, got a number of {len(str(abs(seed)))} digits")
     _check_folder(out, reader.name)
     found = _collect(reader, source, seed, options.channel)
     items, rejections = found.sorted_items, found.rejections
@@ -204,10 +213,26 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
         _member(f"{utterance.key}.{AUDIO_SUFFIX}", b"").tobuf(tarfile.USTAR_FORMAT)
     except ValueError:
         return Rejection(name, f"the key {utterance.key!r} is too long for a tar member", "bad key")
+    return metadata_objection(name, utterance)
+
+
+def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
+    """Return why an index cannot hold an utterance's metadata, or None."""
     try:
-        canonical_json(utterance.model_dump(mode="python"))
+        canonical_json(utterance.model_dump())
+        row = index_row(utterance)
     except ValueError as error:
-        return Rejection(name, f"metadata must be Unicode text and finite numbers, but {error}", "bad metadata")
+        reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
+        return Rejection(name, reason, "bad metadata")
+    for field_name, value in row.items():
+        most = MAX_TEXT_BYTES if field_name in LONG_WORDS else MAX_WORD_BYTES
+        num_bytes = len(value.encode()) if isinstance(value, str) else 0
+        if num_bytes > most:
+            reason = f"{field_name} must have at most {most} bytes, got {num_bytes}: {shown(value, 40)}"
+            return Rejection(name, reason, "bad metadata")
+    if utterance.age is not None and not AGES_YEARS[0] <= utterance.age <= AGES_YEARS[1]:
+        reason = f"age must be {AGES_YEARS[0]} to {AGES_YEARS[1]} years, got {utterance.age:g}"
+        return Rejection(name, reason, "bad number")
     return None
 
 
