@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from shards.store import PIECE_BYTES, RangeReader
+from shards.tarmembers import LOOK_BACK_BYTES
 
 
 class TarStream:
@@ -39,15 +40,15 @@ class TarStream:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def seek(self, position: int) -> None:
-        """Go on to a later byte, at most to the end.
+        """Go on to a later byte, at most to the end, or back by at most `LOOK_BACK_BYTES`.
 
         Raises:
             ShardError: if the bytes before cannot be read.
             ValueError: if it is an earlier one.
         """
         position = min(position, self.num_bytes)
-        if position < self.position:
-            raise ValueError(f"a tar is read forward, but byte {position} lies before {self.position}")
+        if position < self._piece_start:
+            raise ValueError(f"a tar is read forward, but byte {position} lies before {self._piece_start}")
         while self._piece_start + len(self._piece) < position:
             self._next_piece()
         self.position = position
@@ -58,7 +59,8 @@ class TarStream:
         return self._digest.hexdigest()
 
     def _next_piece(self) -> None:
-        self._piece_start += len(self._piece)
-        count = min(PIECE_BYTES, self.num_bytes - self._piece_start)
-        self._piece = self._ranges.read(self._place, self._piece_start, count, fresh=True)
-        self._digest.update(self._piece)
+        end = self._piece_start + len(self._piece)
+        read = self._ranges.read(self._place, end, min(PIECE_BYTES, self.num_bytes - end), fresh=True)
+        self._digest.update(read)
+        self._piece = self._piece[-LOOK_BACK_BYTES:] + read
+        self._piece_start = end + len(read) - len(self._piece)
