@@ -64,7 +64,7 @@ from shards.manifest import (
     write_manifest,
 )
 from shards.processes import end_with_parent
-from shards.schema import RATE_HZ, SCHEMA_VERSION, Note, Rejection, RowCount
+from shards.schema import MAX_FILE_BYTES, RATE_HZ, SCHEMA_VERSION, Note, Rejection, RowCount
 from shards.shown import shown
 from shards.verification import MAX_REJECTED_BYTES
 
@@ -476,14 +476,16 @@ def complete_folder(
     return replace(summary, not_compared=not_compared)
 
 
-def content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a regular file in hexadecimal, a word where it cannot be read."""
+def content_sha256(path: Path, most: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of its first `most` bytes, in hexadecimal; a word if it is unreadable."""
     digest = hashlib.sha256()
+    left = MAX_FILE_BYTES if most is None else most
     try:
         with open_regular(path) as file:
             # Most files of sound are smaller than the piece that `hashlib.file_digest` makes room for.
-            while piece := file.read(_READ_BYTES):
+            while piece := file.read(min(_READ_BYTES, left)):
                 digest.update(piece)
+                left -= len(piece)
     except OSError:
         return "unreadable"
     return digest.hexdigest()
