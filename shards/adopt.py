@@ -32,7 +32,7 @@ from shards.index import index_row
 from shards.inputfile import open_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, Settings, canonical_json
-from shards.pack import audio_objection
+from shards.pack import audio_objection, metadata_objection
 from shards.publish import (
     AudioCounts,
     OnBad,
@@ -72,9 +72,9 @@ from shards.tarmembers import BrokenTarError, TarMember, tar_members
 ADOPTED = "wds"
 """What `metaser pack` calls this instead of a corpus."""
 _META_SUFFIXES = ("json", "txt", *METADATA_FIELDS)
-MAX_META_BYTES = 1 << 20
+MAX_BESIDE_BYTES = 1 << 20
 """Of a member beside a recording."""
-MAX_AUDIO_BYTES = 1 << 28
+MAX_RECORDING_BYTES = 1 << 28
 """Of a recording in a tar, because it is read at once: 25 minutes of a CD's WAV."""
 _MAX_TAR_NAME_BYTES = 200
 """Notes about a tar have a longer name, and file systems allow 255 bytes."""
@@ -329,24 +329,20 @@ class _AdoptJob:
     def _row(
         self, sample: _Sample, counts: AudioCounts, cells: CellReader, keys: set[str]
     ) -> tuple[dict[str, Any], AudioCounts] | Rejection:
-        name = f"{self.path}: {shown(sample.name, _MAX_SHOWN)}"
+        name = f"{self.path}: {sample.name}"
         audio = sample.sounds
         if len(audio) != 1:
             held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
         try:
             utterance = self._utterance(sample, cells)
-            canonical_json(utterance.model_dump())
         except CellError as error:
             return Rejection(name, shown(str(error), _MAX_SHOWN), error.kind)
         except CorpusError as error:
             return Rejection(name, shown(str(error), _MAX_SHOWN), "bad key")
-        except ValueError as error:
-            return Rejection(
-                name,
-                f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}",
-                "bad metadata",
-            )
+        objection = metadata_objection(name, utterance)
+        if objection is not None:
+            return objection
         if utterance.key in keys:
             return Rejection(name, f"has the same key {utterance.key!r} as one before it", "duplicate key")
         (member,) = audio.values()
@@ -499,36 +495,32 @@ class _Sample:
         """Whether MetaSER wrote it."""
         return {"schema_version", "key", "corpus"} <= self.description.keys()
 
-    def take(self, member: TarMember, suffix: str, file: BinaryIO, path: Path) -> None:
+    def take(self, member: TarMember, file: BinaryIO, path: Path) -> None:
         """Add a member of the tar at `path`."""
-        name, kind = f"{path}: {shown(member.name, _MAX_SHOWN)}", suffix.lower()
+        kind, called = member.suffix.lower(), shown(member.name.rpartition("/")[2], _MAX_SHOWN)
         is_audio = f".{kind}" in AUDIO_SUFFIXES
         kept = self.audio if is_audio else self.meta if kind in _META_SUFFIXES else None
-        most = MAX_AUDIO_BYTES if is_audio else MAX_META_BYTES
+        most = MAX_RECORDING_BYTES if is_audio else MAX_BESIDE_BYTES
         if member.fault is not None:
-            self._refuse(Rejection(name, member.fault, "bad member"))
+            self._refuse(path, f"{called}: {member.fault}", "bad member")
         elif kept is None and f".{kind.rpartition('.')[2]}" in AUDIO_SUFFIXES - VIDEO_SUFFIXES:
             reason = f"a recording must be called KEY.SUFFIX, but its suffix is .{shown(kind, _MAX_SHOWN)}; rename it"
-            self.rejections.append(Rejection(name, reason, "audio without row"))
+            self.rejections.append(Rejection(f"{path}: {member.name}", reason, "audio without row"))
         elif kept is None:
             self.unread.append(kind)
         elif member.num_bytes > most:
-            reason = f"has {member.num_bytes} bytes, but at most {most} are read of a .{kind}"
-            self._refuse(Rejection(name, reason, "too large"))
+            reason = f"{called} has {member.num_bytes} bytes, but at most {most} are read of a .{kind}"
+            self._refuse(path, reason, "too large")
         elif kind in kept:
-            twice = Rejection(
-                f"{path}: {shown(self.name, _MAX_SHOWN)}",
-                f"a key must hold each member once, got .{kind} twice",
-                "repeated member",
-            )
             # Of recordings each is counted, the first included.
-            self._refuse(*[twice] * (2 if is_audio and kind not in self.repeated else 1))
+            count = 2 if is_audio and kind not in self.repeated else 1
+            self._refuse(path, f"a key must hold each member once, got .{kind} twice", "repeated member", count)
             self.repeated.add(kind)
         else:
             kept[kind] = _Member(file, member.offset, member.num_bytes)
 
-    def _refuse(self, *rejections: Rejection) -> None:
-        self.rejections += rejections
+    def _refuse(self, path: Path, reason: str, kind: str, count: int = 1) -> None:
+        self.rejections += [Rejection(f"{path}: {self.name}", reason, kind)] * count
         self.is_unusable = True
 
     def end(self) -> _Sample:
@@ -541,23 +533,20 @@ def _samples(file: BinaryIO, path: Path) -> Iterator[_Sample]:
     """Yield what the keys of a tar hold, as WebDataset reads it: neighbours with one name up to its first dot."""
     current: _Sample | None = None
     try:
-        for member in tar_members(file):
+        for member in tar_members(file, os.fstat(file.fileno()).st_size):
             if member.is_folder:
                 continue
-            folder, _, base = member.name.rpartition("/")
-            stem, _, suffix = base.partition(".")
-            name = f"{folder}/{stem}" if folder else stem
-            if current is None or name != current.name:
+            if current is None or member.stem != current.name:
                 if current is not None:
                     yield current.end()
-                current = _Sample(name)
-            current.take(member, suffix, file, path)
+                current = _Sample(member.stem)
+            current.take(member, file, path)
     except BrokenTarError as fault:
         reason = f"a shard must be a whole, uncompressed tar, but {fault}"
         broken = _Sample("", rejections=[Rejection(str(path), reason, "broken tar")], is_unusable=True)
         if current is not None and not fault.is_behind_end:
             reason = "the tar is broken behind it, so that members of it may be missing"
-            lost = Rejection(f"{path}: {shown(current.name, _MAX_SHOWN)}", reason, "broken tar")
+            lost = Rejection(f"{path}: {current.name}", reason, "broken tar")
             broken.rejections += [*current.rejections, lost]
             current = None
         yield broken

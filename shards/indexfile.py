@@ -75,7 +75,8 @@ _HIGHEST = {
 }
 _MANY_WORDS = ("key", "source", "text")
 """Nearly as many different values as rows; other words are read as numbers and a list of words, which is faster."""
-_LONG_WORDS = ("source", "text", "emotion_votes", "extra")
+LONG_WORDS = ("source", "text", "emotion_votes", "extra")
+"""Columns whose values may be as long as a text."""
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)
 """All that pyarrow raises for the sake of a file's content: cut, damaged, or of types that cannot be what is asked."""
 _PARQUET_TYPES = {
@@ -194,7 +195,7 @@ class IndexFile:
             words.validate(full=True)
         except _PARQUET_ERRORS as error:
             raise _unreadable(f"column {name} of {self._place}", error) from error
-        most = MAX_TEXT_BYTES if name in _LONG_WORDS else MAX_WORD_BYTES
+        most = MAX_TEXT_BYTES if name in LONG_WORDS else MAX_WORD_BYTES
         if (pc.max(pc.binary_length(words)).as_py() or 0) > most:
             lengths = pc.binary_length(piece.cast(pa.large_string()))
             self._refuse(name, f"at most {most} bytes in a row", pc.greater(lengths, most), piece, start)

@@ -22,6 +22,7 @@ from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
+from shards.indexfile import LONG_WORDS
 from shards.inputfile import open_regular
 from shards.manifest import (
     INDEX_NAME,
@@ -58,7 +59,10 @@ from shards.publish import (
     without_place,
 )
 from shards.schema import (
+    AGES_YEARS,
     AUDIO_SUFFIX,
+    MAX_TEXT_BYTES,
+    MAX_WORD_BYTES,
     META_SUFFIX,
     RATE_HZ,
     SCHEMA_VERSION,
@@ -72,6 +76,11 @@ from shards.schema import (
 )
 from shards.shown import shown
 from shards.tarmembers import BrokenTarError, TarMember, tar_members
+
+MAX_COMPARED_BYTES = 8 << 30
+"""Of a source file: six hours of stereo at 96 kHz and 32 bits."""
+_MAX_SHOWN = 300
+_SEEDS = (-(1 << 63), (1 << 64) - 1)
 
 
 def pack_corpus(
@@ -110,6 +119,8 @@ def pack_corpus(
     if source is not None and not source.exists():
         raise CorpusError(f"SOURCE must be where corpus {reader.name!r} lies, but {source} does not exist")
     check_max_duration(max_duration_s)
+    if not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise CorpusError(f"--seed must be {_SEEDS[0]} to {_SEEDS[1]}, got a number of {len(str(abs(seed)))} digits")
     _check_folder(out, reader.name)
     found = _collect(reader, source, seed, options.channel)
     items, rejections = found.sorted_items, found.rejections
@@ -126,7 +137,12 @@ def pack_corpus(
 
     def complete() -> PackSummary:
         hashes = partial(_sources_now, jobs, num_workers)
-        return complete_folder(out, fingerprint, on_bad, num_workers=num_workers, sources_sha256=hashes)
+        summary = complete_folder(out, fingerprint, on_bad, num_workers=num_workers, sources_sha256=hashes)
+        longer = sum(file_stamp(path)[:1] > [MAX_COMPARED_BYTES] for path in dict.fromkeys(_source_files(items)))
+        if longer and summary.not_compared is None:
+            beyond = f"of {longer} source files the sound beyond {MAX_COMPARED_BYTES} bytes was not compared"
+            return replace(summary, not_compared=beyond)
+        return summary
 
     if (out / MANIFEST_NAME).exists():
         return complete()
@@ -204,10 +220,26 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
         _member(f"{utterance.key}.{AUDIO_SUFFIX}", b"").tobuf(tarfile.USTAR_FORMAT)
     except ValueError:
         return Rejection(name, f"the key {utterance.key!r} is too long for a tar member", "bad key")
+    return metadata_objection(name, utterance)
+
+
+def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
+    """Return why an index cannot hold an utterance's metadata, or None."""
     try:
-        canonical_json(utterance.model_dump(mode="python"))
+        canonical_json(utterance.model_dump())
+        row = index_row(utterance)
     except ValueError as error:
-        return Rejection(name, f"metadata must be Unicode text and finite numbers, but {error}", "bad metadata")
+        reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
+        return Rejection(name, reason, "bad metadata")
+    for field_name, value in row.items():
+        most = MAX_TEXT_BYTES if field_name in LONG_WORDS else MAX_WORD_BYTES
+        num_bytes = len(value.encode()) if isinstance(value, str) else 0
+        if num_bytes > most:
+            reason = f"{field_name} must have at most {most} bytes, got {num_bytes}: {shown(value, 40)}"
+            return Rejection(name, reason, "bad metadata")
+    if utterance.age is not None and not AGES_YEARS[0] <= utterance.age <= AGES_YEARS[1]:
+        reason = f"age must be {AGES_YEARS[0]} to {AGES_YEARS[1]} years, got {utterance.age:g}"
+        return Rejection(name, reason, "bad number")
     return None
 
 
@@ -260,7 +292,7 @@ def _parts_of(audio: AudioSource) -> tuple[Field[Any], ...]:
 @lru_cache(maxsize=4096)
 def _content_of(path: Path, stamp: tuple[int, ...]) -> str:
     """Return a file's hash; each of a recording's utterances asks for it."""
-    return content_sha256(path)
+    return content_sha256(path, MAX_COMPARED_BYTES)
 
 
 def _sources_sha256(items: Iterable[SourceUtterance]) -> str:
@@ -350,7 +382,7 @@ class _PackJob:
         planned = {item.utterance.key: item.utterance for item in self.items}
         try:
             with open_regular(self.path) as file:
-                members = list(tar_members(file))
+                members = list(tar_members(file, note.shard.num_bytes))
                 if len(members) != 2 * len(note.rows):
                     return f"it has {len(note.rows)} rows, but the tar {len(members)} members"
                 for row, audio, meta in zip(note.rows, members[::2], members[1::2], strict=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -33,7 +32,7 @@ from pydantic import Field, ValidationError
 from shards.audio import QUIET_PEAK, silent_channels
 from shards.config import Section
 from shards.corpora.identities import nearly_equal
-from shards.errors import CorpusError, ShardError
+from shards.errors import CorpusError, InputError, ShardError
 from shards.index import (
     Index,
     duplicate_rows,
@@ -44,11 +43,13 @@ from shards.index import (
     tar_place,
     write_index,
 )
+from shards.indexfile import MAX_CLIP_S
 from shards.inputfile import MAX_TEXT_BYTES, open_regular, read_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     REJECTED_NAME,
     FileRecord,
     IndexRecord,
@@ -58,12 +59,14 @@ from shards.manifest import (
     atomic_file,
     canonical_json,
     file_sha256,
+    manifest_bytes,
     read_manifest,
     write_manifest,
 )
 from shards.processes import end_with_parent
-from shards.schema import RATE_HZ, SCHEMA_VERSION, Note, Rejection, RowCount
+from shards.schema import MAX_FILE_BYTES, RATE_HZ, SCHEMA_VERSION, Note, Rejection, RowCount
 from shards.shown import shown
+from shards.verification import MAX_REJECTED_BYTES
 
 STATE_FOLDER = ".packing"
 """Inside OUT while packing: what each finished shard holds."""
@@ -262,13 +265,13 @@ def file_stamp(path: Path) -> list[int]:
 
 
 def check_max_duration(max_duration_s: float) -> None:
-    """Refuse what is no duration.
+    """Refuse what is no duration of a clip.
 
     Raises:
-        CorpusError: if it is not positive and finite.
+        CorpusError: if it is not positive, or longer than an index may say.
     """
-    if not 0 < max_duration_s < math.inf:
-        raise CorpusError(f"--max-duration must be a positive number of seconds, got {max_duration_s}")
+    if not 0 < max_duration_s <= MAX_CLIP_S:
+        raise CorpusError(f"--max-duration must be a number of seconds up to {MAX_CLIP_S}, got {max_duration_s}")
 
 
 # ---------------------------------------------------------------- the folder
@@ -473,14 +476,16 @@ def complete_folder(
     return replace(summary, not_compared=not_compared)
 
 
-def content_sha256(path: Path) -> str:
-    """Return the SHA-256 of a regular file in hexadecimal, a word where it cannot be read."""
+def content_sha256(path: Path, most: int | None = None) -> str:
+    """Return the SHA-256 of a file, or of its first `most` bytes, in hexadecimal; a word if it is unreadable."""
     digest = hashlib.sha256()
+    left = MAX_FILE_BYTES if most is None else most
     try:
         with open_regular(path) as file:
             # Most files of sound are smaller than the piece that `hashlib.file_digest` makes room for.
-            while piece := file.read(_READ_BYTES):
+            while piece := file.read(min(_READ_BYTES, left)):
                 digest.update(piece)
+                left -= len(piece)
     except OSError:
         return "unreadable"
     return digest.hexdigest()
@@ -787,7 +792,9 @@ def publish(
     index = open_index(pq.ParquetFile(out / INDEX_NAME), [note.shard.name for note in notes])
     try:
         _check_unique(index)
-    except CorpusError:
+        # Whoever opens the folder does so, too.
+        index.check_columns()
+    except InputError:
         (out / INDEX_NAME).unlink()
         raise
     with atomic_file(out / REJECTED_NAME) as file:
@@ -811,8 +818,22 @@ def publish(
         tars=origin.tars,
         sources_sha256=sources_hash(note.sources_sha256 for note in notes),
     )
+    _check_readable(out, manifest)
     write_manifest(out, manifest)
     return manifest
+
+
+def _check_readable(out: Path, manifest: Manifest) -> None:
+    """Refuse to publish lists that are longer than any that is read."""
+    for name, num_bytes, most in (
+        (REJECTED_NAME, manifest.rejected.num_bytes, MAX_REJECTED_BYTES),
+        (MANIFEST_NAME, len(manifest_bytes(manifest)), MAX_MANIFEST_BYTES),
+    ):
+        if num_bytes > most:
+            raise ShardError(
+                f"{out / name} must have at most {most} bytes, but would have {num_bytes}; pack the corpus in parts, "
+                "with fewer words of its own and fewer rejections in each"
+            )
 
 
 def sources_hash(of_shards: Iterable[str | None]) -> str | None:

@@ -1,5 +1,6 @@
 """Members of a tar are those that tarfile finds in a whole one; whatever is not whole is said, at once."""
 
+import hashlib
 import io
 import re
 import tarfile
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards import tarwalk
 from shards.tarmembers import MAX_NAME_BYTES, MAX_PAX_BYTES, BrokenTarError, tar_members
 
 END = bytes(1024)
@@ -178,3 +180,32 @@ def test_joined_tars_are_read_to_their_end():
 def test_what_follows_the_end_is_told_from_a_cut():
     assert walked(plain(b"a.wav") + END + b"garbage" * 100)[1].is_behind_end
     assert not walked(plain(b"a.wav") + b"garbage" * 100)[1].is_behind_end
+
+
+class _Stored:
+    """What a `RangeReader` is to a `TarStream`."""
+
+    def __init__(self, data):
+        self._data = data
+
+    def read(self, place, offset, num_bytes, *, fresh):
+        return self._data[offset : offset + num_bytes]
+
+
+@settings(max_examples=30, deadline=None)
+@given(members, members, st.integers(0, 300), st.binary(max_size=600))
+def test_a_tar_that_comes_in_pieces_has_the_same_members_and_its_hash(first, second, num_zeros, more):
+    data = written(first) + bytes(512 * num_zeros) + written(second) + more
+    for piece_bytes in (512, 700, 1 << 20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tarwalk, "PIECE_BYTES", piece_bytes)
+            stream = tarwalk.TarStream(_Stored(data), "a.tar", len(data))
+            found = []
+            try:
+                for member in tar_members(stream, len(data)):
+                    found.append((member, stream.read(member.num_bytes)))
+            except BrokenTarError:
+                assert walked(data)[1] is not None
+            assert [member for member, _ in found] == walked(data)[0]
+            assert all(sound == data[member.offset : member.offset + member.num_bytes] for member, sound in found)
+            assert stream.hexdigest() == hashlib.sha256(data).hexdigest()
