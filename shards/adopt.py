@@ -8,14 +8,13 @@ field (`.speaker`, `.emotion`).
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -30,31 +29,60 @@ from shards.corpora.tally import Tally
 from shards.decoding import decode
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
-from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME, Settings, canonical_json
-from shards.pack import audio_objection, complete_folder
+from shards.inputfile import open_regular
+from shards.jsontext import JsonTextError, parse_json
+from shards.manifest import MANIFEST_NAME, Manifest, Settings, canonical_json
+from shards.pack import audio_objection, metadata_objection
 from shards.publish import (
-    STATE_FOLDER,
     AudioCounts,
     OnBad,
     Origin,
     PackSummary,
     Progress,
+    RepeatedKeyError,
     ShardNote,
+    as_one_error,
+    check_max_duration,
+    complete_folder,
+    file_stamp,
     locked,
     note_of,
+    nothing_left,
     package_versions,
     publish,
+    repeated_keys,
     run_jobs,
     summary_of,
     without_place,
 )
-from shards.schema import METADATA_FIELDS, SCHEMA_VERSION, Rejection, Utterance, is_key, make_key
+from shards.schema import (
+    METADATA_FIELDS,
+    RATE_HZ,
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    Rejection,
+    Utterance,
+    is_key,
+    make_key,
+)
+from shards.shown import shown
 from shards.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from shards.tarmembers import BrokenTarError, TarMember, tar_members
 
 ADOPTED = "wds"
 """What `metaser pack` calls this instead of a corpus."""
 _META_SUFFIXES = ("json", "txt", *METADATA_FIELDS)
-_MAX_META_BYTES = 1 << 20
+MAX_META_BYTES = 1 << 20
+"""Of a member beside a recording."""
+MAX_AUDIO_BYTES = 1 << 28
+"""Of a recording in a tar, because it is read at once: 25 minutes of a CD's WAV."""
+_MAX_TAR_NAME_BYTES = 200
+"""Notes about a tar have a longer name, and file systems allow 255 bytes."""
+_TAR_NAME = re.compile(r"\.(?:tar(?:\.(?:bz2|gz|lz4|xz|z|zst))?|tbz2?|tgz|txz|tzst)$", re.IGNORECASE)
+"""Of what holds shards, whether or not they can be adopted."""
+_MAX_SHOWN = 300
+_ABOUT_AUDIO = ("schema_version", "num_samples", "pcm_sha256")
+"""What our own JSON says of the audio beside it."""
 
 
 def adopt_shards(
@@ -89,57 +117,112 @@ def adopt_shards(
             f"shards to adopt must be taken as they are, but for --labels and --licence, got {', '.join(strange)}; "
             "leave it out"
         )
+    check_max_duration(max_duration_s)
     labels = labels_of(options.labels)
-    tars = _tars(source)
-    folder_name = source.resolve().name
-    corpus = make_key(folder_name)
+    corpus = _corpus_of(source)
+    tars, unreadable = _tars(source)
+    if unreadable and on_bad == "raise":
+        raise as_one_error(unreadable)
+    if not tars:
+        raise nothing_left(corpus, source, unreadable)
     settings = Settings(seed=0, shard_utterances=0, max_duration_s=max_duration_s, versions=package_versions())
-    jobs = [_AdoptJob(tar, folder_name, settings, tuple(labels.items())) for tar in tars]
+    jobs = [_AdoptJob(tar, source.resolve().name, settings, tuple(labels.items())) for tar in tars]
     said = [[labels, options.licence]] if options.given else []
     files = [[job.name, job.num_bytes] for job in jobs]
     identity = [SCHEMA_VERSION, corpus, settings.model_dump(), files, *said]
     fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
+    is_in_place = out.resolve() == source.resolve()
     if (out / MANIFEST_NAME).exists():
-        return complete_folder(out, fingerprint, on_bad)
-    if out.exists() and not out.is_dir():
-        raise ShardError(f"OUT must be a folder, but {out} is a file; choose another")
-    _check_foreign(out)
-    with locked(out) as state:
-        notes, num_kept = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
-        rejections = [without_place(item, source) for note in notes for item in note.rejections]
-        is_in_place = out.resolve() == source.resolve()
-        origin = Origin(
-            corpus=corpus,
-            licence=options.licence or OWNERS_LICENCE,
-            citation="",
-            source=source,
-            settings=settings,
-            fingerprint=fingerprint,
-            tars=None if is_in_place else os.path.relpath(source.resolve(), out.resolve()),
-        )
-        tally = Tally()
-        for note in notes:
-            tally.add_rows(note.tally)
-        manifest = publish(out, state, origin, notes, rejections, tuple(tally.notes(labels)))
-    return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
+        return complete_folder(out, fingerprint, on_bad, num_workers=num_workers)
+    origin = Origin(
+        corpus=corpus,
+        licence=options.licence or OWNERS_LICENCE,
+        citation="",
+        source=source,
+        settings=settings,
+        fingerprint=fingerprint,
+        tars=None if is_in_place else _way(out, source),
+    )
+    with locked(out, corpus, is_source=is_in_place) as state:
+        if (out / MANIFEST_NAME).exists():  # another process has published since
+            return complete_folder(out, fingerprint, on_bad, num_workers=num_workers)
+        work = partial(run_jobs, state=state, on_bad=on_bad, num_workers=num_workers, progress=progress)
+        done = first = work(jobs)
+        try:
+            manifest = _publish(out, state, origin, done.notes, unreadable, labels)
+        except RepeatedKeyError:
+            if on_bad == "raise":
+                raise
+            # So rare that keys of several tars are not compared before.
+            repeated = repeated_keys(state, done.notes)
+            done = work([replace(job, taken=frozenset(repeated[job.name])) for job in jobs])
+            manifest = _publish(out, state, origin, done.notes, unreadable, labels)
+    return summary_of(out, manifest, num_kept=first.num_kept, was_complete=False, doubts=first.doubts)
 
 
-def _check_foreign(out: Path) -> None:
-    """Refuse to overwrite what is not ours: without a manifest or unfinished work, nothing of ours can be there."""
-    foreign = [name for name in (INDEX_NAME, REJECTED_NAME) if (out / name).exists()]
-    if foreign and not (out / STATE_FOLDER).exists():
-        raise ShardError(f"OUT must hold no {foreign[0]} of others, but {out} does; choose another folder or move it")
+def _publish(
+    out: Path,
+    state: Path,
+    origin: Origin,
+    notes: Sequence[ShardNote],
+    unreadable: Sequence[Rejection],
+    labels: Mapping[str, str | None],
+) -> Manifest:
+    tally = Tally()
+    for note in notes:
+        tally.add_rows(note.tally)
+    rejections = [*unreadable, *(item for note in notes for item in note.rejections)]
+    placeless = [without_place(item, origin.source) for item in rejections]
+    return publish(out, state, origin, notes, placeless, tuple(tally.notes(labels)))
 
 
-def _tars(source: Path) -> list[Path]:
+def _way(out: Path, source: Path) -> str:
+    """Return the way from `out` to the tars.
+
+    Raises:
+        CorpusError: if a manifest cannot hold it.
+    """
+    way = os.path.relpath(source.resolve(), out.resolve())
+    if not way.isprintable():
+        raise CorpusError(f"the way from OUT to SOURCE must be printable Unicode text, got {way!a}; rename a folder")
+    return way
+
+
+def _corpus_of(source: Path) -> str:
     if not source.is_dir():
         raise CorpusError(f"SOURCE of {ADOPTED} must be a folder of WebDataset shards, but {source} is none")
-    tars = sorted(path for path in source.glob("*.tar") if not path.name.startswith("."))
-    if not tars:
-        packed = sorted(path.name for path in source.glob("*.tar.*"))
-        also = f" ({packed[0]} is compressed, and bytes inside it cannot be reached: unpack it)" if packed else ""
+    return make_key(source.resolve().name)
+
+
+def _tars(source: Path) -> tuple[list[Path], list[Rejection]]:
+    """Return the tars of a folder, and what is called like one and cannot be read."""
+    found = sorted(path for path in source.iterdir() if _TAR_NAME.search(path.name) and not path.name.startswith("."))
+    if not any(path.name.endswith(".tar") for path in found):
+        also = f" ({found[0].name} is compressed, and bytes inside it cannot be reached: unpack it)" if found else ""
         raise CorpusError(f"SOURCE of {ADOPTED} must hold WebDataset shards (*.tar), but {source} has none{also}")
-    return tars
+    objections = {path: _objection(path) for path in found}
+    rejections = [Rejection(str(path), reason, "broken tar") for path, reason in objections.items() if reason]
+    return [path for path, reason in objections.items() if reason is None], rejections
+
+
+def _objection(path: Path) -> str | None:
+    """Return why what is called a tar cannot be read, or None."""
+    if not path.name.endswith(".tar"):
+        return "a shard must be an uncompressed tar that is called *.tar; unpack or rename it"
+    try:
+        num_bytes = len(path.name.encode())
+    except UnicodeEncodeError:
+        return "a shard must have a name that is Unicode text; rename it"
+    if num_bytes > _MAX_TAR_NAME_BYTES or "\\" in path.name or not path.name.isprintable():
+        return (
+            f"a shard's name must have at most {_MAX_TAR_NAME_BYTES} bytes, {num_bytes} here, and no control "
+            "character or backslash; rename it"
+        )
+    try:
+        open_regular(path).close()
+    except OSError as error:
+        return f"a shard must be a file that can be read, but {error.strerror}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -152,6 +235,8 @@ class _AdoptJob:
     settings: Settings
     labels: tuple[tuple[str, str | None], ...] = ()
     """What emotions' words mean here."""
+    taken: frozenset[str] = frozenset()
+    """Keys that stand in a tar before this one."""
 
     @property
     def name(self) -> str:
@@ -167,50 +252,103 @@ class _AdoptJob:
 
     @cached_property
     def stamp(self) -> str:
-        said = [self.labels] if self.labels else []
-        identity = [SCHEMA_VERSION, self.settings.model_dump(), self.name, self.path.stat().st_mtime_ns, *said]
+        return self._stamp()
+
+    def _stamp(self) -> str:
+        said: list[Any] = [self.labels] if self.labels else []
+        said += [sorted(self.taken)] if self.taken else []
+        identity = [SCHEMA_VERSION, self.settings.model_dump(), self.name, file_stamp(self.path), *said]
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
     def run(self) -> ShardNote:
-        """Decode every utterance once."""
+        """Decode every utterance once.
+
+        Raises:
+            ShardError: if the tar is changed meanwhile.
+        """
+        stamp = self.stamp
         rows: list[dict[str, Any]] = []
         rejections: list[Rejection] = []
         counts = AudioCounts()
         cells = CellReader(dict(self.labels))
-        for sample in _samples(self.path):
-            found = sample if isinstance(sample, Rejection) else self._row(sample, counts, cells)
+        keys = set(self.taken)
+        for sample in self._samples():
+            rejections += sample.rejections
+            found = None if sample.is_unusable else self._row(sample, counts, cells, keys)
             if isinstance(found, Rejection):
                 rejections.append(found)
-            else:
+            elif found is not None:
                 row, counts = found
                 rows.append(row)
+                keys.add(row["key"])
         rows.sort(key=lambda row: row["key"])
-        return note_of(self.path, self.stamp, rows, rejections, counts, cells.tally.as_rows())
+        note = note_of(self.path, stamp, rows, rejections, counts, cells.tally.as_rows())
+        if self._stamp() != stamp:
+            raise ShardError(f"{self.path} must stay as it is while it is read, but was changed; run the command again")
+        return note
+
+    def doubt(self, note: ShardNote) -> str | None:
+        """Return why a note's rows cannot be those of the tar, or None: all but the decoding is done again."""
+        rows = {row.get("audio_offset"): row for row in note.rows}
+        num_found = num_rejected = 0
+        for sample in self._samples():
+            num_rejected += len(sample.rejections)
+            if sample.is_unusable:
+                continue
+            num_found += 1
+            row = next((rows.pop(sound.offset) for sound in sample.sounds.values() if sound.offset in rows), None)
+            if row is not None and row != self._row_without_decoding(sample, row):
+                return f"its row {shown(row['key'], _MAX_SHOWN)} is not what the tar holds"
+        if rows:
+            return f"{len(rows)} of its rows are about no recording of the tar"
+        if len(note.rows) + len(note.rejections) != num_found + num_rejected:
+            return (
+                f"{num_found + num_rejected} things must be packed or rejected, but it has {len(note.rows)} and "
+                f"{len(note.rejections)}"
+            )
+        return None
+
+    def _row_without_decoding(self, sample: _Sample, said: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the row of a sample, or None if it has none."""
+        if len(sample.sounds) != 1 or said["num_samples"] > self.settings.max_duration_s * RATE_HZ:
+            return None
+        try:
+            utterance = self._utterance(sample, CellReader(dict(self.labels)))
+        except (CellError, CorpusError):
+            return None
+        about_audio = {"num_samples": said["num_samples"], "pcm_sha256": said["pcm_sha256"]}
+        return None if _is_about_other_audio(sample, about_audio) else _index_row(sample, utterance, about_audio)
+
+    def _samples(self) -> Iterator[_Sample]:
+        try:
+            with open_regular(self.path) as file:
+                yield from _samples(file, self.path)
+        except OSError as error:
+            raise ShardError(f"{self.path} must be readable, but is not: {error.strerror}") from error
 
     def _row(
-        self, sample: _Sample, counts: AudioCounts, cells: CellReader
+        self, sample: _Sample, counts: AudioCounts, cells: CellReader, keys: set[str]
     ) -> tuple[dict[str, Any], AudioCounts] | Rejection:
         name = f"{self.path}: {sample.name}"
         audio = sample.sounds
         if len(audio) != 1:
             held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
-        if sample.repeated:
-            return Rejection(
-                name, f"a key must hold each member once, got .{sample.repeated[0]} twice", "repeated member"
-            )
         try:
             utterance = self._utterance(sample, cells)
-            canonical_json(utterance.model_dump())
         except CellError as error:
-            return Rejection(name, str(error), error.kind)
+            return Rejection(name, shown(str(error), _MAX_SHOWN), error.kind)
         except CorpusError as error:
-            return Rejection(name, str(error), "bad key")
-        except ValueError as error:
-            return Rejection(name, f"metadata must be Unicode text and finite numbers, but {error}", "bad metadata")
+            return Rejection(name, shown(str(error), _MAX_SHOWN), "bad key")
+        objection = metadata_objection(name, utterance)
+        if objection is not None:
+            return objection
+        if utterance.key in keys:
+            return Rejection(name, f"has the same key {utterance.key!r} as one before it", "duplicate key")
         (member,) = audio.values()
+        data = member.data
         try:
-            samples, rate_hz = decode(member.data, name)
+            samples, rate_hz = decode(data, name)
             check_mixable(samples, name)
         except AudioError as error:
             return Rejection(name, str(error), "unusable audio")
@@ -218,25 +356,23 @@ class _AdoptJob:
         objection = audio_objection(name, len(pcm), bool(pcm.any()), self.settings.max_duration_s)
         if objection is not None:
             return objection
-        ours = sample.meta.get("json") if sample.is_ours else None
-        row = index_row(
-            utterance,
-            num_samples=len(pcm),
-            pcm_sha256=pcm_sha256(pcm).hex(),
-            audio_sha256=hashlib.sha256(member.data).hexdigest(),
-            audio_offset=member.offset,
-            audio_bytes=len(member.data),
-            meta_offset=None if ours is None else ours.offset,
-            meta_bytes=None if ours is None else len(ours.data),
-        )
-        counts = counts.plus(sample.name, samples, rate_hz, pcm)
-        return row, counts.plus_endless(sample.name) if oggpages.bytes_lack_end(member.data) else counts
+        about_audio: dict[str, Any] = {"num_samples": len(pcm), "pcm_sha256": pcm_sha256(pcm).hex()}
+        if _is_about_other_audio(sample, about_audio):
+            return Rejection(name, "its .json is MetaSER's, but about other audio than lies beside it", "bad metadata")
+        row = _index_row(sample, utterance, about_audio)
+        counts = counts.plus(shown(sample.name, _MAX_SHOWN), samples, rate_hz, pcm)
+        return row, counts.plus_endless(sample.name) if oggpages.bytes_lack_end(data) else counts
 
     def _utterance(self, sample: _Sample, reader: CellReader) -> Utterance:
         described = sample.description
         if sample.is_ours:
-            about_audio = ("schema_version", "num_samples", "pcm_sha256")
-            fields = {name: value for name, value in described.items() if name not in about_audio}
+            version = described["schema_version"]
+            if type(version) is not int or version not in READABLE_VERSIONS:
+                raise CellError(
+                    "bad metadata",
+                    f"schema_version must be one of {', '.join(map(str, READABLE_VERSIONS))}, got {version!r}",
+                )
+            fields = {name: value for name, value in described.items() if name not in _ABOUT_AUDIO}
             try:
                 utterance = Utterance.model_validate(fields)
             except ValidationError as error:
@@ -267,14 +403,40 @@ class _AdoptJob:
         for name in utterance.extra:
             reader.tally.add("extra", "extra", name, nearest_field(name) or "")
         for suffix in (*sample.unread, *(kind for kind in sample.audio if kind not in sample.sounds)):
-            reader.tally.add("unread", "member", f".{suffix}")
+            reader.tally.add("unread", "member", f".{shown(suffix, _MAX_SHOWN)}")
         return composed(utterance)
 
 
-@dataclass(frozen=True)
+def _is_about_other_audio(sample: _Sample, about_audio: dict[str, Any]) -> bool:
+    return sample.is_ours and {name: sample.description.get(name) for name in about_audio} != about_audio
+
+
+def _index_row(sample: _Sample, utterance: Utterance, about_audio: dict[str, Any]) -> dict[str, Any]:
+    (sound,) = sample.sounds.values()
+    ours = sample.meta["json"] if sample.is_ours else None
+    return index_row(
+        utterance,
+        **about_audio,
+        audio_sha256=hashlib.sha256(sound.data).hexdigest(),
+        audio_offset=sound.offset,
+        audio_bytes=sound.num_bytes,
+        meta_offset=None if ours is None else ours.offset,
+        meta_bytes=None if ours is None else ours.num_bytes,
+    )
+
+
+@dataclass
 class _Member:
+    """Where something lies in a tar; read when it is asked for."""
+
+    file: BinaryIO
     offset: int
-    data: bytes
+    num_bytes: int
+
+    @cached_property
+    def data(self) -> bytes:
+        self.file.seek(self.offset)
+        return self.file.read(self.num_bytes)
 
     @property
     def text(self) -> str:
@@ -291,17 +453,21 @@ class _Member:
 
 @dataclass
 class _Sample:
-    """What one key holds."""
+    """What one key holds; nothing of it is read before it is asked for."""
 
     name: str
     audio: dict[str, _Member] = field(default_factory=dict)
     meta: dict[str, _Member] = field(default_factory=dict)
-    repeated: list[str] = field(default_factory=list)
-    """Suffixes of members that stand there twice."""
     unread: list[str] = field(default_factory=list)
     """Suffixes of members that mean nothing here."""
+    repeated: set[str] = field(default_factory=set)
+    """Suffixes of members that stand there twice."""
+    rejections: list[Rejection] = field(default_factory=list)
+    """Members that cannot be used."""
+    is_unusable: bool = False
+    """Whether the rejections speak for the whole of it."""
 
-    @cached_property
+    @property
     def sounds(self) -> dict[str, _Member]:
         """The audio members without a video that stands beside others."""
         plain = {kind: member for kind, member in self.audio.items() if f".{kind}" not in VIDEO_SUFFIXES}
@@ -317,9 +483,9 @@ class _Sample:
         if "json" not in self.meta:
             return {}
         try:
-            described = json.loads(self.meta["json"].data)
-        except (ValueError, RecursionError) as error:
-            raise CellError("bad metadata", f".json must be JSON, but {error}") from error
+            described = parse_json(self.meta["json"].data, allow_nan=True)
+        except JsonTextError as error:
+            raise CellError("bad metadata", f".json must be JSON in Unicode text, but {error}") from error
         if not isinstance(described, dict):
             raise CellError("bad metadata", f".json must hold an object, got {str(described)[:60]!r}")
         return described
@@ -329,38 +495,60 @@ class _Sample:
         """Whether MetaSER wrote it."""
         return {"schema_version", "key", "corpus"} <= self.description.keys()
 
+    def take(self, member: TarMember, file: BinaryIO, path: Path) -> None:
+        """Add a member of the tar at `path`."""
+        kind, called = member.suffix.lower(), shown(member.name.rpartition("/")[2], _MAX_SHOWN)
+        is_audio = f".{kind}" in AUDIO_SUFFIXES
+        kept = self.audio if is_audio else self.meta if kind in _META_SUFFIXES else None
+        most = MAX_AUDIO_BYTES if is_audio else MAX_META_BYTES
+        if member.fault is not None:
+            self._refuse(path, f"{called}: {member.fault}", "bad member")
+        elif kept is None and f".{kind.rpartition('.')[2]}" in AUDIO_SUFFIXES - VIDEO_SUFFIXES:
+            reason = f"a recording must be called KEY.SUFFIX, but its suffix is .{shown(kind, _MAX_SHOWN)}; rename it"
+            self.rejections.append(Rejection(f"{path}: {member.name}", reason, "audio without row"))
+        elif kept is None:
+            self.unread.append(kind)
+        elif member.num_bytes > most:
+            reason = f"{called} has {member.num_bytes} bytes, but at most {most} are read of a .{kind}"
+            self._refuse(path, reason, "too large")
+        elif kind in kept:
+            # Of recordings each is counted, the first included.
+            count = 2 if is_audio and kind not in self.repeated else 1
+            self._refuse(path, f"a key must hold each member once, got .{kind} twice", "repeated member", count)
+            self.repeated.add(kind)
+        else:
+            kept[kind] = _Member(file, member.offset, member.num_bytes)
 
-def _samples(path: Path) -> Iterator[_Sample | Rejection]:
+    def _refuse(self, path: Path, reason: str, kind: str, count: int = 1) -> None:
+        self.rejections += [Rejection(f"{path}: {self.name}", reason, kind)] * count
+        self.is_unusable = True
+
+    def end(self) -> _Sample:
+        """Return the whole sample: where all its recordings were rejected one by one, nothing else is said of it."""
+        self.is_unusable = self.is_unusable or (bool(self.rejections) and not self.audio)
+        return self
+
+
+def _samples(file: BinaryIO, path: Path) -> Iterator[_Sample]:
     """Yield what the keys of a tar hold, as WebDataset reads it: neighbours with one name up to its first dot."""
     current: _Sample | None = None
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if member.isdir():
-                    continue
-                folder, _, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                name = f"{folder}/{stem}" if folder else stem
-                if not member.isreg() or member.issparse():
-                    yield Rejection(f"{path}: {member.name}", "a member must be a plain file, not a link", "bad member")
-                    continue
-                if current is None or name != current.name:
-                    if current is not None:
-                        yield current
-                    current = _Sample(name)
-                kind = suffix.lower()
-                kept = (
-                    current.audio if f".{kind}" in AUDIO_SUFFIXES else current.meta if kind in _META_SUFFIXES else None
-                )
-                if kept is None or (kept is current.meta and member.size > _MAX_META_BYTES):
-                    current.unread.append(kind)
-                    continue
-                if kind in kept:
-                    current.repeated.append(kind)
-                data = tar.extractfile(member)
-                kept[kind] = _Member(member.offset_data, b"" if data is None else data.read())
-    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
-        yield Rejection(str(path), f"a shard must be a whole, uncompressed tar, but {error}", "broken tar")
-        return
+        for member in tar_members(file, os.fstat(file.fileno()).st_size):
+            if member.is_folder:
+                continue
+            if current is None or member.stem != current.name:
+                if current is not None:
+                    yield current.end()
+                current = _Sample(member.stem)
+            current.take(member, file, path)
+    except BrokenTarError as fault:
+        reason = f"a shard must be a whole, uncompressed tar, but {fault}"
+        broken = _Sample("", rejections=[Rejection(str(path), reason, "broken tar")], is_unusable=True)
+        if current is not None and not fault.is_behind_end:
+            reason = "the tar is broken behind it, so that members of it may be missing"
+            lost = Rejection(f"{path}: {current.name}", reason, "broken tar")
+            broken.rejections += [*current.rejections, lost]
+            current = None
+        yield broken
     if current is not None:
-        yield current
+        yield current.end()

@@ -26,6 +26,8 @@ QUIET_PEAK = 33
 """Of 32,768: -60 dB below full scale."""
 _OPUS_LOST = (1, 2)
 """Samples fewer than there are that indices of Opus may state, from when it was decoded at a lower rate."""
+_MAX_SUMMED_CHANNELS = 7
+"""Summed one by one, which gives numpy's mean to the bit; for two that is 25 times as fast as along a short axis."""
 CANCELLED = 0.1
 """Share of the channels' power that their mean keeps below which they cancel; it is 1 where they are unlike each
 other, 2 where two are the same, and 1 + r where two equally loud ones have the correlation r."""
@@ -33,7 +35,17 @@ other, 2 where two are the same, and 1 + r where two equally loud ones have the 
 
 def to_mono(samples: Float32[np.ndarray, "T *channels"]) -> Float32[np.ndarray, " T"]:
     """Return the mean of the channels."""
-    return samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float32)
+    if samples.ndim == 1:
+        return samples
+    num_channels = samples.shape[1]
+    if num_channels > _MAX_SUMMED_CHANNELS:
+        mean: np.ndarray = samples.mean(axis=1, dtype=np.float32)
+        return mean
+    total: np.ndarray = samples[:, 0].astype(np.float32)
+    for channel in range(1, num_channels):
+        total += samples[:, channel]
+    total /= np.float32(num_channels)
+    return total
 
 
 def resample(samples: Float32[np.ndarray, " T"], rate_hz: int, target_hz: int) -> Float32[np.ndarray, " T2"]:
@@ -62,8 +74,13 @@ def pcm_sha256(pcm: Int16[np.ndarray, " T"]) -> bytes:
 
 def encode_flac(samples: Float32[np.ndarray, " T"]) -> bytes:
     """Return 16-bit FLAC at `RATE_HZ`; equal samples give equal bytes for one version of libsndfile."""
+    return encode_pcm(pcm16(samples))
+
+
+def encode_pcm(pcm: Int16[np.ndarray, " T"]) -> bytes:
+    """Return what `encode_flac` does, of samples that `pcm16` has made."""
     buffer = io.BytesIO()
-    sf.write(buffer, pcm16(samples), RATE_HZ, format="FLAC", subtype="PCM_16")
+    sf.write(buffer, pcm, RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
@@ -121,8 +138,10 @@ def silent_channels(samples: Float32[np.ndarray, "T *channels"]) -> list[int]:
     """Return the channels, counted from 1, that are all but silent beside others that are not."""
     if samples.ndim == 1:
         return []
-    is_quiet = np.maximum(samples.max(axis=0), -samples.min(axis=0)) < QUIET_PEAK / _FULL_SCALE
-    return [] if is_quiet.all() else [int(channel) + 1 for channel in np.flatnonzero(is_quiet)]
+    # Channel by channel: for two, numpy takes 80 times as long over a short axis.
+    peaks = [max(float(channel.max()), -float(channel.min())) for channel in samples.T]
+    quiet = [number for number, peak in enumerate(peaks, start=1) if peak < QUIET_PEAK / _FULL_SCALE]
+    return [] if len(quiet) == len(peaks) else quiet
 
 
 def check_channel(channel: int, num_channels: int, name: Path | str) -> None:

@@ -80,7 +80,8 @@ _MANY_WORDS = ("key", "source", "text")
 """Nearly as many different values as rows."""
 FEW_WORDS = tuple(field.name for field in INDEX_SCHEMA if field.type == pa.string() and field.name not in _MANY_WORDS)
 """Stored and read as numbers and a list of words, which is faster for these and slower for all other columns."""
-_LONG_WORDS = ("source", "text", "emotion_votes", "extra")
+LONG_WORDS = ("source", "text", "emotion_votes", "extra")
+"""Columns whose values may be as long as a text."""
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)
 """All that pyarrow raises for the sake of a file's content: cut, damaged, or of types that cannot be what is asked."""
 _PARQUET_TYPES = {
@@ -235,13 +236,13 @@ class IndexFile:
             words.validate(full=True)
         except _PARQUET_ERRORS as error:
             raise _unreadable(f"column {name} of {self._place}", error) from error
-        if pa.types.is_dictionary(piece.type):
-            lengths = pc.binary_length(words).take(piece.indices)
-            num_bytes = pc.sum(pc.cast(lengths, pa.int64())).as_py() or 0
+        longest = pc.max(pc.binary_length(words)).as_py() or 0
+        if longest * len(piece) > MAX_COLUMN_BYTES and words is not piece:
+            num_bytes = pc.sum(pc.cast(pc.binary_length(words).take(piece.indices), pa.int64())).as_py() or 0
             if num_bytes > MAX_COLUMN_BYTES:
                 raise self._too_large(name, num_bytes, len(piece))
-        most = MAX_TEXT_BYTES if name in _LONG_WORDS else MAX_WORD_BYTES
-        if (pc.max(pc.binary_length(words)).as_py() or 0) > most:
+        most = MAX_TEXT_BYTES if name in LONG_WORDS else MAX_WORD_BYTES
+        if longest > most:
             lengths = pc.binary_length(piece.cast(pa.large_string()))
             self._refuse(name, f"at most {most} bytes in a row", pc.greater(lengths, most), piece, start)
         if name == "split" and not set(words.unique().to_pylist()) <= {*SPLITS, None}:

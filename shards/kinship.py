@@ -19,10 +19,13 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardError
 from shards.index import Index
+from shards.inputfile import open_regular
 from shards.manifest import atomic_file
 from shards.splits import file_names
 
 _DIGEST_BYTES = 16
+_LEAST_ROW_BYTES = 4
+"""Each recording's digest is its own, so that a row has 16 of them or so."""
 _DIGEST = pa.binary(_DIGEST_BYTES)
 _SCHEMA = pa.schema(
     [
@@ -110,7 +113,15 @@ class Material:
             ShardError: if it is damaged.
         """
         try:
-            return cls(pq.read_table(path, schema=_SCHEMA))
+            with open_regular(path) as file, pq.ParquetFile(file) as stored:
+                num_bytes, num_rows = path.stat().st_size, stored.metadata.num_rows
+                if num_rows * _LEAST_ROW_BYTES > num_bytes:
+                    raise pa.ArrowInvalid(f"{num_rows} rows cannot lie in its {num_bytes} bytes")
+                if stored.schema_arrow.remove_metadata() != _SCHEMA:
+                    raise pa.ArrowInvalid("its columns are others")
+                table = stored.read()
+            table.validate(full=True)
+            return cls(table)
         except (pa.ArrowException, OSError) as error:
             raise ShardError(
                 f"{path} must be the record of what a run was trained on, but cannot be read: {error}; restore it or "

@@ -97,6 +97,8 @@ class Manifest(Section):
     """How the corpus was read, where it could have been read otherwise."""
     tars: str | None = Field(default=None, min_length=1, max_length=4096)
     """Folder of the tars where it is not the manifest's own: shards that somebody else wrote, adopted in place."""
+    sources_sha256: _Sha256 | None = None
+    """Hash of the bytes of all files that the tars were packed from; None for adopted shards, which are their own."""
     sha256: str = ""
     """Of all other fields in canonical JSON; `write_manifest` fills it."""
 
@@ -207,7 +209,7 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
 def manifest_bytes(manifest: Manifest) -> bytes:
     """Return the one serialisation of `manifest`."""
     # What older folders do not know is written only where it says something.
-    unsaid = {"sha256", *(name for name in ("tars", "notes") if not getattr(manifest, name))}
+    unsaid = {"sha256", *(name for name in ("tars", "notes", "sources_sha256") if not getattr(manifest, name))}
     fields = manifest.model_dump(mode="json", exclude=unsaid)
     return as_written({**fields, "sha256": hashlib.sha256(canonical_json(fields)).hexdigest()})
 

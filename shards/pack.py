@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
-import shutil
 import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from shards.audio import AudioFile, encode_flac, pcm16, pcm_sha256, prepare
+from shards.audio import AudioFile, encode_pcm, pcm16, pcm_sha256, prepare
 from shards.corpora.base import OWNERS_LICENCE, CorpusReader, corpus_reader
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
-from shards.index import index_row, load_index
+from shards.index import index_row
+from shards.indexfile import LONG_WORDS
+from shards.inputfile import open_regular
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -33,7 +34,6 @@ from shards.manifest import (
     read_manifest,
 )
 from shards.publish import (
-    STATE_FOLDER,
     AudioCounts,
     OnBad,
     Origin,
@@ -42,17 +42,27 @@ from shards.publish import (
     ShardNote,
     accounts,
     as_one_error,
+    check_folder,
+    check_max_duration,
+    complete_folder,
+    content_sha256,
+    file_stamp,
+    is_shard_name,
     locked,
     note_of,
     nothing_left,
     package_versions,
     publish,
     run_jobs,
+    sources_hash,
     summary_of,
     without_place,
 )
 from shards.schema import (
+    AGES_YEARS,
     AUDIO_SUFFIX,
+    MAX_TEXT_BYTES,
+    MAX_WORD_BYTES,
     META_SUFFIX,
     RATE_HZ,
     SCHEMA_VERSION,
@@ -64,6 +74,11 @@ from shards.schema import (
     Utterance,
     is_key,
 )
+from shards.shown import shown
+from shards.tarmembers import BrokenTarError, TarMember, tar_members
+
+_MAX_SHOWN = 300
+_SEEDS = (-(1 << 63), (1 << 64) - 1)
 
 
 def pack_corpus(
@@ -101,6 +116,9 @@ def pack_corpus(
     reader = corpus_reader(corpus, options) if isinstance(corpus, str) else corpus
     if source is not None and not source.exists():
         raise CorpusError(f"SOURCE must be where corpus {reader.name!r} lies, but {source} does not exist")
+    check_max_duration(max_duration_s)
+    if not _SEEDS[0] <= seed <= _SEEDS[1]:
+        raise CorpusError(f"--seed must be {_SEEDS[0]} to {_SEEDS[1]}, got a number of {len(str(abs(seed)))} digits")
     _check_folder(out, reader.name)
     found = _collect(reader, source, seed, options.channel)
     items, rejections = found.sorted_items, found.rejections
@@ -113,17 +131,24 @@ def pack_corpus(
     )
     rejections = [without_place(rejection, source) for rejection in rejections]
     fingerprint = _fingerprint(settings, reader, items, rejections)
+    jobs = _plan(reader.name, items, out, settings)
+
+    def complete() -> PackSummary:
+        hashes = partial(_sources_now, jobs, num_workers)
+        return complete_folder(out, fingerprint, on_bad, num_workers=num_workers, sources_sha256=hashes)
+
     if (out / MANIFEST_NAME).exists():
-        return complete_folder(out, fingerprint, on_bad)
-    with locked(out) as state:
-        jobs = _plan(reader.name, items, out, settings)
+        return complete()
+    with locked(out, reader.name) as state:
+        if (out / MANIFEST_NAME).exists():  # another process has published since
+            return complete()
         _remove_leftovers(out, reader.name, jobs)
-        notes, num_kept = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
-        rejections += [without_place(item, source) for note in notes for item in note.rejections]
-        remarks = [*found.notes, *accounts(found.row_counts, notes, rejections)]
+        done = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
+        rejections += [without_place(item, source) for note in done.notes for item in note.rejections]
+        remarks = [*found.notes, *accounts(found.row_counts, done.notes, rejections)]
         origin = Origin(reader.name, reader.licence, reader.citation, source, settings, fingerprint)
-        manifest = publish(out, state, origin, notes, rejections, remarks)
-    return summary_of(out, manifest, num_kept=num_kept, was_complete=False)
+        manifest = publish(out, state, origin, done.notes, rejections, remarks)
+    return summary_of(out, manifest, num_kept=done.num_kept, was_complete=False, doubts=done.doubts)
 
 
 # ---------------------------------------------------------------- what to pack
@@ -188,10 +213,26 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
         _member(f"{utterance.key}.{AUDIO_SUFFIX}", b"").tobuf(tarfile.USTAR_FORMAT)
     except ValueError:
         return Rejection(name, f"the key {utterance.key!r} is too long for a tar member", "bad key")
+    return metadata_objection(name, utterance)
+
+
+def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
+    """Return why an index cannot hold an utterance's metadata, or None."""
     try:
-        canonical_json(utterance.model_dump(mode="python"))
+        canonical_json(utterance.model_dump())
+        row = index_row(utterance)
     except ValueError as error:
-        return Rejection(name, f"metadata must be Unicode text and finite numbers, but {error}", "bad metadata")
+        reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
+        return Rejection(name, reason, "bad metadata")
+    for field_name, value in row.items():
+        most = MAX_TEXT_BYTES if field_name in LONG_WORDS else MAX_WORD_BYTES
+        num_bytes = len(value.encode()) if isinstance(value, str) else 0
+        if num_bytes > most:
+            reason = f"{field_name} must have at most {most} bytes, got {num_bytes}: {shown(value, 40)}"
+            return Rejection(name, reason, "bad metadata")
+    if utterance.age is not None and not AGES_YEARS[0] <= utterance.age <= AGES_YEARS[1]:
+        reason = f"age must be {AGES_YEARS[0]} to {AGES_YEARS[1]} years, got {utterance.age:g}"
+        return Rejection(name, reason, "bad number")
     return None
 
 
@@ -218,18 +259,45 @@ def _identity(item: SourceUtterance, *, with_times: bool) -> bytes:
 
 
 def _audio_identity(audio: AudioSource, with_times: bool) -> list[str]:
-    values: list[Any] = [getattr(audio, part.name) for part in fields(audio)] if is_dataclass(audio) else []
+    values: list[Any] = [getattr(audio, part.name) for part in _parts_of(audio)]
     described = [_file_identity(value, with_times) if isinstance(value, Path) else repr(value) for value in values]
     return [type(audio).__name__, *described]
 
 
 def _file_identity(path: Path, with_times: bool) -> str:
-    """Return name and size; with the time of change only where it is not published, as every copy has its own."""
-    try:
-        status = path.stat()
-    except OSError:
+    """Return name and size; with the times of change only where it is not published, as every copy has its own."""
+    stamp = file_stamp(path)
+    if not stamp:
         return f"{path.name} missing"
-    return f"{path.name} {status.st_size}" + (f" {status.st_mtime_ns}" if with_times else "")
+    return " ".join([path.name, *map(str, stamp if with_times else stamp[:1])])
+
+
+def _source_files(items: Iterable[SourceUtterance]) -> list[Path]:
+    """Return the file of each utterance that has one."""
+    values = (getattr(item.audio, part.name) for item in items for part in _parts_of(item.audio))
+    return [value for value in values if isinstance(value, Path)]
+
+
+def _parts_of(audio: AudioSource) -> tuple[Field[Any], ...]:
+    return fields(audio) if is_dataclass(audio) else ()
+
+
+@lru_cache(maxsize=4096)
+def _content_of(path: Path, stamp: tuple[int, ...]) -> str:
+    """Return a file's hash; each of a recording's utterances asks for it."""
+    return content_sha256(path)
+
+
+def _sources_sha256(items: Iterable[SourceUtterance]) -> str:
+    """Return a hash of the bytes of all files that the utterances lie in, whatever their names and times."""
+    found = [_content_of(path, tuple(file_stamp(path))) for path in _source_files(items)]
+    return hashlib.sha256(canonical_json(found)).hexdigest()
+
+
+def _sources_now(jobs: Sequence[_PackJob], num_workers: int) -> str:
+    """Return what the manifest would say of the sources as they lie there."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        return str(sources_hash(pool.map(_sources_sha256, [job.items for job in jobs])))
 
 
 @dataclass(frozen=True)
@@ -248,10 +316,6 @@ class _PackJob:
     def num_items(self) -> int:
         return len(self.items)
 
-    @property
-    def num_bytes(self) -> int | None:
-        return self.path.stat().st_size if self.path.is_file() else None
-
     @cached_property
     def stamp(self) -> str:
         digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, self.settings.model_dump()]))
@@ -260,7 +324,13 @@ class _PackJob:
         return digest.hexdigest()
 
     def run(self) -> ShardNote:
-        """Write the shard."""
+        """Write the shard.
+
+        Raises:
+            ShardError: if the disk is full, or a source file is changed meanwhile.
+        """
+        stamp, files = self.stamp, _source_files(self.items)
+        times = list(map(file_stamp, files))
         rows: list[dict[str, Any]] = []
         rejections = []
         counts = AudioCounts()
@@ -279,7 +349,7 @@ class _PackJob:
                 if rejection is not None:
                     rejections.append(rejection)
                     continue
-                rows.append(_add_utterance(tar, item.utterance, encode_flac(prepared), pcm))
+                rows.append(_add_utterance(tar, item.utterance, encode_pcm(pcm), pcm))
                 counts = counts.plus(_original_name(item.utterance), samples, rate_hz, pcm)
                 if item.stated is not None and not item.stated.agrees(len(samples) / rate_hz):
                     counts = counts.plus_other_duration(
@@ -287,7 +357,59 @@ class _PackJob:
                     )
                 if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
                     counts = counts.plus_endless(_original_name(item.utterance))
-        return note_of(self.path, self.stamp, rows, rejections, counts)
+        note = note_of(self.path, stamp, rows, rejections, counts, sources_sha256=_sources_sha256(self.items))
+        if list(map(file_stamp, files)) != times:
+            raise ShardError(
+                f"source files must stay as they are while they are packed, but some of {self.name} were changed; run "
+                "the command again"
+            )
+        return note
+
+    def doubt(self, note: ShardNote) -> str | None:
+        """Return why a note's rows cannot be those of the tar as it lies there, or None."""
+        if len(note.rows) + len(note.rejections) != len(self.items):
+            return (
+                f"{len(self.items)} utterances must be packed or rejected, but it has {len(note.rows)} and "
+                f"{len(note.rejections)}"
+            )
+        planned = {item.utterance.key: item.utterance for item in self.items}
+        try:
+            with open_regular(self.path) as file:
+                members = list(tar_members(file, note.shard.num_bytes))
+                if len(members) != 2 * len(note.rows):
+                    return f"it has {len(note.rows)} rows, but the tar {len(members)} members"
+                for row, audio, meta in zip(note.rows, members[::2], members[1::2], strict=True):
+                    if row["key"] not in planned or row != _row_of(file, planned[row["key"]], audio, meta, row):
+                        return f"its row {shown(row['key'], 100)} is not what the tar holds"
+        except (OSError, BrokenTarError) as error:
+            return f"its tar cannot be read: {error}"
+        return None
+
+
+def _row_of(
+    file: BinaryIO, utterance: Utterance, audio: TarMember, meta: TarMember, said: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the row of an utterance's two members, or None if they are not that; the audio is not decoded."""
+    about_audio = {"num_samples": said["num_samples"], "pcm_sha256": said["pcm_sha256"]}
+    names = (f"{utterance.key}.{AUDIO_SUFFIX}", f"{utterance.key}.{META_SUFFIX}")
+    file.seek(meta.offset)
+    if (audio.name, meta.name) != names or file.read(meta.num_bytes) != _described(utterance, about_audio):
+        return None
+    file.seek(audio.offset)
+    return index_row(
+        utterance,
+        **about_audio,
+        audio_sha256=hashlib.sha256(file.read(audio.num_bytes)).hexdigest(),
+        audio_offset=audio.offset,
+        audio_bytes=audio.num_bytes,
+        meta_offset=meta.offset,
+        meta_bytes=meta.num_bytes,
+    )
+
+
+def _described(utterance: Utterance, about_audio: dict[str, Any]) -> bytes:
+    """Return what lies beside an utterance's audio."""
+    return canonical_json({"schema_version": SCHEMA_VERSION, **utterance.model_dump(), **about_audio})
 
 
 def _plan(corpus: str, items: Sequence[SourceUtterance], out: Path, settings: Settings) -> list[_PackJob]:
@@ -302,7 +424,7 @@ def _add_utterance(tar: tarfile.TarFile, utterance: Utterance, flac: bytes, pcm:
     """Append an utterance's two members; return its index row."""
     audio: dict[str, Any] = {"num_samples": len(pcm), "pcm_sha256": pcm_sha256(pcm).hex()}
     audio_offset = _add(tar, f"{utterance.key}.{AUDIO_SUFFIX}", flac)
-    meta = canonical_json({"schema_version": SCHEMA_VERSION, **utterance.model_dump(), **audio})
+    meta = _described(utterance, audio)
     return index_row(
         utterance,
         **audio,
@@ -346,58 +468,20 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
 
 def _check_folder(out: Path, corpus: str) -> None:
     """Refuse to write among files that are not this corpus's."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise ShardError(f"OUT must be a folder, but {out} is a file; choose another")
+    check_folder(out, corpus)
     if (out / MANIFEST_NAME).exists():
         found = read_manifest(out).corpus
         if found != corpus:
             raise ShardError(
                 f"OUT must be empty or hold corpus {corpus!r}, but {out} holds {found!r}; choose another folder"
             )
-        return
-    foreign = sorted(path.name for path in out.iterdir() if not _is_ours(path.name, corpus))
-    if foreign:
-        raise ShardError(
-            f"OUT must be empty or hold an unfinished packing of {corpus!r}, but {out} has {foreign[0]!r} "
-            f"({len(foreign)} such files); choose another folder"
-        )
-
-
-def _is_ours(name: str, corpus: str) -> bool:
-    if name.startswith(".") and name.endswith(".tmp"):
-        name = name[1 : -len(".tmp")]
-    whole = (STATE_FOLDER, INDEX_NAME, REJECTED_NAME, MANIFEST_NAME)
-    return name in whole or re.fullmatch(rf"{re.escape(corpus)}-\d{{6}}\.tar", name) is not None
-
-
-def complete_folder(out: Path, fingerprint: str, on_bad: OnBad) -> PackSummary:
-    """Return the summary of a folder that holds the same corpus already.
-
-    Raises:
-        ShardError: if it holds something else, or leaves out what must not be left out.
-    """
-    manifest = read_manifest(out)
-    if manifest.fingerprint != fingerprint:
-        raise ShardError(
-            f"OUT must be empty or hold the same corpus, but {out} was packed from other utterances, with other "
-            "settings or other package versions; choose another folder or remove it"
-        )
-    if on_bad == "raise" and manifest.num_rejected:
-        raise ShardError(
-            f"{out} was packed with --on-bad skip and leaves out {manifest.num_rejected} utterances (see "
-            f"{REJECTED_NAME}); pass --on-bad skip to keep it so, or correct them and remove it"
-        )
-    load_index([out])
-    # A kill between the manifest and the end leaves it behind.
-    shutil.rmtree(out / STATE_FOLDER, ignore_errors=True)
-    return summary_of(out, manifest, num_kept=len(manifest.shards), was_complete=True)
 
 
 def _remove_leftovers(out: Path, corpus: str, jobs: Sequence[_PackJob]) -> None:
-    """Remove unfinished files, and shards that the corpus no longer needs."""
-    wanted = {job.name for job in jobs} | {STATE_FOLDER}
+    """Remove unfinished files, and shards that the corpus no longer needs; `check_folder` has found all to be ours."""
+    wanted = {job.name for job in jobs}
     for path in out.iterdir():
-        if path.name not in wanted and _is_ours(path.name, corpus):
+        is_unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
+        is_ours = is_unfinished or path.name in (INDEX_NAME, REJECTED_NAME) or is_shard_name(path.name, corpus)
+        if is_ours and path.name not in wanted:
             path.unlink()

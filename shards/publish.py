@@ -7,33 +7,49 @@ rows never stand in memory together.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
-import shutil
+import re
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
 import soundfile as sf
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from shards.audio import QUIET_PEAK, silent_channels
 from shards.config import Section
 from shards.corpora.identities import nearly_equal
-from shards.errors import CorpusError, ShardError
-from shards.index import Index, duplicate_rows, label_tables, open_index, repeated_key, write_index
+from shards.errors import CorpusError, InputError, ShardError
+from shards.index import (
+    Index,
+    duplicate_rows,
+    label_tables,
+    load_index,
+    open_index,
+    repeated_key,
+    tar_place,
+    write_index,
+)
+from shards.indexfile import MAX_CLIP_S
+from shards.inputfile import MAX_TEXT_BYTES, open_regular, read_regular
+from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import (
     INDEX_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     REJECTED_NAME,
     FileRecord,
     IndexRecord,
@@ -43,13 +59,25 @@ from shards.manifest import (
     atomic_file,
     canonical_json,
     file_sha256,
+    manifest_bytes,
+    read_manifest,
     write_manifest,
 )
 from shards.processes import end_with_parent
 from shards.schema import RATE_HZ, SCHEMA_VERSION, Note, Rejection, RowCount
+from shards.shown import shown
+from shards.verification import MAX_REJECTED_BYTES
 
 STATE_FOLDER = ".packing"
 """Inside OUT while packing: what each finished shard holds."""
+MAX_NOTE_BYTES = MAX_TEXT_BYTES
+"""About one shard; ten thousand utterances have about 10 MB."""
+_LOCK, _OWNER, _PUBLISHING = "lock", "owner", "publishing"
+_STATE_NAME = re.compile(rf"{_LOCK}|\.?(?:{_OWNER}|{_PUBLISHING}|.+\.tar\.json)(?:\.tmp)?", re.DOTALL)
+_PUBLISHED = (INDEX_NAME, REJECTED_NAME, MANIFEST_NAME)
+_MAX_TRIES = 100
+_READ_BYTES = 1 << 20
+_SHOWN_DOUBT = 300
 _DIGESTS = ("audio_sha256", "pcm_sha256")
 _MIN_FLAT_SAMPLES = 3
 _MIN_CLIPS_TO_WARN = 20
@@ -78,6 +106,10 @@ class PackSummary:
     """How the corpus was read, where it could have been read otherwise."""
     was_complete: bool
     """True if the folder held exactly this corpus already and nothing was written."""
+    doubts: tuple[str, ...] = ()
+    """Why shards that an earlier run had noted as finished were packed again."""
+    not_compared: str | None = None
+    """Of a complete folder: what was not looked at, and why."""
 
 
 class AudioCounts(Section):
@@ -137,6 +169,10 @@ class AudioCounts(Section):
         )
 
 
+class RepeatedKeyError(CorpusError):
+    """Two utterances have one key."""
+
+
 class ShardNote(Section):
     """What a finished shard holds, kept beside it until the manifest is written."""
 
@@ -149,6 +185,15 @@ class ShardNote(Section):
     audio: AudioCounts
     tally: tuple[tuple[str, str, str, str, int], ...] = ()
     """Of adopted shards: what was read as something else than it says, as `Tally` counts it."""
+    sources_sha256: str | None = None
+    """Of packed shards: hash of the bytes of all that they were packed from."""
+    sha256: str = ""
+    """Of all other fields in canonical JSON; `_write_note` fills it."""
+
+    @property
+    def without_rows(self) -> ShardNote:
+        """The same note, small."""
+        return self.model_copy(update={"rows": ()})
 
 
 def note_of(
@@ -158,6 +203,7 @@ def note_of(
     rejections: Sequence[Rejection],
     audio: AudioCounts,
     tally: tuple[tuple[str, str, str, str, int], ...] = (),
+    sources_sha256: str | None = None,
 ) -> ShardNote:
     """Return the note about the finished tar at `path`."""
     return ShardNote(
@@ -167,17 +213,23 @@ def note_of(
             num_bytes=path.stat().st_size,
             sha256=file_sha256(path),
             num_utterances=len(rows),
-            duration_s=sum(row["num_samples"] for row in rows) / RATE_HZ,
+            duration_s=_duration_s(rows),
         ),
         rows=tuple(rows),
         rejections=tuple(rejections),
         audio=audio,
         tally=tally,
+        sources_sha256=sources_sha256,
     )
 
 
 class ShardJob(Protocol):
     """One shard to write or to read through; must be picklable."""
+
+    @property
+    def path(self) -> Path:
+        """The tar."""
+        ...
 
     @property
     def name(self) -> str:
@@ -190,11 +242,6 @@ class ShardJob(Protocol):
         ...
 
     @property
-    def num_bytes(self) -> int | None:
-        """Size of the tar as it lies there; None if there is none."""
-        ...
-
-    @property
     def num_items(self) -> int:
         """Size of the work, in the units of progress."""
         ...
@@ -203,30 +250,243 @@ class ShardJob(Protocol):
         """Do the work."""
         ...
 
+    def doubt(self, note: ShardNote) -> str | None:
+        """Return why a note's rows cannot be those of the tar as it lies there, or None."""
+        ...
+
+
+def file_stamp(path: Path) -> list[int]:
+    """Return what changes when a file does, whatever is done to its time; nothing if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def check_max_duration(max_duration_s: float) -> None:
+    """Refuse what is no duration of a clip.
+
+    Raises:
+        CorpusError: if it is not positive, or longer than an index may say.
+    """
+    if not 0 < max_duration_s <= MAX_CLIP_S:
+        raise CorpusError(f"--max-duration must be a number of seconds up to {MAX_CLIP_S}, got {max_duration_s}")
+
 
 # ---------------------------------------------------------------- the folder
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[Path]:
-    """Make the folders and keep other packers out of them; the lock ends with the process, however that ends."""
+def check_folder(out: Path, corpus: str, *, is_source: bool = False) -> None:
+    """Refuse to write among files that are not ours, or over them.
+
+    Args:
+        out: The shard folder; may be absent, or complete, which is left to others.
+        corpus: Whose unfinished packing it may hold.
+        is_source: Whether it is the folder that is adopted, too: then only the names that are written must be free.
+
+    Raises:
+        ShardError: if something in it is not this corpus's.
+    """
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise ShardError(f"OUT must be a folder, but {out} is a file; choose another")
+    if (out / MANIFEST_NAME).is_file():
+        return
     state = out / STATE_FOLDER
+    is_begun = _is_regular(state / _OWNER) and _owner(state) == corpus
+    is_published = is_begun and _is_regular(state / _PUBLISHING)
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        lock = (state / "lock").open("wb")
+        names = sorted(path.name for path in out.iterdir())
     except OSError as error:
-        raise ShardError(f"OUT must be a folder that can be written, but {out} cannot: {error.strerror}") from error
-    with lock:
+        raise ShardError(f"OUT must be a folder that can be read, but {out} cannot: {error.strerror}") from error
+    foreign = []
+    for name in names:
+        plain = name[1 : -len(".tmp")] if name.startswith(".") and name.endswith(".tmp") else name
+        if name == STATE_FOLDER:
+            is_ours = _is_state(state, is_begun)
+        elif plain in _PUBLISHED:
+            is_ours = is_published and _is_regular(out / name)
+        elif is_source:
+            is_ours = True
+        else:
+            is_ours = is_begun and is_shard_name(plain, corpus) and _is_regular(out / name)
+        if not is_ours:
+            foreign.append(name)
+    if foreign and is_source:
+        raise ShardError(f"OUT must hold no {foreign[0]} of others, but {out} does; choose another folder or move it")
+    if foreign:
+        raise ShardError(
+            f"OUT must be empty or hold an unfinished packing of {corpus!r}, but {out} has {foreign[0]!r} "
+            f"({len(foreign)} such files); choose another folder"
+        )
+
+
+def is_shard_name(name: str, corpus: str) -> bool:
+    """Return whether packing would call a tar of this corpus so."""
+    return re.fullmatch(rf"{re.escape(corpus)}-\d{{6,}}\.tar", name) is not None
+
+
+def _is_state(state: Path, is_begun: bool) -> bool:
+    if state.is_symlink() or not state.is_dir():
+        return False
+    names = [path.name for path in state.iterdir()]
+    # A kill may come before the owner is written.
+    allowed = names if is_begun else [_LOCK, f".{_OWNER}.tmp"]
+    return all(name in allowed and _STATE_NAME.fullmatch(name) and _is_regular(state / name) for name in names)
+
+
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _owner(state: Path) -> str | None:
+    try:
+        content = parse_json(read_regular(state / _OWNER, max_bytes=MAX_NOTE_BYTES))
+    except (OSError, JsonTextError):
+        return None
+    corpus = content.get("corpus") if isinstance(content, dict) else None
+    return corpus if isinstance(corpus, str) else None
+
+
+@contextmanager
+def locked(out: Path, corpus: str, *, is_source: bool = False) -> Iterator[Path]:
+    """Make the folders and keep other packers out of them; the lock ends with the process, however that ends.
+
+    Another process may have published before the lock was there, so that whoever has it must look for a manifest.
+
+    Raises:
+        ShardError: as `check_folder` does, or if the folder cannot be written or another packer is at work.
+    """
+    check_folder(out, corpus, is_source=is_source)
+    state = out / STATE_FOLDER
+    with _lock(out, state):
+        # Again: another may have begun here.
+        check_folder(out, corpus, is_source=is_source)
+        if not (out / MANIFEST_NAME).is_file():
+            with atomic_file(state / _OWNER) as file:
+                file.write(canonical_json({"corpus": corpus}))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardError(
-                f"one process at a time may pack into {out}, but another is at work; wait for it"
-            ) from None
-        except OSError:
-            # Some network file systems have no locks; packing works there, unguarded.
-            pass
-        yield state
+            yield state
+        finally:
+            if (out / MANIFEST_NAME).is_file():
+                _remove_state(state)
+
+
+@contextmanager
+def _lock(out: Path, state: Path) -> Iterator[None]:
+    for _ in range(_MAX_TRIES):
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            # Neither through a link nor into a pipe, and nothing is cut.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(state / _LOCK, flags, 0o666)
+        except FileNotFoundError as error:
+            # Whoever published has just removed the state folder.
+            problem = error
+            continue
+        except OSError as error:
+            raise ShardError(f"OUT must be a folder that can be written, but {out} cannot: {error.strerror}") from error
+        with os.fdopen(descriptor, "rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ShardError(
+                    f"one process at a time may pack into {out}, but another is at work; wait for it"
+                ) from None
+            except OSError:
+                # Some network file systems have no locks; packing works there, unguarded.
+                pass
+            if not _is_still(state / _LOCK, descriptor):
+                continue
+            yield
+            return
+    raise ShardError(f"OUT must be a folder that can be written, but {out} cannot: {problem.strerror}")
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Return whether a file is still the one that was opened: a lock on a removed one keeps nobody out."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_state(state: Path) -> None:
+    """Remove what packing wrote into the state folder, and the folder if nothing else is in it."""
+    # A folder that became read-only, or where others put something: it does no harm where it is.
+    with suppress(OSError):
+        names = [path.name for path in state.iterdir() if _STATE_NAME.fullmatch(path.name)]
+        for name in sorted(names, key=(_OWNER, _LOCK).__contains__):
+            (state / name).unlink(missing_ok=True)
+        state.rmdir()
+
+
+def complete_folder(
+    out: Path, fingerprint: str, on_bad: OnBad, *, num_workers: int, sources_sha256: Callable[[], str] | None = None
+) -> PackSummary:
+    """Return the summary of a folder that holds the same corpus already: every byte of it, and of what it was made of.
+
+    Args:
+        out: The folder.
+        fingerprint: As in the manifest.
+        on_bad: As for packing.
+        num_workers: Files to read at once.
+        sources_sha256: Returns what the manifest would say of the sources, which costs reading them; None where
+            the tars are the sources.
+
+    Raises:
+        ShardError: if it holds something else, lost something, or leaves out what must not be left out.
+    """
+    manifest = read_manifest(out)
+    if manifest.fingerprint != fingerprint:
+        raise ShardError(
+            f"OUT must be empty or hold the same corpus, but {out} was packed from other utterances, with other "
+            "settings or other package versions; choose another folder or remove it"
+        )
+    if on_bad == "raise" and manifest.num_rejected:
+        raise ShardError(
+            f"{out} was packed with --on-bad skip and leaves out {manifest.num_rejected} utterances (see "
+            f"{REJECTED_NAME}); pass --on-bad skip to keep it so, or correct them and remove it"
+        )
+    load_index([out])
+    places = {Path(tar_place(str(out), manifest, shard.name)): shard.sha256 for shard in manifest.shards}
+    places[out / manifest.rejected.name] = manifest.rejected.sha256
+    with ThreadPoolExecutor(num_workers) as pool:
+        for path, found in zip(places, pool.map(content_sha256, places), strict=True):
+            if found != places[path]:
+                raise ShardError(
+                    f"{path} must be as {out / MANIFEST_NAME} says, but its bytes were changed since; choose another "
+                    "folder, or remove what was packed"
+                )
+    not_compared = None
+    if sources_sha256 is not None and manifest.sources_sha256 is None:
+        not_compared = "the sound of the source files was not compared, because an earlier version packed the folder"
+    elif sources_sha256 is not None and sources_sha256() != manifest.sources_sha256:
+        raise ShardError(
+            f"OUT must be empty or hold the same corpus, but {out} was packed from other sound: source files have "
+            "changed since, though names and sizes are the same; choose another folder or remove it"
+        )
+    # A kill between the manifest and the end leaves it behind.
+    state = out / STATE_FOLDER
+    if _is_state(state, is_begun=_is_regular(state / _OWNER)):
+        _remove_state(state)
+    summary = summary_of(out, manifest, num_kept=len(manifest.shards), was_complete=True)
+    return replace(summary, not_compared=not_compared)
+
+
+def content_sha256(path: Path) -> str:
+    """Return the SHA-256 of a regular file in hexadecimal, a word where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open_regular(path) as file:
+            # Most files of sound are smaller than the piece that `hashlib.file_digest` makes room for.
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
+    except OSError:
+        return "unreadable"
+    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:
@@ -238,61 +498,154 @@ def package_versions() -> dict[str, str]:
 # ---------------------------------------------------------------- the work
 
 
+@dataclass(frozen=True)
+class Done:
+    """All shards, finished."""
+
+    notes: list[ShardNote]
+    """Without their rows."""
+    num_kept: int
+    """Shards that an earlier run had left."""
+    doubts: tuple[str, ...]
+    """Why shards that an earlier run had left were not kept."""
+
+
 def run_jobs(
     jobs: Sequence[ShardJob], state: Path, *, on_bad: OnBad, num_workers: int, progress: Progress | None
-) -> tuple[list[ShardNote], int]:
-    """Do what no earlier run has done; return the notes, without their rows, and how many an earlier run had left.
+) -> Done:
+    """Do what no earlier run has done.
 
     Raises:
         CorpusError: if something is unusable and `on_bad` is `raise`.
         ShardError: if a process dies or the disk is full.
     """
-    kept = {job.name: note for job in jobs if (note := _earlier_note(job, state, on_bad)) is not None}
-    pending = [(job, state) for job in jobs if job.name not in kept]
     num_all, num_done = sum(job.num_items for job in jobs), 0
-    notes = []
-    with _mapper(min(num_workers, len(pending))) as mapper:
-        fresh = iter(mapper(_run_job, pending))
-        for job in jobs:
-            note = kept.get(job.name) or next(fresh)
-            if on_bad == "raise" and note.rejections:
-                raise as_error(note.rejections[0])
-            notes.append(note)
+    outcomes: list[_Outcome] = []
+    with _mapper(min(num_workers, len(jobs))) as mapper:
+        for job, outcome in zip(jobs, mapper(_finish, [(job, state, on_bad) for job in jobs]), strict=True):
+            if on_bad == "raise" and outcome.note.rejections:
+                raise as_error(outcome.note.rejections[0])
+            outcomes.append(outcome)
             num_done += job.num_items
             if progress is not None:
                 progress(num_done, num_all)
-    return notes, len(kept)
+    return Done(
+        [outcome.note for outcome in outcomes],
+        sum(outcome.is_kept for outcome in outcomes),
+        tuple(outcome.doubt for outcome in outcomes if outcome.doubt is not None),
+    )
 
 
-def _run_job(job_and_state: tuple[ShardJob, Path]) -> ShardNote:
-    job, state = job_and_state
-    note = job.run()
-    with atomic_file(_note_path(job.name, state)) as file:
-        file.write(canonical_json(note.model_dump(mode="json")))
-    return note.model_copy(update={"rows": ()})
+@dataclass(frozen=True)
+class _Outcome:
+    note: ShardNote
+    is_kept: bool = False
+    doubt: str | None = None
+    """Why an earlier run's shard was not kept."""
 
 
-def _earlier_note(job: ShardJob, state: Path, on_bad: OnBad) -> ShardNote | None:
-    """Return what an earlier run noted about this shard, if the shard is still what it would become."""
+def _finish(task: tuple[ShardJob, Path, OnBad]) -> _Outcome:
+    """Take over what an earlier run left of a shard, or do it."""
+    job, state, on_bad = task
+    doubt = None
+    path = _note_path(job.name, state)
+    if path.exists():
+        note, reason = _earlier_note(job, path)
+        if note is not None and (on_bad == "skip" or not note.rejections):
+            return _Outcome(note.without_rows, is_kept=True)
+        doubt = reason and f"{job.name} was packed again, because {shown(reason, _SHOWN_DOUBT)}"
+    return _Outcome(_write_note(job.run(), path), doubt=doubt)
+
+
+def _earlier_note(job: ShardJob, path: Path) -> tuple[ShardNote | None, str | None]:
+    """Return what an earlier run noted about a shard, if all of it is true; else why not."""
     try:
-        note = _read_note(job.name, state)
-    except (FileNotFoundError, ValueError):
-        return None
-    if note.stamp != job.stamp or note.shard.num_bytes != job.num_bytes:
-        return None
-    return None if on_bad == "raise" and note.rejections else note.model_copy(update={"rows": ()})
+        note = _read_note(path)
+    except ShardError as error:
+        return None, str(error)
+    if note.stamp != job.stamp:
+        return None, "its utterances, their files or the settings are others than when it was noted as finished"
+    if file_stamp(job.path)[:1] != [note.shard.num_bytes] or content_sha256(job.path) != note.shard.sha256:
+        return None, "the tar is not the one that its note describes"
+    duration_s = _duration_s(note.rows)
+    if (note.shard.name, note.shard.num_utterances, note.shard.duration_s) != (job.name, len(note.rows), duration_s):
+        return None, "its note contradicts itself"
+    keys = [row["key"] for row in note.rows]
+    if not all(first < second for first, second in pairwise(keys)):
+        return None, "its note has keys out of order or twice"
+    doubt = job.doubt(note)
+    return (None, f"its note is wrong: {doubt}") if doubt else (note, None)
+
+
+def _duration_s(rows: Sequence[dict[str, Any]]) -> float:
+    return float(sum(row["num_samples"] for row in rows) / RATE_HZ)
 
 
 def _note_path(name: str, state: Path) -> Path:
     return state / f"{name}.json"
 
 
-def _read_note(name: str, state: Path) -> ShardNote:
-    return ShardNote.model_validate_json(_note_path(name, state).read_bytes())
+def _write_note(note: ShardNote, path: Path) -> ShardNote:
+    """Write a note with its own hash; return it without its rows."""
+    sha256 = _sha256_of(note)
+    data = canonical_json({**note.model_dump(mode="json"), "sha256": sha256})
+    if len(data) > MAX_NOTE_BYTES:
+        raise ShardError(
+            f"what is known of one shard must have at most {MAX_NOTE_BYTES} bytes, but of {note.shard.name} there are "
+            f"{len(data)}; cut it into several"
+        )
+    with atomic_file(path) as file:
+        file.write(data)
+    return note.model_copy(update={"rows": (), "sha256": sha256})
+
+
+def _sha256_of(note: ShardNote) -> str:
+    return hashlib.sha256(canonical_json(note.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+
+
+def _read_note(path: Path) -> ShardNote:
+    """Return a note whose hash is right and whose rows have what is computed with.
+
+    Raises:
+        ShardError: if it is not so.
+    """
+    try:
+        note = ShardNote.model_validate_json(read_regular(path, max_bytes=MAX_NOTE_BYTES))
+        sha256 = _sha256_of(note)
+    except OSError as error:
+        raise ShardError(f"{path} must be readable, but is not: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise ShardError(f"{path} is no note at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise ShardError(f"{path} must hold Unicode text and finite numbers, but {error}") from error
+    if note.sha256 != sha256:
+        raise ShardError(f"{path} must match its own sha256, but was changed since it was written")
+    for row in note.rows:
+        is_counted = type(row.get("num_samples")) is int and row["num_samples"] > 0
+        is_digest = all(_is_digest(row.get(name)) for name in _DIGESTS)
+        if not (is_counted and is_digest and isinstance(row.get("key"), str) and isinstance(row.get("extra"), str)):
+            raise ShardError(f"{path} must have a key, a length and digests in every row, but has not")
+    return note
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def repeated_keys(state: Path, notes: Sequence[ShardNote]) -> dict[str, set[str]]:
+    """Return for each tar the keys of it that stand in one before it, too."""
+    seen: set[str] = set()
+    repeated: dict[str, set[str]] = {}
+    for note in notes:
+        keys = {row["key"] for row in _read_note(_note_path(note.shard.name, state)).rows}
+        repeated[note.shard.name] = keys & seen
+        seen |= keys
+    return repeated
 
 
 @contextmanager
-def _mapper(num_workers: int) -> Iterator[Callable[..., Iterable[ShardNote]]]:
+def _mapper(num_workers: int) -> Iterator[Callable[..., Iterable[_Outcome]]]:
     if num_workers <= 1:
         yield map
         return
@@ -422,19 +775,24 @@ def publish(
     rejections: Sequence[Rejection],
     remarks: Sequence[Note] = (),
 ) -> Manifest:
-    """Write the index, the rejections and, last, the manifest with `remarks`; then remove the notes.
+    """Write the index, the rejections and, last, the manifest with `remarks`.
 
     Raises:
         CorpusError: if nothing usable is left, or two utterances have one key.
+        ShardError: if a tar or a note is not what it was when it was finished.
     """
     if not any(note.shard.num_utterances for note in notes):
         raise nothing_left(origin.corpus, origin.source, rejections)
+    _check_tars(out if origin.tars is None else out / origin.tars, notes)
+    _begin_publishing(out, state)
     extra_names: set[str] = set()
     write_index(out / INDEX_NAME, _numbered_rows(state, notes, extra_names))
     index = open_index(pq.ParquetFile(out / INDEX_NAME), [note.shard.name for note in notes])
     try:
         _check_unique(index)
-    except CorpusError:
+        # Whoever opens the folder does so, too.
+        index.check_columns()
+    except InputError:
         (out / INDEX_NAME).unlink()
         raise
     with atomic_file(out / REJECTED_NAME) as file:
@@ -444,7 +802,7 @@ def publish(
         corpus=origin.corpus,
         licence=origin.licence,
         citation=origin.citation,
-        source=None if origin.source is None else origin.source.resolve().name,
+        source=None if origin.source is None else shown(origin.source.resolve().name),
         settings=origin.settings,
         fingerprint=origin.fingerprint,
         shards=tuple(note.shard for note in notes),
@@ -456,16 +814,62 @@ def publish(
         warnings=(*(remark.text for remark in remarks if remark.is_warning), *_warnings(index, notes)),
         notes=tuple(remark.text for remark in remarks if not remark.is_warning),
         tars=origin.tars,
+        sources_sha256=sources_hash(note.sources_sha256 for note in notes),
     )
+    _check_readable(out, manifest)
     write_manifest(out, manifest)
-    shutil.rmtree(state)
     return manifest
+
+
+def _check_readable(out: Path, manifest: Manifest) -> None:
+    """Refuse to publish lists that are longer than any that is read."""
+    for name, num_bytes, most in (
+        (REJECTED_NAME, manifest.rejected.num_bytes, MAX_REJECTED_BYTES),
+        (MANIFEST_NAME, len(manifest_bytes(manifest)), MAX_MANIFEST_BYTES),
+    ):
+        if num_bytes > most:
+            raise ShardError(
+                f"{out / name} must have at most {most} bytes, but would have {num_bytes}; pack the corpus in parts, "
+                "with fewer words of its own and fewer rejections in each"
+            )
+
+
+def sources_hash(of_shards: Iterable[str | None]) -> str | None:
+    """Return one hash of all sources from those of the shards, None where there are none."""
+    hashes = list(of_shards)
+    return None if None in hashes else hashlib.sha256(canonical_json(hashes)).hexdigest()
+
+
+def _check_tars(folder: Path, notes: Sequence[ShardNote]) -> None:
+    """Refuse to publish tars that were removed or cut since they were finished."""
+    for note in notes:
+        found = file_stamp(folder / note.shard.name)
+        if not found or found[0] != note.shard.num_bytes:
+            raise ShardError(
+                f"{folder / note.shard.name} must keep its {note.shard.num_bytes} bytes until the folder is complete, "
+                f"but {f'has {found[0]}' if found else 'is gone'}; run the command again"
+            )
+
+
+def _begin_publishing(out: Path, state: Path) -> None:
+    """Note that index and list of rejections are ours from now on; refuse to write over those of others."""
+    if _is_regular(state / _PUBLISHING):
+        return
+    foreign = [name for name in _PUBLISHED if os.path.lexists(out / name)]
+    if foreign:
+        raise ShardError(f"OUT must hold no {foreign[0]} of others, but {out} does; choose another folder or move it")
+    with atomic_file(state / _PUBLISHING) as file:
+        file.write(b"")
 
 
 def _numbered_rows(state: Path, notes: Sequence[ShardNote], extra_names: set[str]) -> Iterator[dict[str, Any]]:
     """Yield all rows from the notes on disk, adding what stands in `extra` to `extra_names`."""
     for number, note in enumerate(notes):
-        for row in _read_note(note.shard.name, state).rows:
+        path = _note_path(note.shard.name, state)
+        stored = _read_note(path)
+        if stored.sha256 != note.sha256:
+            raise ShardError(f"{path} must stay as it is until the folder is complete, but was changed; run it again")
+        for row in stored.rows:
             extra_names.update(json.loads(row["extra"]))
             yield {**row, **{name: bytes.fromhex(row[name]) for name in _DIGESTS}, "shard": number}
 
@@ -474,7 +878,7 @@ def _check_unique(index: Index) -> None:
     repeated = repeated_key(index)
     if repeated is not None:
         key, count = repeated
-        raise CorpusError(f"every key must stand once, but {key!r} occurs {count} times; rename one")
+        raise RepeatedKeyError(f"every key must stand once, but {key!r} occurs {count} times; rename one")
 
 
 def _file_record(path: Path) -> dict[str, Any]:
@@ -561,7 +965,9 @@ def _duplicate_warning(index: Index) -> Iterator[str]:
     yield f"{len(groups)} groups of utterances have identical audio{across}: {shown}{more}"
 
 
-def summary_of(out: Path, manifest: Manifest, *, num_kept: int, was_complete: bool) -> PackSummary:
+def summary_of(
+    out: Path, manifest: Manifest, *, num_kept: int, was_complete: bool, doubts: tuple[str, ...] = ()
+) -> PackSummary:
     """Return what a finished folder holds."""
     return PackSummary(
         folder=out,
@@ -574,4 +980,5 @@ def summary_of(out: Path, manifest: Manifest, *, num_kept: int, was_complete: bo
         warnings=manifest.warnings,
         notes=manifest.notes,
         was_complete=was_complete,
+        doubts=doubts,
     )

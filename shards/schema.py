@@ -171,11 +171,14 @@ def make_key(corpus: str, *parts: str) -> str:
     `Ses01F.impro02`.
 
     Raises:
-        CorpusError: if a part is empty or longer than 90 bytes after encoding.
+        CorpusError: if a part is empty, no Unicode text, or longer than 90 bytes after encoding.
     """
     encoded = []
     for part in (corpus, *parts):
-        safe = quote(part, safe="").replace(".", "%2E").replace("~", "%7E")
+        try:
+            safe = quote(part, safe="").replace(".", "%2E").replace("~", "%7E")
+        except UnicodeEncodeError:
+            raise CorpusError(f"each part of an utterance key must be Unicode text, got {part!a}; rename it") from None
         if not 0 < len(safe) <= MAX_KEY_PART_BYTES:
             raise CorpusError(
                 f"each part of an utterance key must have 1 to {MAX_KEY_PART_BYTES} bytes, but {part!r} of corpus "

@@ -30,7 +30,8 @@ from shards.schema import (
 from shards.shown import shown
 from shards.store import RangeReader, is_url, join, read_file
 from shards.suffixes import AUDIO_SUFFIXES
-from shards.tarwalk import Member, TarFormatError, TarStream, members
+from shards.tarmembers import BrokenTarError, TarMember, tar_members
+from shards.tarwalk import TarStream
 
 MAX_REJECTED_BYTES = 512 << 20
 """Of `rejected.jsonl`; a million rejections take 0.2 GB."""
@@ -153,13 +154,13 @@ class TarCheck:
         for row in self._rows:
             yield from self._of_utterance(row, _row_problem(row, is_packed=self._rejected is None))
         stream = TarStream(self._ranges, self._place, self._record.num_bytes)
-        found: list[Member] = []
-        fault: TarFormatError | None = None
+        found: list[TarMember] = []
+        fault: BrokenTarError | None = None
         try:
-            for member in members(stream):
+            for member in tar_members(stream, stream.num_bytes):
                 yield from self._of_member(member, stream, found[-1] if found else None)
                 found.append(member)
-        except TarFormatError as error:
+        except BrokenTarError as error:
             fault = error
         yield from self._of_rows_left(is_whole=fault is None)
         is_known_broken = self._rejected is not None and self._record.name in _base_names(self._rejected)
@@ -174,7 +175,7 @@ class TarCheck:
         elif fault is not None and not is_known_broken:
             yield f"{self._place} must be a whole tar, but {fault}"
 
-    def _of_member(self, member: Member, stream: TarStream, before: Member | None) -> Iterator[str]:
+    def _of_member(self, member: TarMember, stream: TarStream, before: TarMember | None) -> Iterator[str]:
         is_packed = self._rejected is None
         is_audio = member.offset in self._by_audio
         row = (self._by_audio if is_audio else self._by_meta).pop(member.offset, None)
@@ -196,7 +197,7 @@ class TarCheck:
                 row, f"its member has {member.num_bytes} bytes, and the index says {num_bytes}"
             )
             return
-        problem = (_audio_problem if is_audio else _meta_problem)(stream.take(num_bytes), row)
+        problem = (_audio_problem if is_audio else _meta_problem)(stream.read(num_bytes), row)
         self._is_explained |= problem is not None
         yield from self._of_utterance(row, problem)
 
@@ -211,7 +212,7 @@ class TarCheck:
                 self._is_explained |= problem is not None
             yield from self._of_utterance(row, problem)
 
-    def _of_samples_without_row(self, found: Sequence[Member], rejected: set[str]) -> Iterator[str]:
+    def _of_samples_without_row(self, found: Sequence[TarMember], rejected: set[str]) -> Iterator[str]:
         """Yield samples of an adopted tar that hold audio, and are neither rows nor rejected."""
         offsets = {row["audio_offset"] for row in self._rows}
         known = {member.stem for member in found if member.offset in offsets}
@@ -236,7 +237,7 @@ def _base_names(sources: set[str]) -> set[str]:
     return {source.rpartition("/")[2] for source in sources}
 
 
-def _is_called_right(member: Member, row: dict[str, Any], *, is_audio: bool, is_packed: bool) -> bool:
+def _is_called_right(member: TarMember, row: dict[str, Any], *, is_audio: bool, is_packed: bool) -> bool:
     if is_packed:
         return member.name == f"{row['key']}.{AUDIO_SUFFIX if is_audio else META_SUFFIX}"
     # Where an adopted sample has MetaSER's own JSON, that says what it is called.

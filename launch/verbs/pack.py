@@ -96,13 +96,14 @@ def describe(summary: PackSummary) -> str:
         f"{summary.num_shards} shards."
     ]
     if summary.was_complete:
-        parts.append("Nothing was left to do.")
+        beside = "" if summary.not_compared is None else f"; {summary.not_compared}"
+        parts.append(f"Nothing was left to do{beside}.")
     elif summary.num_kept_shards:
         parts.append(f"{summary.num_kept_shards} of them were finished by an earlier run.")
     if summary.num_rejected_by_kind:
         counts = ", ".join(f"{kind}: {count}" for kind, count in summary.num_rejected_by_kind.items())
         parts.append(f"Left out, listed in rejected.jsonl: {counts}.")
-    parts += [f"Warning: {warning}." for warning in summary.warnings]
+    parts += [f"Warning: {warning}." for warning in (*summary.doubts, *summary.warnings)]
     return "\n".join([" ".join(parts), *(f"{note[:1].upper()}{note[1:]}." for note in summary.notes)])
 
 

@@ -198,7 +198,6 @@ def test_what_is_read_as_something_else_is_said_and_names_are_composed(tmp_path)
         "a.wav": encoded(300),
         "a.json": json.dumps({"label": "Wut", "speaker": "Ju\u0308rgen", "gender": "nan", "emotoin": "x"}).encode(),
         "a.cls": b"3",
-        "a.txt": b"too long for a text" * 60_000,
         "b.wav": encoded(310),
         "b.json": json.dumps({"emotion": "Joyful", "speaker": "J\u00fcrgen", "text": "null"}).encode(),
     }

@@ -143,6 +143,12 @@ def test_to_mono_is_the_mean() -> None:
     assert to_mono(stereo).dtype == np.float32
 
 
+@pytest.mark.parametrize("num_channels", range(1, 13))
+def test_to_mono_is_the_mean_of_numpy_to_the_bit(num_channels: int) -> None:
+    samples = np.random.default_rng(num_channels).normal(size=(10_001, num_channels)).astype(np.float32)
+    np.testing.assert_array_equal(to_mono(samples), samples.mean(axis=1, dtype=np.float32))
+
+
 def test_resample_keeps_duration_and_pitch() -> None:
     tone = np.sin(2 * np.pi * 1000 * np.arange(44_100) / 44_100).astype(np.float32)
     resampled = resample(tone, 44_100, RATE_HZ)
