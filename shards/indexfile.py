@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardError
 from shards.jsontext import JsonTextError, parse_json
-from shards.parquetpages import PageError, read_pages
+from shards.parquetpages import Chunk, PageError, read_footer, read_pages
 from shards.schema import (
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
@@ -53,7 +53,7 @@ MAX_META_BYTES = 32 << 20
 """Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take less."""
 MAX_COLUMN_BYTES = 512 << 20
 """Of one column in one group of rows, unpacked; 131,072 texts of 4,096 bytes."""
-MAX_FOOTER_BYTES = 8 << 20
+MAX_FOOTER_BYTES = 4 << 20
 """Of `index.parquet`, which lists its pieces there; that of ten million utterances has 0.3 MB."""
 
 _REQUIRED = (
@@ -108,10 +108,12 @@ class IndexFile:
         version: int = SCHEMA_VERSION,
         num_shards: int | None = None,
         source: Path | pa.Buffer | None = None,
+        chunks: list[list[Chunk]] | None = None,
     ) -> None:
-        """Take a file that is open; without its `source` it is one that packing has just written."""
+        """Take a file that is open; without `source` and `chunks` it is one that packing has just written."""
         self._file = file
         self._source = source
+        self._chunks = chunks
         self._place = place
         self._version = version
         self._num_shards = num_shards
@@ -133,20 +135,21 @@ class IndexFile:
         """
         try:
             with _stream(source) as stream:
-                _check_footer(stream, place)
+                footer = _footer(stream, place)
+            chunks = read_footer(footer)
             limits = {
                 "thrift_string_size_limit": MAX_FOOTER_BYTES,
                 "thrift_container_size_limit": _MAX_COLUMNS_OR_GROUPS,
             }
             # Not mapped: ten million utterances' pages would count as this process's memory.
             file = pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source), **limits)
-            fault = _schema_fault(file, version) or _rows_fault(file.metadata, num_rows)
+            fault = _schema_fault(file, version) or _rows_fault(file.metadata, num_rows, chunks)
             if fault is not None:
                 raise ShardError(f"{place} must be the table that docs/data-format.md describes, but {fault}; {AGAIN}")
             file = _reopened(source, file.metadata, FEW_WORDS)
         except _PARQUET_ERRORS as error:
             raise _unreadable(place, error) from error
-        return cls(file, place, version=version, num_shards=num_shards, source=source)
+        return cls(file, place, version=version, num_shards=num_shards, source=source, chunks=chunks)
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
         """Yield one column piece by piece; what schema version 1 wrote otherwise is turned into today's form.
@@ -181,15 +184,12 @@ class IndexFile:
             ShardError: if the pages take too much.
             PageError: if they are none.
         """
-        if self._source is None:
+        if self._source is None or self._chunks is None:
             return self._file
         rows = self._file.metadata.row_group(group)
-        column = rows.column(list(_columns(self._version)).index(name))
-        start = column.data_page_offset
-        if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
-            start = column.dictionary_page_offset
+        chunk = self._chunks[group][list(_columns(self._version)).index(name)]
         with _stream(self._source) as stream:
-            pages = read_pages(stream, start, column.total_compressed_size, rows.num_rows)
+            pages = read_pages(stream, chunk, rows.num_rows)
         if pages.num_values != rows.num_rows:
             raise PageError(f"the pages of group {group} hold {pages.num_values} of {rows.num_rows} values")
         if pages.unpacked_bytes > MAX_COLUMN_BYTES:
@@ -301,14 +301,18 @@ def _no_object(name: str, text: str, what: str) -> ShardError:
     return ShardError(f"every row's {name} must be {wanted}, but one is {shown(text, _MAX_SHOWN_CHARS)}; {AGAIN}")
 
 
-def _check_footer(stream: IO[bytes] | pa.NativeFile, place: str) -> None:
-    """Refuse a list of pieces that is far too long before it is parsed."""
+def _footer(stream: IO[bytes] | pa.NativeFile, place: str) -> bytes:
+    """Return the list of pieces at a table's end; one that is far too long is refused before it is parsed."""
     stream.seek(0, 2)
-    end = stream.tell()
-    stream.seek(max(0, end - _MAGIC_BYTES))
+    end = stream.tell() - _MAGIC_BYTES
+    stream.seek(max(0, end))
     num_bytes = int.from_bytes(stream.read(4), "little")
     if num_bytes > MAX_FOOTER_BYTES:
         raise ShardError(f"{place} must have at most {MAX_FOOTER_BYTES} bytes of footer, got {num_bytes}; {AGAIN}")
+    if num_bytes > end:
+        raise PageError(f"its footer of {num_bytes} bytes is cut")
+    stream.seek(end - num_bytes)
+    return bytes(stream.read(num_bytes))
 
 
 def _stream(source: Path | pa.Buffer) -> IO[bytes] | pa.NativeFile:
@@ -348,7 +352,9 @@ def _schema_fault(file: pq.ParquetFile, version: int) -> str | None:
     return None
 
 
-def _rows_fault(metadata: pq.FileMetaData, num_rows: int) -> str | None:
+def _rows_fault(metadata: pq.FileMetaData, num_rows: int, chunks: Sequence[Sequence[Chunk]]) -> str | None:
+    if {len(group) for group in chunks} - {metadata.num_columns} or len(chunks) != metadata.num_row_groups:
+        return "lacks columns in some of its groups of rows"
     if metadata.num_rows != num_rows:
         return f"has {metadata.num_rows} rows, and the manifest states {num_rows} utterances"
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]

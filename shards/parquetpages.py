@@ -6,7 +6,7 @@ The list at a file's end may understate it, and pyarrow takes as much memory as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
@@ -25,6 +25,44 @@ class PageError(ValueError):
     """Pages that are none; the message says why."""
 
 
+class Chunk(NamedTuple):
+    """Where the pages of one column in one group of rows lie."""
+
+    start: int
+    num_bytes: int
+
+
+def read_footer(data: bytes) -> list[list[Chunk]]:
+    """Return, group by group, where the columns lie, as the list at a file's end says.
+
+    pyarrow ends the process where it is asked for a column of which that list says nothing.
+
+    Raises:
+        PageError: if that is no such list, or says nothing of a column.
+    """
+    groups = _Reader(data).struct(0).get(4)
+    if not isinstance(groups, list):
+        raise PageError("the list at its end has no groups of rows")
+    return [_chunks(group, number) for number, group in enumerate(groups)]
+
+
+def _chunks(group: dict[int, Any], number: int) -> list[Chunk]:
+    columns = group.get(1)
+    if not isinstance(columns, list):
+        raise PageError(f"group {number} of its rows has no columns")
+    found = []
+    for column in columns:
+        meta = column.get(3)
+        if not isinstance(meta, dict):
+            raise PageError(f"group {number} of its rows does not say where its columns lie")
+        num_bytes, start, dictionary = (meta.get(field) for field in (7, 9, 11))
+        if not isinstance(num_bytes, int) or not isinstance(start, int):
+            raise PageError(f"group {number} of its rows does not say where its columns lie")
+        is_first = isinstance(dictionary, int) and 0 < dictionary < start
+        found.append(Chunk(dictionary if is_first else start, num_bytes))
+    return found
+
+
 @dataclass(frozen=True)
 class Pages:
     """The pages of one column in one group of rows."""
@@ -37,18 +75,18 @@ class Pages:
     """Whether the values of the first page stand in a dictionary."""
 
 
-def read_pages(file: IO[bytes] | pa.NativeFile, start: int, num_bytes: int, num_values: int) -> Pages:
-    """Return what the pages in `num_bytes` bytes from `start` say that they hold, up to `num_values` values.
+def read_pages(file: IO[bytes] | pa.NativeFile, chunk: Chunk, num_values: int) -> Pages:
+    """Return what the pages of a column in one group say that they hold, up to `num_values` values.
 
     Raises:
         PageError: if they are no pages.
     """
-    end = start + num_bytes
+    start, end = chunk.start, chunk.start + chunk.num_bytes
     found = unpacked_bytes = 0
     has_dictionary = False
     encodings: list[Any] = []
     while found < num_values and start < end:
-        file.seek(start)
+        file.seek(max(0, start))
         reader = _Reader(file.read(min(_HEAD_BYTES, end - start)))
         header = reader.struct(0)
         kind, unpacked, packed = (header.get(number) for number in (1, 2, 3))
@@ -79,7 +117,7 @@ class _Reader:
         self.position = 0
 
     def struct(self, depth: int) -> dict[int, Any]:
-        """Return the whole numbers and the structs in a struct, by their field's number."""
+        """Return the whole numbers, structs and lists of structs in a struct, by their field's number."""
         if depth > _MAX_DEPTH:
             raise PageError("a page's header is nested too deeply")
         fields: dict[int, Any] = {}
@@ -100,9 +138,10 @@ class _Reader:
         if kind in (_LIST, _SET):
             head = self._byte()
             count, of_kind = head >> 4, head & 15
-            for _ in range(self._varint() if count == 15 else count):
-                self._value(_BYTE if of_kind in (_TRUE, _FALSE) else of_kind, depth + 1)
-            return None
+            count = self._varint() if count == 15 else count
+            of_kind = _BYTE if of_kind in (_TRUE, _FALSE) else of_kind
+            found = [self._value(of_kind, depth + 1) for _ in range(min(count, len(self._data)))]
+            return found if of_kind == _STRUCT else None
         if kind not in (_BYTE, _DOUBLE, _BINARY):
             raise PageError("a page's header has a field of no known kind")
         count = self._varint() if kind == _BINARY else 8 if kind == _DOUBLE else 1

@@ -244,7 +244,18 @@ def test_nested_and_huge_tables_are_refused_before_they_are_read(folder):
 
 
 MANIFEST_VALUES = [None, -1, 0, 2**63, True, [], {}, "", "x", 1e308, [[]], {"a": {"b": -1}}, "\ud800", "../x", "a\nb"]
-DESCRIBING = {"licence", "citation", "source", "corpus", "fingerprint", "warnings", "notes", "seed", "versions"}
+DESCRIBING = {
+    "sources_sha256",
+    "licence",
+    "citation",
+    "source",
+    "corpus",
+    "fingerprint",
+    "warnings",
+    "notes",
+    "seed",
+    "versions",
+}
 """Fields of words and settings that nothing in the folder contradicts."""
 
 
