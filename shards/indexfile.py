@@ -199,8 +199,11 @@ class IndexFile:
         # One long word in a dictionary may stand in every row.
         by_dictionary = _reopened(self._source, self._file.metadata, [name])
         if pages.begins_with_dictionary:
-            first = next(by_dictionary.iter_batches(1, row_groups=[group], columns=[name])).column(0)
-            if (pc.max(pc.binary_length(first.dictionary)).as_py() or 0) * rows.num_rows <= MAX_COLUMN_BYTES:
+            batch = next(by_dictionary.iter_batches(1, row_groups=[group], columns=[name]), None)
+            if batch is None:
+                raise PageError(f"the pages of group {group} hold no values")
+            longest = pc.max(pc.binary_length(batch.column(0).dictionary)).as_py() or 0
+            if longest * rows.num_rows <= MAX_COLUMN_BYTES:
                 return self._file
         return by_dictionary
 

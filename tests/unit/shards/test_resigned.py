@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from resigned import edit_manifest, edit_table, resign, with_value, write_manifest
 from tones import pack_items, tone
 
@@ -22,6 +24,7 @@ from shards.errors import InputError, ShardError
 from shards.index import label_tables, load_index
 from shards.indexfile import INDEX_SCHEMA
 from shards.manifest import read_manifest
+from shards.parquetpages import Chunk, PageError, read_footer, read_pages
 from shards.plan import Slot
 from shards.read import read_slots
 from shards.schema import Rejection
@@ -240,6 +243,73 @@ def test_nested_and_huge_tables_are_refused_before_they_are_read(folder):
     assert "bytes of footer, got 2147483648" in refusals(folder)[0]
 
 
+def test_a_long_word_in_every_row_is_refused_before_it_is_unpacked(folder):
+    """A dictionary holds it once, in a kilobyte: 18 GB of text."""
+    count = 20_000
+    table = pq.read_table(folder / "index.parquet")
+    columns = {
+        name: pa.array([table.column(name)[0].as_py()] * count, table.schema.field(name).type)
+        for name in table.schema.names
+    }
+    columns["key"] = pa.array([f"tones/u{number:07d}" for number in range(count)])
+    columns["shard"] = pa.array([0] * count, pa.int32())
+    columns["audio_offset"] = pa.array([512 + 2_048 * number for number in range(count)])
+    columns["text"] = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), ["x" * 900_000])
+    pq.write_table(pa.table(columns), folder / "index.parquet", compression="zstd", store_schema=False)
+    os.truncate(folder / "tones-000000.tar", 2_048 * (count + 1))
+    resign(folder)
+    duration_s = count * table.column("num_samples")[0].as_py() / 16_000
+
+    def counted(manifest):
+        del manifest["shards"][1:]
+        manifest["shards"][0].update(num_utterances=count, duration_s=duration_s)
+        manifest["index"].update(num_utterances=count)
+        manifest["labels"] = {"corpus": {"tones": count}}
+
+    edit_manifest(folder, counted)
+    index = load_index([folder])
+    with pytest.raises(
+        ShardError, match=r"at most 536870912 bytes a column .* but text takes 18000000000 in 20000 rows"
+    ):
+        index.values("text")
+
+
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "none"])
+def test_pages_are_found_where_pyarrow_finds_them(packed, tmp_path, compression):
+    table = pa.concat_tables([pq.read_table(packed / "index.parquet")] * 50)
+    for version in ("1.0", "2.0"):
+        path = tmp_path / f"{version}.parquet"
+        pq.write_table(
+            table,
+            path,
+            compression=compression,
+            data_page_version=version,
+            row_group_size=100,
+            data_page_size=100,
+            write_batch_size=50,
+        )
+        data = path.read_bytes()
+        chunks = read_footer(data[-8 - int.from_bytes(data[-8:-4], "little") : -8])
+        metadata = pq.read_metadata(path)
+        assert [len(group) for group in chunks] == [metadata.num_columns] * metadata.num_row_groups
+        for number, group in enumerate(chunks):
+            for place, chunk in enumerate(group):
+                stated = metadata.row_group(number).column(place)
+                pages = read_pages(io.BytesIO(data), chunk, stated.num_values)
+                assert (chunk.num_bytes, pages.num_values) == (stated.total_compressed_size, 100)
+                assert pages.has_dictionary == stated.has_dictionary_page == pages.begins_with_dictionary
+                assert 0 < pages.unpacked_bytes <= stated.total_uncompressed_size
+
+
+@given(st.binary(max_size=200), st.integers(-5, 300), st.integers(-5, 300))
+def test_bytes_that_are_no_pages_are_an_error(data, start, num_bytes):
+    for read in (lambda: read_footer(data), lambda: read_pages(io.BytesIO(data), Chunk(start, num_bytes), 10)):
+        try:
+            read()
+        except PageError as error:
+            assert str(error)
+
+
 # ---------------------------------------------------------------- the manifest
 
 
@@ -285,7 +355,7 @@ def test_no_value_of_the_manifest_is_believed_that_the_folder_does_not_hold(pack
                 assert "\n" not in str(error)
                 continue
             assert DESCRIBING & {*path} or path[-1] in ("shard_utterances", "max_duration_s") or verify([folder]), path
-    for name in original:
+    for name in original.keys() - {"sources_sha256"}:
         changed = {other: value for other, value in original.items() if other != name}
         (folder / "manifest.json").write_text(json.dumps(changed))
         with pytest.raises(ShardError, match=name):
