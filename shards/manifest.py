@@ -139,7 +139,7 @@ def read_manifest(folder: str | Path, remote: RemoteConfig | None = None) -> Man
         first = error.errors(include_url=False)[0]
         where = shown(".".join(map(str, first["loc"])), _MAX_SHOWN_CHARS)
         raise ShardError(f"{path} is damaged at {where}: {shown(first['msg'], 200)}; {_AGAIN}") from error
-    del content["sha256"]
+    content.pop("sha256", None)
     if manifest.sha256 != hashlib.sha256(canonical_json(content)).hexdigest():
         sha256 = shown(manifest.sha256, _MAX_SHOWN_CHARS)
         raise ShardError(f"{path} must match its own sha256 {sha256}, but was changed; {_AGAIN}")
