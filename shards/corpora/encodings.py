@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import CorpusError
+from shards.inputfile import MAX_TEXT_BYTES, read_regular
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -91,7 +92,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*
 
 
 _HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
-_DIGITS_IN_WORDS = re.compile(r"(?<=[A-Za-z])\d+|\d+(?=[A-Za-z])")
+_DIGITS_IN_WORDS = re.compile(r"(?<=[A-Za-z])\d++|(?<!\d)\d++(?=[A-Za-z])")
 _SIGNS = re.compile(r"[^\w\s\x00-\x7f\u2013-\u2026\u3000-\u303f\uff00-\uffef]{3}")
 """More signs in a row than people write."""
 
@@ -117,9 +118,15 @@ def read_text_in(path: Path, encoding: str | None = None, usual: str | None = No
         usual: Where it is not UTF-8 and may be several others, the one that its corpus is known to be written in.
 
     Raises:
-        CorpusError: if the file is not in `encoding`, or its encoding cannot be told surely.
+        FileNotFoundError: if there is no such file.
+        CorpusError: if it cannot be read, is not in `encoding`, or its encoding cannot be told surely.
     """
-    data = path.read_bytes()
+    try:
+        data = read_regular(path, max_bytes=MAX_TEXT_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CorpusError(f"{path} must be text that can be read, but cannot: {error.strerror}") from error
     if data[:4] == b"PK\x03\x04":
         raise CorpusError(f"{path} must be text, but is a workbook or an archive; save the sheet as CSV in UTF-8")
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
