@@ -27,6 +27,7 @@ _DECLARED = re.compile(r'"?sep=(?P<separator>.)"?(?:\r\n|\n|\r|$)', re.IGNORECAS
 """Excel's first line."""
 _NO_SEPARATORS = " \"'\\\0_"
 _MAX_SHOWN = 60
+_MAX_COMMENTS = 10_000
 
 _LITERAL = '" is a character like any other'
 _ESCAPED = '" encloses cells, and \\ stands before one that does not'
@@ -88,7 +89,7 @@ def delimited_table(
             )
         )
     content, declared = _without_declaration(path, text.content)
-    content, num_skipped = _from_header(content, declared, find_fields)
+    content, num_skipped = _from_header(path, content, declared, find_fields)
     separator = declared or _separator(path, content, find_fields)
     if not content:
         return Table(path, (), (), tuple(notes))
@@ -123,14 +124,19 @@ def _without_declaration(path: Path, content: str) -> tuple[str, str | None]:
     return content[declared.end() :], declared["separator"]
 
 
-def _from_header(content: str, declared: str | None, find_fields: FindFields) -> tuple[str, int]:
+def _from_header(path: Path, content: str, declared: str | None, find_fields: FindFields) -> tuple[str, int]:
     """Return the text from the header on, and how many lines stand before it: blank ones and comments."""
-    num_skipped = start = 0
+    num_skipped = num_comments = start = 0
     while start < len(content):
         end = _LINE_END.search(content, start)
         line = content[start : len(content) if end is None else end.start()]
         if line.strip() and not (line.startswith("#") and not _is_header(line, declared, find_fields)):
             break
+        num_comments += line.startswith("#")
+        if num_comments > _MAX_COMMENTS:
+            raise CorpusError(
+                f"{path} must have at most {_MAX_COMMENTS} lines of comment above its header, but has more; remove them"
+            )
         start = len(content) if end is None else end.end()
         num_skipped += 1
     return content[start:], num_skipped

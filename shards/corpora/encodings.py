@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from shards.errors import CorpusError
@@ -86,6 +88,8 @@ _TYPOGRAPHY = str.maketrans(
 )
 """What word processors make of ASCII's quotes, dashes and dots."""
 _MAX_LINES_JUDGED = 2000
+_MAX_CHARS_JUDGED = 150_000
+_MAX_SAMPLE_CHARS = 120
 _LINE = re.compile(rb"\r\n|\n|\r")
 _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*")
 """Letters, and what stands inside or right behind them without being punctuation."""
@@ -249,7 +253,7 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
         if not _decodes(data, encoding):
             continue
         text = data.decode(encoding)
-        lines = [line for line in text.splitlines() if not line.isascii()][:_MAX_LINES_JUDGED]
+        lines = _judged(text)
         if all(map(_is_written_by_people, lines)) and _num_foreign(lines) >= _MIN_LETTERS.get(encoding, 1):
             yield encoding, text
 
@@ -269,7 +273,7 @@ def _may_be_chosen(encoding: str, text: str) -> bool:
 def _is_latin(text: str) -> bool:
     """Return whether `text` is of a language whose letters, and those of each word, are mostly ASCII's."""
     plain = text.translate(_TYPOGRAPHY)
-    lines = [line for line in plain.splitlines() if not line.isascii()]
+    lines = _judged(plain)
     letters = [sign for line in lines for sign in line if sign.isalpha()]
     num_accented = sum(not sign.isascii() for sign in letters)
     return (
@@ -277,6 +281,13 @@ def _is_latin(text: str) -> bool:
         and num_accented <= _MAX_ACCENTED * len(letters)
         and not any(len(word) > 1 and not re.search("[A-Za-z]", word) for word in re.findall(r"[^\W\d_]+", plain))
     )
+
+
+def _judged(text: str) -> list[str]:
+    """Return the first lines with signs beyond ASCII, as many as judging takes a few seconds for."""
+    lines = [line[:_MAX_CHARS_JUDGED] for line in text.splitlines() if not line.isascii()][:_MAX_LINES_JUDGED]
+    num_chars = list(accumulate(map(len, lines)))
+    return lines[: bisect_right(num_chars, _MAX_CHARS_JUDGED)]
 
 
 def _num_foreign(lines: Sequence[str]) -> int:
@@ -338,4 +349,4 @@ def _least_noisy(data: bytes, readings: dict[str, str]) -> dict[str, str]:
 def _sample(text: str) -> str:
     """Return the first words beyond ASCII."""
     words = [word for word in re.findall(r"\w+", text) if not word.isascii()]
-    return " ".join(dict.fromkeys(words[:3]))
+    return " ".join(dict.fromkeys(words[:3]))[:_MAX_SAMPLE_CHARS]

@@ -36,15 +36,17 @@ def files_below(folder: Path) -> list[Path]:
 
 def _files_below(source: Path) -> Iterator[Path]:
     # Not by recursion, to which the depth of folders would be a limit.
-    folders: list[tuple[Path, frozenset[Path]]] = [(source, frozenset())]
-    num_visits: Counter[Path] = Counter()
+    folders: list[tuple[Path, frozenset[tuple[int, int]]]] = [(source, frozenset())]
+    num_visits: Counter[tuple[int, int]] = Counter()
     while folders:
         folder, above = folders.pop()
-        real = folder.resolve()
+        status = folder.stat()
+        real = (status.st_dev, status.st_ino)
         num_visits[real] += 1
         if num_visits[real] > _MAX_VISITS:
             raise CorpusError(
-                f"a folder must be reached in at most {_MAX_VISITS} ways, but links lead to {real} in more; remove them"
+                f"a folder must be reached in at most {_MAX_VISITS} ways, but links lead to {folder} in more; remove "
+                "them"
             )
         if real in above:  # a link to a folder that it lies in
             continue

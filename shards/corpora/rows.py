@@ -24,11 +24,13 @@ from shards.corpora.tables import Row, Table
 from shards.corpora.times import seconds_in
 from shards.errors import CorpusError
 from shards.schema import Note, Rejection, RowCount, SourceUtterance, StatedDuration, Utterance, make_key
+from shards.shown import shown
 from shards.suffixes import AUDIO_SUFFIXES
 
 _UPWARDS = 4
 """Folders above a table in which its audio is looked for."""
 _MAX_SHOWN = 60
+_MAX_REASON = 400
 _FITTING: dict[str, Callable[[str], object]] = {
     "split": split_in,
     "valence": partial(number_in, "valence"),
@@ -265,7 +267,7 @@ class _RowReader:
         try:
             return make_key(self.place.corpus, *_key_parts(self.place, cells, start_s, end_s, channel))
         except CorpusError as error:
-            raise CellError("bad key", str(error)) from error
+            raise CellError("bad key", shown(str(error), _MAX_REASON)) from error
 
     def _duplicate(self, name: str, key: str, row: Row, earlier: Row) -> Rejection:
         other = earlier.name or f"row {earlier.number}"
