@@ -295,16 +295,19 @@ def _num_foreign(lines: Sequence[str]) -> int:
 
 
 def _is_written_by_people(line: str) -> bool:
-    if any(unicodedata.category(sign) in ("Cc", "Cn", "Co") and sign != "\t" for sign in line) or _SIGNS.search(line):
+    # Lines and words may be long, and of few signs.
+    if any(unicodedata.category(sign) in ("Cc", "Cn", "Co") for sign in {*line} - {"\t"}) or _SIGNS.search(line):
         return False
     if any(not digits.isascii() for digits in _DIGITS_IN_WORDS.findall(line)):
         return False
     words = _WORD.findall(_without_eastern_punctuation(line))
-    return all(_is_word(word) for word in words if not word.isascii())
+    return all(_is_word(word) for word in {*words} if not word.isascii())
 
 
 def _without_eastern_punctuation(line: str) -> str:
     """Return `line` with blanks for the punctuation that stands between Chinese or Japanese letters without any."""
+    if "Lo" not in map(unicodedata.category, {*line}):
+        return line
     return "".join(
         " " if unicodedata.category(sign)[0] == "P" and "Lo" in map(unicodedata.category, before + after) else sign
         for before, sign, after in zip(" " + line[:-1], line, line[1:] + " ", strict=True)
@@ -313,11 +316,11 @@ def _without_eastern_punctuation(line: str) -> str:
 
 def _is_word(word: str) -> bool:
     """Return whether a word is of one script, has no sign inside, and capitals only where words have them."""
-    if not all(sign.isalpha() or unicodedata.category(sign) in ("Mn", "Lm") for sign in word):
+    if not all(sign.isalpha() or unicodedata.category(sign) in ("Mn", "Lm") for sign in {*word}):
         return False
     # Names such as those that tables number with a letter.
     body = re.sub(r"^[A-Za-z]{1,2}(?=\W*[^\x00-\x7f])|(?<=[^\x00-\x7f])[A-Za-z]{1,2}$", "", word)
-    scripts = {_script(sign) for sign in (body if _script(body[0]) in ("CJK", "HANGUL") else word)}
+    scripts = {_script(sign) for sign in {*(body if _script(body[0]) in ("CJK", "HANGUL") else word)}}
     rest = word[1:]
     if scripts == {"GREEK"} and unicodedata.normalize("NFD", word).count("\N{COMBINING ACUTE ACCENT}") > _MAX_TONOS:
         return False
