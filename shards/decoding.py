@@ -95,7 +95,7 @@ def decoder_reason(error: Exception) -> str:
     """Return what went wrong without the address of the buffer, which differs from run to run."""
     if isinstance(error, sf.LibsndfileError):
         return _NO_RATE if "SF_INFO struct incomplete" in error.error_string else str(error.error_string)
-    return "the header asks for too much memory" if isinstance(error, MemoryError) else str(error) or repr(error)
+    return "it needs more memory than there is" if isinstance(error, MemoryError) else str(error) or repr(error)
 
 
 def _decode_known(data: bytes, name: str) -> tuple[np.ndarray, int]:

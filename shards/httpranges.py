@@ -66,7 +66,8 @@ async def read_range(filesystem: Any, url: str, offset: int, num_bytes: int) -> 
     headers = {**options.pop("headers", {}), "Range": f"bytes={offset}-{offset + num_bytes - 1}"}
     session = await filesystem.set_session()
     async with session.get(filesystem.encode_url(url), headers=headers, **options) as reply:
-        parts, num_missing = [], num_bytes
+        parts: list[bytes] = []
+        num_missing = num_bytes
         # A reply that states more need not be waited for.
         if (_number(reply.headers.get("Content-Length", "")) or 0) > num_bytes:
             num_missing = -1

@@ -6,7 +6,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soundfile as sf
@@ -88,7 +88,7 @@ def load_part(path: Path, part: Part) -> tuple[np.ndarray, int]:
     """
     try:
         with _opened(path) as file:
-            sought = _sought(file.raw, path, part)
+            sought = _sought(cast(BinaryIO, file.raw), path, part)
     except OSError as error:
         raise _unreadable(path, error) from error
     except MemoryError as error:

@@ -418,7 +418,8 @@ async def _read_s3_range(filesystem: Any, path: str, offset: int, num_bytes: int
         **({} if version is None else {"VersionId": version}),
         **filesystem.req_kw,
     )
-    parts, num_missing = [], num_bytes
+    parts: list[bytes] = []
+    num_missing = num_bytes
     try:
         while num_missing >= 0 and reply.get("ContentLength", 0) <= num_bytes:
             part = await reply["Body"].read(num_missing + 1)
