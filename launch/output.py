@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from shards.errors import InputError
 
@@ -33,11 +32,13 @@ def writable_output() -> Iterator[None]:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     if sys.stdout is None:
         raise OutputError("standard output must be open, but is closed; send it to /dev/null if nobody wants it")
-    if sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
+    if sys.stdout is not sys.__stdout__ or not isinstance(sys.__stdout__, io.TextIOWrapper):
         # Somebody who calls us as a library has streams of their own.
         yield
         return
-    sys.stdout, sys.stderr = _over(sys.stdout, _Answer), _over(sys.stderr, _Aside)
+    sys.stdout = _over(sys.__stdout__, _Answer)
+    if sys.stderr is sys.__stderr__ and isinstance(sys.__stderr__, io.TextIOWrapper):
+        sys.stderr = _over(sys.__stderr__, _Aside)
     try:
         yield
     finally:
@@ -76,14 +77,14 @@ class _Aside(io.FileIO):
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
-def _over(stream: TextIO, kind: type[io.FileIO]) -> TextIO:
+def _over(stream: io.TextIOWrapper, kind: type[io.FileIO]) -> io.TextIOWrapper:
     """Return `stream` anew over a file of the given kind."""
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(kind(stream.fileno(), "wb", closefd=False)),
         encoding=stream.encoding,
         errors="backslashreplace",
-        line_buffering=stream.line_buffering or kind is _Aside,
+        line_buffering=bool(stream.line_buffering) or kind is _Aside,
     )
 
 

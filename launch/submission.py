@@ -73,10 +73,10 @@ def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExec
         ClusterError: if submitit is not installed.
         RunError: if SLURM would not take `folder` as it is.
     """
-    _check_path(folder, "output_dir", "%\\", "which SLURM takes for its own in paths")
+    _check_path(folder.parent, "output_dir", "%\\", "SLURM replaces in paths")
     if cluster.container_image is not None:
-        for path, name in ((folder, "output_dir"), (Path.cwd(), "the current folder")):
-            _check_path(path, name, ",:", "which srun takes for its own in mounts of a container")
+        for path, name in ((folder.parent, "output_dir"), (Path.cwd(), "the current folder")):
+            _check_path(path, name, ",:", "srun takes for its own in mounts of a container")
     try:
         import submitit
     except ModuleNotFoundError as error:
@@ -129,8 +129,9 @@ def _check_path(path: Path, name: str, taken: str, why: str) -> None:
     """Refuse a path that would not reach the job as it is."""
     if shown(str(path)) != str(path):
         raise RunError(f"{name} must hold no control characters and line ends, got {str(path)!r}")
-    if any(sign in str(path) for sign in taken):
-        raise RunError(f"{name} must hold none of {' '.join(taken)}, {why}, got {str(path)!r}")
+    found = next((sign for sign in taken if sign in str(path)), None)
+    if found is not None:
+        raise RunError(f"{name} must hold no {found}, which {why}, got {str(path)!r}")
 
 
 _TEARDOWN = f"""\

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
+from shards.jsontext import dump_json
 from shards.shown import shown
 
 
@@ -30,8 +30,5 @@ def tell_data(text: str) -> None:
 
 def tell_json(value: Any, indent: int | None = None) -> None:
     """Print a value as JSON on stdout, one line unless indented."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    if any(shown(line) != line for line in text.split("\n")):
-        text = json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
-    tell_data(f"{text}\n")
+    tell_data(f"{dump_json(value, indent=indent)}\n")
     sys.stdout.flush()

@@ -35,7 +35,7 @@ class Batch:
             RuntimeError: if the system has none.
         """
         for tensor in (self.items_B, self.wave_BT, self.num_samples_B, self.valid_B):
-            tensor.share_memory_()
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
         return self
 
     def to(self, device: torch.device) -> Batch:

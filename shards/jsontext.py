@@ -62,6 +62,18 @@ def parse_json(text: str | bytes, *, allow_nan: bool = False) -> Any:
     return value
 
 
+def dump_json(value: Any, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """Return a value as JSON in which nothing stands that a terminal obeys.
+
+    Raises:
+        ValueError: if a number in it is not finite.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, sort_keys=sort_keys, allow_nan=False)
+    if any(shown(line) != line for line in text.split("\n")):
+        text = json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False).replace("\x7f", "\\u007f")
+    return text
+
+
 def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of names and values.
 

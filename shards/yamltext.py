@@ -99,10 +99,10 @@ class _Bounded(yaml.SafeLoader):
         """Number of nodes and of levels behind each anchor."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            self._repeat(event.anchor, line)
+            self._repeat(str(event.anchor), line)
             return super().compose_node(parent, index)
         before, deepest = self._num_nodes, self._deepest
         self._num_nodes += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,9 +49,17 @@ def status(
     if refused:
         say(f"left out, because no run lies there: {names}")
     if json:
-        tell_json([asdict(state) for state in states], indent=1)
+        tell_json([_finite(asdict(state)) for state in states], indent=1)
     else:
         _show(states)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as JSON has them: of a step that was skipped, the loss is no number."""
+    progress = values["progress"]
+    if progress is not None and progress["loss"] is not None and not math.isfinite(progress["loss"]):
+        values = {**values, "progress": {**progress, "loss": None}}
+    return values
 
 
 def _states_of(path: str) -> list[RunState]:

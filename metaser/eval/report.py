@@ -20,6 +20,7 @@ from metaser.eval.predictions import predictions_csv
 from metaser.eval.text import TEXT_NORMALISATION
 from metaser.rundir import write_whole
 from metaser.tasks import TaskSpec
+from shards.jsontext import dump_json
 from shards.shown import shown_text
 
 UNKNOWN_GROUP = "(unknown)"
@@ -118,8 +119,7 @@ def write_report(
         specs: the model's tasks, which decide the CSV's columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "report.json", text + "\n")
+    write_whole(folder / "report.json", dump_json(report, indent=2, sort_keys=True) + "\n")
     write_whole(folder / "report.md", _markdown(report))
     write_whole(folder / "predictions.csv", predictions_csv(results, specs))
 

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -31,6 +32,13 @@ def test_success_is_0_and_silent(capsys):
 @pytest.mark.parametrize("kind", [InputError, ShardError, ConfigError])
 def test_the_callers_mistake_is_2_and_one_sentence(kind, capsys):
     assert outcome(raising(kind("must be 3, got 4")), capsys) == (2, "error: must be 3, got 4\n")
+
+
+def test_words_of_others_in_a_sentence_are_written_out(capsys):
+    code, said = outcome(raising(InputError("speaker \x1b[2J\nerror: none\u202e\x9b1m")), capsys)
+    assert (code, said) == (2, "error: speaker \\x1b[2J\\nerror: none\\u202e\\x9b1m\n")
+    _, said = outcome(raising(ZeroDivisionError("\x1b[2J")), capsys)
+    assert said.endswith("ZeroDivisionError: \\x1b[2J\n")
 
 
 def test_our_mistake_is_1_with_rank_and_traceback(capsys, monkeypatch):
@@ -119,3 +127,89 @@ def test_the_resolved_experiment_can_be_printed_and_read_again(tmp_path):
     config.write_text(printed.stdout)
     assert command("train", str(config), "--print-config").stdout == printed.stdout
     assert not (tmp_path / "x").exists()
+
+
+PRINTING = (
+    "import sys, typer; from launch.cli import exit_with_code; from launch.words import say, tell\n"
+    "from shards.errors import InputError\n"
+    "app = typer.Typer()\n"
+    "@app.command()\n"
+    "def verb(): PROGRAM\n"
+    "exit_with_code(app)"
+)
+
+
+def printing(program, redirection, **variables):
+    """Return exit code, stdout and stderr of a verb of that program, with its streams redirected by a shell."""
+    return subprocess.run(
+        ["bash", "-c", f'exec "$@" {redirection}', "-", sys.executable, "-c", PRINTING.replace("PROGRAM", program)],
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, **variables},
+    )
+
+
+@pytest.mark.parametrize("program", ["tell('x')", "tell(*'x' * 99_999)", "print('x')", "sys.stdout.write('x')"])
+def test_a_stdout_that_is_full_is_one_sentence(program):
+    done = printing(program, ">/dev/full")
+    assert done.returncode == 2
+    assert done.stderr == (
+        b"error: standard output must be writable, but is not: No space left on device; not all of the answer was "
+        b"written\n"
+    )
+
+
+def test_a_stdout_that_is_closed_is_one_sentence():
+    done = printing("tell('x')", ">&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard output must be open, but is closed; ")
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_a_stderr_that_takes_nothing_does_not_stop_the_work(redirection):
+    done = printing("say('x'); print('y', file=sys.stderr, flush=True); tell('z')", redirection)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"z\n", b"")
+    done = printing("raise InputError('x')", redirection)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
+
+
+def test_a_broken_pipe_that_is_not_stdout_is_our_mistake(capsys):
+    code, said = outcome(raising(BrokenPipeError(32, "Broken pipe")), capsys)
+    assert code == 1
+    assert said.startswith("a bug in MetaSER")
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("variables", [ASCII, {"LC_ALL": "C"}, {"LC_ALL": "POSIX", "LANG": "C"}])
+def test_in_an_ascii_locale_names_are_as_elsewhere(tmp_path, variables):
+    program = "tell(open(sys.argv[2], encoding='utf-8').read(), sys.argv[2])".replace("sys.argv[2]", "NAME")
+    (tmp_path / "w\u00fctend.txt").write_text("\u00e9\U0001f600", encoding="utf-8")
+    name = str(tmp_path / "w\u00fctend.txt")
+    done = printing(program.replace("NAME", ascii(name)), "", **variables)
+    assert done.stderr == b""
+    assert done.stdout.decode() == f"\u00e9\U0001f600\n{name}\n"
+
+
+def test_signs_that_a_stream_lacks_are_written_out():
+    done = printing("tell('\\u00e9'); say('\\u00e9')", "", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\xe9\n", b"\\xe9\n")
+
+
+def test_an_experiment_of_utf8_is_read_in_any_locale(tmp_path):
+    config = tmp_path / "\u00e9.yaml"
+    config.write_text(
+        "output_dir: w\u00fct\ndata: {shards: y}\nmodel: {coattention: {form: none}}\n"
+        "tasks: [{name: emotion, kind: classification}]\n"
+        "stages: [{name: s, train: [heads], weights: {emotion: 1}, num_steps: 3}]\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "launch.cli", "train", str(config), "--print-config"]
+    printed = [
+        subprocess.run(command, capture_output=True, timeout=60, env={**os.environ, **variables})
+        for variables in ({}, ASCII, {"PYTHONIOENCODING": "ascii"})
+    ]
+    assert [done.returncode for done in printed] == [0, 0, 0], printed
+    assert len({done.stdout for done in printed}) == 1
+    assert "output_dir: w\u00fct\n" in printed[0].stdout.decode()

@@ -287,9 +287,9 @@ def test_only_names_of_variables_are_passed_on(tmp_path, name):
     [
         ("/runs/a\ntouch PWN #/jobs", "no control characters"),
         ("/runs/\x1b[2J/jobs", "no control characters"),
-        ("/runs/%j/jobs", "none of % "),
-        ("/runs/a\\b/jobs", "none of % "),
-        ("/runs/a,/etc:/etc/jobs", "none of , :"),
+        ("/runs/%j/jobs", "hold no %, which SLURM replaces"),
+        ("/runs/a\\b/jobs", r"hold no \\, which SLURM replaces"),
+        ("/runs/a,/etc:/etc/jobs", "hold no ,, which srun takes"),
     ],
 )
 def test_a_folder_that_would_not_reach_the_job_as_it_is(folder, words):

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.jsontext import MAX_DEPTH, MAX_DIGITS, JsonTextError, parse_json
+from shards.jsontext import MAX_DEPTH, MAX_DIGITS, JsonTextError, dump_json, parse_json
+from shards.shown import shown
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -54,3 +55,16 @@ def test_nan_is_read_only_where_it_is_asked_for():
     assert str(parse_json("[NaN]", allow_nan=True)) == "[nan]"
     with pytest.raises(JsonTextError, match="Infinity"):
         parse_json("[Infinity]", allow_nan=True)
+
+
+@given(_values)
+def test_what_is_written_reads_back_and_holds_nothing_that_a_terminal_obeys(value):
+    text = dump_json(value)
+    assert json.loads(text) == value
+    assert shown(text) == text
+    assert json.loads(dump_json(value, indent=1, sort_keys=True)) == value
+
+
+def test_numbers_that_are_not_finite_are_not_written():
+    with pytest.raises(ValueError, match="Out of range"):
+        dump_json({"a": float("nan")})
