@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 MAX_TEXT_BYTES = 1 << 30
 """Tables and lists that are read whole; the labels of MSP-Podcast, with every rater's, have 0.1 GB."""
@@ -25,7 +25,7 @@ _KINDS = (
 )
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Return the regular file at `path` (links are followed), opened for reading; never waits for a pipe's writer.
 
     Raises:
