@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,9 +17,10 @@ from rich.table import Table
 from metaser.errors import TrainingError
 from metaser.eval.coverage import LeftOut
 from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, UtteranceResult, rounded, task_metrics, ua_interval_95
-from metaser.eval.predictions import predictions_csv
+from metaser.eval.predictions import PREDICTIONS, REPORT, predictions_csv, read_covered
 from metaser.eval.text import TEXT_NORMALISATION
-from metaser.rundir import write_whole
+from metaser.rundir import parse_json, write_whole
+from metaser.sums import SUMS, sums_text
 from metaser.tasks import TaskSpec
 
 UNKNOWN_GROUP = "(unknown)"
@@ -104,7 +107,7 @@ def _text_protocol(specs: Sequence[TaskSpec], tasks: Mapping[str, Any]) -> dict[
 def write_report(
     folder: Path, report: Mapping[str, Any], results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]
 ) -> None:
-    """Write `report.json`, `report.md` and `predictions.csv` into `folder`, each complete or not at all.
+    """Write `report.json`, `report.md`, `predictions.csv` and checksums into `folder`, each complete or not at all.
 
     The same report and results, in any order, give the same bytes.
 
@@ -115,10 +118,29 @@ def write_report(
         specs: the model's tasks, which decide the CSV's columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "report.json", text + "\n")
+    text = json.dumps(report, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    table = predictions_csv(results, specs)
+    write_whole(folder / PREDICTIONS, table)
     write_whole(folder / "report.md", _markdown(report))
-    write_whole(folder / "predictions.csv", predictions_csv(results, specs))
+    write_whole(
+        folder / SUMS,
+        sums_text({REPORT: sha256(text.encode()).hexdigest(), PREDICTIONS: sha256(table.encode()).hexdigest()}),
+    )
+    # Last: where it stands, all of it does.
+    write_whole(folder / REPORT, text)
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """Return what `report.json` in `folder` holds, None if there is no report.
+
+    Raises:
+        RunError: if it is damaged.
+    """
+    data = read_covered(folder / REPORT)
+    return None if data is None else parse_json(data, _validate_report, str(folder / REPORT))
+
+
+_validate_report = TypeAdapter(dict[str, Any]).validate_json
 
 
 def render_table(report: Mapping[str, Any], main_task: str, console: Console) -> None:

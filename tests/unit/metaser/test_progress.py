@@ -89,7 +89,7 @@ def test_damaged_metrics_are_one_sentence(run, data):
 
 def test_metrics_that_are_a_folder_are_one_sentence(run):
     run.metrics.mkdir()
-    with pytest.raises(RunError, match=r"metrics\.jsonl must be readable, but is not: Is a directory"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl must be readable, but is not: it is a folder, not a file"):
         read_progress(run)
 
 
