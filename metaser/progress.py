@@ -6,6 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -134,7 +135,8 @@ def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:
             for path in run.checkpoints(stage).glob("step-*")
             if (match := _CHECKPOINT.fullmatch(path.name))
         ]
-        if found:
-            step, path = max(found)
-            return CheckpointPlace(stage, step, time.time() - path.stat().st_mtime)
+        for step, path in sorted(found, reverse=True):
+            # A training may delete it meanwhile.
+            with suppress(FileNotFoundError):
+                return CheckpointPlace(stage, step, time.time() - path.stat().st_mtime)
     return None

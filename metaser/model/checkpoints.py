@@ -10,6 +10,7 @@ import logging
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ _PATTERNS = {
     "model.safetensors": ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     "pytorch_model.bin": ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
 }
+_SMALL_BYTES = 1 << 30
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FETCH_AGAIN = "fetch the checkpoint again"
 _CONVERT = (
@@ -52,6 +54,7 @@ _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 _UNREADABLE = (
     *(OSError, SafetensorError, pickle.UnpicklingError, struct.error, EOFError, ImportError, MemoryError),
+    *(zipfile.BadZipFile, NotImplementedError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError),
 )
 """What torch and safetensors raise over damaged files."""
@@ -366,6 +369,14 @@ def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_p
             f"an encoder folder must hold weights (model.safetensors or pytorch_model.bin), got "
             f"{str(checkpoint.folder)!r}, an encoder folder without weights; point to a complete checkpoint"
         )
+    implied = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    present = sum(file.stat().st_size for file in found.files if file.exists())
+    # Half precision takes half; a small one may be told below what it lacks.
+    if implied > max(_SMALL_BYTES, 4 * present):
+        raise ModelError(
+            f"{checkpoint.folder / _CONFIG} must describe the weights beside it, but those that it describes take "
+            f"{implied} bytes and those beside it {present}; point to a checkpoint whose files belong together"
+        )
     weights: dict[str, Tensor] = {}
     unexpected: list[str] = []
     prefix: str | None = None
@@ -432,6 +443,7 @@ def _tensors(file: Path) -> Iterator[Mapping[str, Any]]:
         with safe_open(file, framework="pt") as opened:
             yield _Lazy(opened)
         return
+    _refuse_compressed(file)
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     # Trainers keep more than the model in a file.
     while isinstance(loaded, Mapping) and (key := next(filter(_holds_state(loaded), _STATE_KEYS), None)):
@@ -440,6 +452,20 @@ def _tensors(file: Path) -> Iterator[Mapping[str, Any]]:
     if not isinstance(loaded, Mapping):
         raise ModelError(f"{file} must hold tensors by name, but holds a {type(loaded).__name__}; {_FETCH_AGAIN}")
     yield {str(name): value for name, value in loaded.items()}
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds: torch writes none, and reads any."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    size = file.stat().st_size
+    if unpacked > size:
+        raise ModelError(
+            f"{file} must hold weights as torch writes them, but has {size} bytes that unpack to {unpacked}; "
+            f"{_FETCH_AGAIN}"
+        )
 
 
 def _holds_state(loaded: Mapping[Any, Any]) -> Callable[[str], bool]:

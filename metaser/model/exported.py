@@ -127,10 +127,7 @@ def read_export(folder: Path) -> Export:
             f"{weights} must hold an exported model's weights, but does not: {error}; export the model again"
         ) from error
     except SumsError as error:
-        raise ModelError(
-            f"{error}; export the model again, or, where you changed it yourself, write its checksums anew "
-            f"(sha256sum {' '.join(COVERED)} > {SUMS})"
-        ) from error
+        raise ModelError(f"{error}; export the model again") from error
     except OSError as error:
         raise ModelError(
             f"{error.filename or folder} must be readable, but is not: {error.strerror}; export the model again"

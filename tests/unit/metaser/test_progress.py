@@ -107,6 +107,14 @@ def test_a_damaged_lock_is_one_sentence_and_does_not_keep_a_training_out(run, da
     lock.release()
 
 
+def test_a_checkpoint_that_is_gone_when_it_is_looked_at_is_none(run):
+    for step in (1, 2):
+        (run.checkpoints(1) / f"step-{step:06d}").mkdir(parents=True)
+    (run.checkpoints(1) / "step-000009").symlink_to("nowhere")
+    found = read_progress(run).checkpoint
+    assert (found.stage, found.step) == (1, 2)
+
+
 def test_the_newest_checkpoint_is_that_of_the_last_stage_that_has_one(run):
     for stage, number in ((1, 8), (1, 10), (2, 4), (2, 12)):
         (run.checkpoints(stage) / f"step-{number:06d}").mkdir(parents=True)
