@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -99,8 +98,8 @@ def _log_line(line: dict[str, Any]) -> None:
 
 def show_report(run_folder: str | Path, main_task: str) -> None:
     """Print the table of a run's report to stdout, if the run has one."""
-    from metaser.eval.report import render_table
+    from metaser.eval.report import read_report, render_table
 
-    path = Path(run_folder) / "report" / "report.json"
-    if path.is_file():
-        render_table(json.loads(path.read_bytes()), main_task, Console())
+    report = read_report(Path(run_folder) / "report")
+    if report is not None:
+        render_table(report, main_task, Console())

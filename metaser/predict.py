@@ -158,7 +158,7 @@ def _predict_track(
     if track.channels.is_silent(channel):
         raise _silence(file, channel)
     windows = windowing.cut(len(mono_T))
-    heard = [_hear(model, window.start, mono_T[window.start : window.end]) for window in windows]
+    heard = [_hear(model, file, window.start, mono_T[window.start : window.end]) for window in windows]
     if all(window.logits is None for window in heard):
         raise _silence(file, channel)
     return FilePrediction(
@@ -180,7 +180,7 @@ def _silence(file: str, channel: int | None) -> AudioError:
     )
 
 
-def _hear(model: MetaSERModel, start: int, samples_T: np.ndarray) -> _Heard:
+def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> _Heard:
     end = start + len(samples_T)
     if is_silent(samples_T):
         return _Heard(start, end, {}, None)
@@ -189,6 +189,13 @@ def _hear(model: MetaSERModel, start: int, samples_T: np.ndarray) -> _Heard:
         output = model(wave_BT, torch.tensor([len(samples_T)], device=model.device))
     logits = {name: values.cpu() for name, values in output.logits.items()}
     num_frames_B = output.num_frames_B.cpu()
+    for name, values in logits.items():
+        if not bool(torch.isfinite(values).all()):
+            raise AudioError(
+                f"a model must answer in numbers, but for {file} its {name} is NaN or infinite from "
+                f"{start / RATE_HZ:g} s on; its weights or the samples are too large to compute with: correct the "
+                "file, or export the model again"
+            )
     tasks = {
         spec.name: _answer(spec, *predict_task(spec, logits[spec.name], num_frames_B)[0]) for spec in model.task_specs
     }

@@ -6,15 +6,18 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from metaser.config.load import load_experiment
 from metaser.config.schema import StageConfig
 from metaser.errors import RunError
-from metaser.rundir import LockHolder, RunDir, lock_holder, parse_json, parse_line, reading
+from metaser.rundir import LockHolder, RunDir, Stage, Step, lock_holder, parse_json, parse_line, reading
+from shards.inputfile import open_regular
 
 _TAIL_BYTES = 200_000
 _RECENT_STEPS = 50
@@ -100,11 +103,11 @@ def is_finished(run: RunDir) -> bool:
 class _Step:
     """What the line of a training step says of how far and how fast."""
 
-    stage: PositiveInt
-    step: NonNegativeInt
+    stage: Stage
+    step: Step
     loss: float
-    audio_s_per_s: float
-    step_s: float
+    audio_s_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    step_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 _validate_step = TypeAdapter(_Step).validate_json
@@ -114,7 +117,7 @@ def _last_steps(path: Path) -> list[_Step]:
     """Return the training steps in the last part of a `metrics.jsonl` that may be growing."""
     with reading(path):
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - _TAIL_BYTES))
                 lines = file.read().split(b"\n")
@@ -132,7 +135,8 @@ def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:
             for path in run.checkpoints(stage).glob("step-*")
             if (match := _CHECKPOINT.fullmatch(path.name))
         ]
-        if found:
-            step, path = max(found)
-            return CheckpointPlace(stage, step, time.time() - path.stat().st_mtime)
+        for step, path in sorted(found, reverse=True):
+            # A training may delete it meanwhile.
+            with suppress(FileNotFoundError):
+                return CheckpointPlace(stage, step, time.time() - path.stat().st_mtime)
     return None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from metaser.config.schema import ExperimentConfig
-from metaser.rundir import RunDir, read_json, write_whole, writing
+from metaser.errors import RunError
+from metaser.rundir import RunDir, parse_json, read_json, reading, write_whole, writing
+from metaser.sums import file_sha256, sealed_json
 from metaser.tasks import TaskSpec
 from metaser.train.stage import select_utterances
 from shards.index import Index
@@ -42,12 +44,12 @@ class PartRecord:
 
     corpus: str
     split: str
-    num_utterances: int
-    duration_s: float
-    num_speakers: int
-    num_without_speaker: int
-    languages: dict[str, int]
-    styles: dict[str, int]
+    num_utterances: NonNegativeInt
+    duration_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_speakers: NonNegativeInt
+    num_without_speaker: NonNegativeInt
+    languages: dict[str, NonNegativeInt]
+    styles: dict[str, NonNegativeInt]
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,24 @@ class DataRecord:
     """Of the splits: `SplitAssignment.protocol`."""
     start: StartRecord | None = None
     """None: the run started from no other model, or before this was written down."""
+    trained_on_sha256: tuple[str, ...] = ()
+    """Of `trained_on.parquet`; while it is replaced, of the old and of the new one. Empty in earlier versions."""
 
 
 _validate = TypeAdapter(DataRecord).validate_json
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """What is read back of a protocol."""
+
+    speaker_overlap: bool | None
+    num_utterances_without_speaker: dict[str, NonNegativeInt]
+    num_recordings_in_two_splits: NonNegativeInt
+    num_files_in_two_splits: NonNegativeInt
+
+
+_validate_protocol = TypeAdapter(_Protocol).validate_json
 
 
 def read_record(run: RunDir) -> DataRecord | None:
@@ -86,7 +103,27 @@ def read_record(run: RunDir) -> DataRecord | None:
     Raises:
         RunError: if the record is damaged.
     """
-    return read_json(run.data, _validate)
+    record = read_json(run.data, _validate)
+    if record is not None and record.protocol:
+        parse_json(json.dumps(record.protocol).encode(), _validate_protocol, f"protocol in {run.data}")
+    return record
+
+
+def read_material(run: RunDir, record: DataRecord | None) -> Material:
+    """Return what `trained_on.parquet` holds, compared with its checksum in the run's record.
+
+    Raises:
+        RunError: if it is another.
+        ShardError: if it is damaged.
+    """
+    with reading(run.trained_on):
+        digest = file_sha256(run.trained_on)
+    if record is not None and record.trained_on_sha256 and digest not in record.trained_on_sha256:
+        raise RunError(
+            f"{run.trained_on} must have the sha256 that {run.data.name} beside it says, but has {digest[:12]}...; "
+            "restore it or move both away"
+        )
+    return Material.read(run.trained_on)
 
 
 def used_rows(
@@ -138,12 +175,20 @@ def write_record(
     if start is not None:
         started_from, of_start = start
         made = made.joined(of_start)
+    digests: tuple[str, ...] = ()
     if run.trained_on.exists():
-        made = made.joined(Material.read(run.trained_on))
-    text = json.dumps(asdict(DataRecord(folders, parts, splits.protocol, started_from)), indent=1, ensure_ascii=False)
+        made = made.joined(read_material(run, earlier))
+        digests = (file_sha256(run.trained_on),)
+    record = DataRecord(folders, parts, splits.protocol, started_from)
+    draft = run.trained_on.with_name(f".{run.trained_on.name}.tmp")
     with writing(run.data):
-        made.write(run.trained_on)
-        write_whole(run.data, text + "\n")
+        made.write(draft)
+        new = file_sha256(draft)
+        # Killed in between, both belong together all the same.
+        for known in ((*digests, new), (new,)):
+            write_whole(run.data, sealed_json(asdict(replace(record, trained_on_sha256=known))))
+            if draft.exists():
+                draft.replace(run.trained_on)
 
 
 def _folder_record(folder: str, config: ExperimentConfig) -> FolderRecord:

@@ -9,15 +9,21 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from metaser.errors import RunError
+from metaser.sums import SEAL, is_as_sealed, is_sealed
+from shards.inputfile import open_regular, read_regular
+from shards.jsontext import RepeatedNameError, unique
+from shards.shown import shown
 
+MAX_JSON_BYTES = 1 << 28
+"""Of a JSON file of a run: `environment.json` keeps the changed code of every start."""
 Parsed = TypeVar("Parsed")
 
 
@@ -149,45 +155,81 @@ def reading(path: Path) -> Iterator[None]:
         raise RunError(f"{path} must be readable, but is not: {error.strerror}") from error
 
 
-def read_json(path: Path, validate: Callable[[bytes], Parsed]) -> Parsed | None:
+def read_bytes(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes | None:
+    """Return what the regular file at `path` holds, None if there is no such file.
+
+    Raises:
+        RunError: if it cannot be read, is no regular file, or is longer than `max_bytes`.
+    """
+    with reading(path):
+        try:
+            return read_regular(path, max_bytes=max_bytes)
+        except FileNotFoundError:
+            return None
+
+
+def read_json(path: Path, validate: Callable[..., Parsed]) -> Parsed | None:
     """Return what the JSON file at `path` holds, None if there is no such file.
 
-    `validate` is the `validate_json` of a pydantic `TypeAdapter`.
+    `validate` is the `validate_json` of a pydantic `TypeAdapter`. An object that is sealed must be as it was sealed;
+    those of earlier versions are not.
 
     Raises:
         RunError: if it cannot be read or does not hold what it must.
     """
-    with reading(path):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-    return parse_json(data, validate, str(path))
+    data = read_bytes(path)
+    if data is None:
+        return None
+    parsed = parse_json(data, validate, str(path))
+    try:
+        values = json.loads(data, object_pairs_hook=unique)
+    except RepeatedNameError as error:
+        raise RunError(f"{path} is damaged: {error}; restore it or move it away") from None
+    if isinstance(values, dict) and is_sealed(values) and not is_as_sealed(values, data):
+        raise RunError(f"{path} is damaged: it is not what its {SEAL} is of; restore it or move it away")
+    return parsed
 
 
-def parse_json(data: bytes, validate: Callable[[bytes], Parsed], where: str) -> Parsed:
-    """Return the JSON in `data`, which stands in `where`.
+def parse_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Parsed:
+    """Return the JSON in `data`, which stands in `where`; no value is taken for one of another type.
 
     Raises:
         RunError: if it is damaged.
     """
     try:
-        return validate(data)
+        return validate(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"{part}: " for part in first["loc"])
         raise RunError(
-            f"{where} is damaged: {place}{first['msg']}, got {repr(first['input'])[:60]}; restore it or move it away"
+            f"{where} is damaged: {shown(place, 100)}{shown(first['msg'], 200)}, got "
+            f"{shown(repr(first['input']), 60)}; restore it or move it away"
         ) from None
 
 
+Stage = Annotated[int, Field(gt=0, lt=2**31)]
+Step = Annotated[int, Field(ge=0, lt=2**53)]
+_LONGEST_NUMBER = 20
+
+
 @dataclass(frozen=True)
-class _Position:
-    stage: PositiveInt
-    step: NonNegativeInt
+class _Evaluation:
+    loss: float | None = None
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-_validate_position = TypeAdapter(_Position).validate_json
+@dataclass(frozen=True)
+class _Line:
+    """What is read back of a line; the rest is for people and TensorBoard."""
+
+    stage: Stage
+    step: Step
+    loss: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    dev: _Evaluation | None = None
+
+
+_validate_line = TypeAdapter(_Line).validate_json
 
 
 def parse_line(data: bytes, where: str) -> dict[str, Any]:
@@ -196,9 +238,39 @@ def parse_line(data: bytes, where: str) -> dict[str, Any]:
     Raises:
         RunError: if it is damaged.
     """
-    parse_json(data, _validate_position, where)
-    line: dict[str, Any] = json.loads(data)
+    parsed = parse_json(data, _validate_line, where)
+    try:
+        for task, metrics in parsed.dev.tasks.items() if parsed.dev is not None else ():
+            check_metrics(task, metrics)
+        line: dict[str, Any] = json.loads(data, parse_int=_short_int)
+    except ValueError as error:
+        raise RunError(f"{where} is damaged: {error}; restore it or move it away") from None
     return line
+
+
+def check_metrics(task: str, metrics: dict[str, Any]) -> None:
+    """Refuse metrics that are no numbers.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, value in metrics.items():
+        is_right = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        if name == "ua_interval_95" and isinstance(value, list):
+            is_right = len(value) == 2 and all(isinstance(bound, int | float) for bound in value)
+        elif name == "ua_interval_reason":
+            is_right = value is None or isinstance(value, str)
+        elif isinstance(value, dict | list):
+            # Not read back.
+            continue
+        if not is_right:
+            raise ValueError(f"{shown(name, 40)} of {shown(task, 40)} must be a number, got {shown(repr(value), 60)}")
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def existing_run(path: str | Path) -> RunDir:
@@ -235,7 +307,8 @@ class RunLock:
             run.root.mkdir(parents=True, exist_ok=True)
             self._file = _lock_path(run).open("a+", encoding="utf-8")
         except OSError as error:
-            raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
+            reason = error.strerror or f"{_lock_path(run).name} is no regular file"
+            raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {reason}") from error
         if not self._taken():
             self._file.close()
             holder = _last_holder_named(run)
@@ -267,13 +340,13 @@ class LockHolder:
     """The process that trains in a run's folder."""
 
     host: str
-    pid: int
+    pid: NonNegativeInt
     slurm_job: str | None = None
 
     def __str__(self) -> str:
         """Return words for a message."""
         job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
-        return f"process {self.pid} on {self.host}{job}"
+        return shown(f"process {self.pid} on {self.host}{job}", 200)
 
 
 _validate_holder = TypeAdapter(LockHolder).validate_json
@@ -287,7 +360,7 @@ def lock_holder(run: RunDir) -> LockHolder | None:
     """
     with reading(_lock_path(run)):
         try:
-            file = _lock_path(run).open("rb")
+            file = open_regular(_lock_path(run))
         except FileNotFoundError:
             return None
     with file:
@@ -305,11 +378,7 @@ def last_holder(run: RunDir) -> LockHolder | None:
         RunError: if the lock cannot be read.
     """
     path = _lock_path(run)
-    with reading(path):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
+    data = read_bytes(path)
     return parse_json(data, _validate_holder, str(path)) if data else None
 
 

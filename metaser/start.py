@@ -12,7 +12,7 @@ from metaser.config.load import load_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError
 from metaser.eval.claims import refuse_kinship
-from metaser.record import DataRecord, StartRecord, read_record
+from metaser.record import DataRecord, StartRecord, read_material, read_record
 from metaser.rundir import RunDir
 from shards.index import Index
 from shards.kinship import START, Kinship, Material, kinship
@@ -39,7 +39,7 @@ def read_start(source: str) -> Start:
     record = None if run is None else read_record(run)
     if run is None or record is None or not run.trained_on.exists():
         return Start(StartRecord(source, unknown="it has no record of that"), Material.nothing())
-    made = Material.read(run.trained_on).as_split(START)
+    made = read_material(run, record).as_split(START)
     digests = tuple(folder.index_sha256 for folder in record.folders)
     earlier = _start_of(run, record)
     if earlier is not None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from metaser.rundir import RunDir, parse_line, reading, writing
+from metaser.rundir import RunDir, parse_line, read_bytes, writing
+from shards.inputfile import MAX_TEXT_BYTES
 
 Line = dict[str, Any]
 
@@ -28,11 +29,9 @@ def read_metrics(path: Path) -> Iterator[Line]:
     Raises:
         RunError: if it cannot be read or any other line is damaged.
     """
-    with reading(path):
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return
+    data = read_bytes(path, max_bytes=MAX_TEXT_BYTES)
+    if data is None:
+        return
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         yield parse_line(line, f"line {number} of {path}")
 

@@ -77,7 +77,7 @@ def _describe(plan: CrossValidation, fold: int) -> str:
     from metaser.eval.crossval import read_fold_report
 
     task = read_fold_report(plan.run(fold)).tasks.get(plan.config.main_task, {})
-    numbers = ", ".join(f"{name} {task[name]:.3f}" for name in ("wa", "ua", "macro_f1") if name in task)
+    numbers = ", ".join(f"{name} {task[name]:.3f}" for name in ("wa", "ua", "macro_f1") if task.get(name) is not None)
     return f"fold {fold} ({plan.groups[fold]}): {numbers or 'finished'}"
 
 

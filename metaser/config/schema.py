@@ -17,15 +17,21 @@ from shards.labels import AGE_GROUPS, FOUR_EMOTIONS, GENDERS, STYLES
 # ---------------------------------------------------------------- model
 
 
+_Width = Annotated[int, Field(gt=0, le=2**16)]
+"""Larger ones are slips or attacks: a square of them takes 16 GB."""
+_NumLayers = Annotated[int, Field(gt=0, le=256)]
+_NumHeads = Annotated[int, Field(gt=0, le=1024)]
+
+
 class LogMelEncoderConfig(Section):
     """A small pre-norm transformer over log-mel frames, trained from scratch."""
 
     kind: Literal["logmel"] = "logmel"
-    num_mels: PositiveInt = 80
-    width: PositiveInt = 144
-    num_layers: PositiveInt = 4
-    num_heads: PositiveInt = 4
-    feed_forward: PositiveInt = 576
+    num_mels: int = Field(default=80, gt=0, le=1024)
+    width: _Width = 144
+    num_layers: _NumLayers = 4
+    num_heads: _NumHeads = 4
+    feed_forward: int = Field(default=576, gt=0, le=2**20)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
@@ -57,17 +63,17 @@ class CoattentionConfig(Section):
     """How the emotion stream and the metadata streams meet."""
 
     form: CoattentionForm = "cross"
-    width: PositiveInt = 256
-    num_heads: PositiveInt = 4
+    width: _Width = 256
+    num_heads: _NumHeads = 4
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
 class AdapterConfig(Section):
     """Small trainable parts inside a frozen encoder; 0 leaves a part out."""
 
-    lora_rank: NonNegativeInt = 0
+    lora_rank: int = Field(default=0, ge=0, le=2**16)
     lora_alpha: PositiveFloat = 64.0
-    bottleneck: NonNegativeInt = 0
+    bottleneck: int = Field(default=0, ge=0, le=2**16)
     """Width of the bottleneck after each layer."""
 
 
@@ -91,7 +97,7 @@ class ModelConfig(Section):
     pooling: Literal["mean", "attentive_statistics"] = "mean"
     """How classification and regression heads see an utterance's frames."""
     head_dropout: float = Field(default=0.1, ge=0, lt=1)
-    head_width: PositiveInt = 128
+    head_width: _Width = 128
     """Hidden width of the main task's classifier."""
 
 

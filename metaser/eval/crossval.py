@@ -7,7 +7,6 @@ The folds lie in `NAME/fold0`, `NAME/fold1`, ...; the report over them in `NAME/
 from __future__ import annotations
 
 import fcntl
-import json
 import re
 import statistics
 from collections import defaultdict
@@ -26,10 +25,20 @@ from metaser.eval.claims import FoldClaims, pooled_claims
 from metaser.eval.coverage import LeftOut, add_left_out
 from metaser.eval.figures import confusion_figure
 from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
-from metaser.eval.predictions import read_predictions
+from metaser.eval.predictions import PREDICTIONS, REPORT, read_covered, read_predictions
 from metaser.eval.report import build_report, write_report
 from metaser.progress import is_finished
-from metaser.rundir import RunDir, lock_holder, read_json, reading, write_whole, writing
+from metaser.rundir import (
+    RunDir,
+    check_metrics,
+    lock_holder,
+    parse_json,
+    read_json,
+    reading,
+    write_whole,
+    writing,
+)
+from metaser.sums import sealed_json
 from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
@@ -187,7 +196,7 @@ def start_crossval(plan: CrossValidation) -> None:
     Raises:
         RunError: if the folder cannot be written.
     """
-    text = json.dumps({"rule": plan.rule, "groups": plan.groups, "experiment": dump_experiment(plan.config)}, indent=1)
+    text = sealed_json({"rule": plan.rule, "groups": plan.groups, "experiment": dump_experiment(plan.config)})
     try:
         plan.root.mkdir(parents=True, exist_ok=True)
         write_whole(RunDir(plan.root).crossval, text)
@@ -259,10 +268,16 @@ def read_fold_report(run: RunDir) -> FoldReport:
     Raises:
         RunError: if it is damaged.
     """
-    path = run.report / "report.json"
-    report = read_json(path, _validate_report)
-    if report is None:
+    path = run.report / REPORT
+    data = read_covered(path)
+    if data is None:
         raise RunError(f"a finished fold must have its report, but {path} is gone; train the fold again")
+    report = parse_json(data, _validate_report, str(path))
+    try:
+        for task, metrics in report.tasks.items():
+            check_metrics(task, metrics)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; evaluate the fold again with `metaser evaluate`") from None
     return report
 
 
@@ -330,8 +345,7 @@ def _pool(plan: CrossValidation) -> tuple[list[TaskSpec], list[UtteranceResult]]
     have, it gives the probability 0.
     """
     parts = [
-        read_predictions(plan.run(fold).report / "predictions.csv", plan.config.tasks)
-        for fold in range(len(plan.groups))
+        read_predictions(plan.run(fold).report / PREDICTIONS, plan.config.tasks) for fold in range(len(plan.groups))
     ]
     pooled: dict[str, TaskSpec] = {}
     for specs, _ in parts:

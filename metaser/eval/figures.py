@@ -78,7 +78,7 @@ def curves_figure(metrics_lines: Iterable[Mapping[str, Any]], path: Path) -> Non
     num_steps = {stage: max(line["step"] for line in lines if line["stage"] == stage) for stage in _stages(lines)}
     offsets = {stage: sum(num for other, num in num_steps.items() if other < stage) for stage in num_steps}
     task_names = sorted({name for line in training for name in line.get("losses", {})})
-    task_names += sorted({name for line in evaluations for name in line["dev"]["tasks"]} - set(task_names))
+    task_names += sorted({name for line in evaluations for name in line["dev"].get("tasks", {})} - set(task_names))
     colour_of = {name: _COLOURS[row % len(_COLOURS)] for row, name in enumerate(task_names)}
 
     figure = Figure(figsize=(8.5, 6.2), layout="constrained")
@@ -88,7 +88,7 @@ def curves_figure(metrics_lines: Iterable[Mapping[str, Any]], path: Path) -> Non
         devs = [line for line in evaluations if line["stage"] == stage]
         points = [(offset + line["step"], line["loss"]) for line in steps]
         upper.plot(*_thinned(points), color="black", linewidth=1.8, label="weighted sum (train)", zorder=3)
-        points = [(offset + line["step"], line["dev"]["loss"]) for line in devs]
+        points = [(offset + line["step"], line["dev"].get("loss")) for line in devs]
         upper.plot(
             *_present(points), "o--", color="black", markersize=4, linewidth=1, label="weighted sum (dev)", zorder=3
         )
@@ -97,7 +97,9 @@ def curves_figure(metrics_lines: Iterable[Mapping[str, Any]], path: Path) -> Non
             upper.plot(*_thinned(points), color=colour_of[name], linewidth=1.2, label=shown(f"{name} (train)"))
         for name in task_names:
             for metric in _CURVE_METRICS:
-                points = [(offset + line["step"], line["dev"]["tasks"].get(name, {}).get(metric)) for line in devs]
+                points = [
+                    (offset + line["step"], line["dev"].get("tasks", {}).get(name, {}).get(metric)) for line in devs
+                ]
                 label = shown(f"{name} {metric.upper()}")
                 lower.plot(*_present(points), "o-", color=colour_of[name], markersize=4, linewidth=1.2, label=label)
     for stage, offset in offsets.items():

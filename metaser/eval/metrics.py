@@ -202,8 +202,8 @@ def selected_value(metrics: Mapping[str, Any], select: str) -> tuple[float, bool
     Raises:
         ConfigError: if there is no such value.
     """
-    values = {"loss": metrics["loss"]}
-    for task, numbers in metrics["tasks"].items():
+    values: dict[str, Any] = {"loss": metrics.get("loss")}
+    for task, numbers in metrics.get("tasks", {}).items():
         values |= {f"{task}.{name}": numbers[name] for name in _HIGHER_IS_BETTER if name in numbers}
     if values.get(select) is None:
         known = ", ".join(name for name, value in values.items() if value is not None)

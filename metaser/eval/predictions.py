@@ -9,18 +9,52 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from metaser.config.schema import RegressionTask, TaskConfig
 from metaser.errors import RunError
 from metaser.eval.metrics import TaskResult, UtteranceResult
+from metaser.rundir import read_bytes
+from metaser.sums import SUMS, SumsError, check_sum, read_sums
 from metaser.tasks import TaskSpec
+from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
+log = logging.getLogger(__name__)
+
+REPORT, PREDICTIONS = "report.json", "predictions.csv"
+"""What is read back of a report."""
+_ROUNDING = 1e-3
 _GROUP = "group."
 """Before the names of the columns that say which group an utterance belongs to."""
+
+
+def read_covered(path: Path) -> bytes | None:
+    """Return the bytes of a report's file, compared with the checksums beside it; None if there is no such file.
+
+    Reports of earlier versions have no checksums, which is said.
+
+    Raises:
+        RunError: if they are others.
+    """
+    data = read_bytes(path, max_bytes=MAX_TEXT_BYTES)
+    if data is None:
+        return None
+    try:
+        sums = read_sums(path.parent, (REPORT, PREDICTIONS))
+        if sums is not None:
+            check_sum(path, sha256(data).hexdigest(), sums)
+    except SumsError as error:
+        raise RunError(f"{error}; evaluate the run again with `metaser evaluate`") from error
+    if sums is None and path.name == REPORT:
+        log.warning("%s holds no %s: whether its files are as they were written cannot be checked", path.parent, SUMS)
+    return data
 
 
 def predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]) -> str:
@@ -102,14 +136,27 @@ def read_predictions(path: Path, tasks: Sequence[TaskConfig]) -> tuple[list[Task
     Raises:
         RunError: if the file cannot be read or is no such table.
     """
+    data = read_covered(path)
+    if data is None:
+        raise RunError(f"{path} is damaged: it is gone; evaluate the fold again with `metaser evaluate`")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = ([_read(cell) for cell in row] for row in csv.reader(file, strict=True))
-            header = next(rows, [])
-            specs = [spec for task in tasks if (spec := _spec(task, header)) is not None]
-            return specs, [_result(_named(header, row), specs) for row in rows if row]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise RunError(f"{path} is damaged: {error!r}; evaluate the fold again with `metaser evaluate`") from error
+        reader = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
+        rows = ([_read(cell) for cell in row] for row in reader)
+        header = next(rows, [])
+        _refuse_repeated("column", header)
+        specs = [spec for task in tasks if (spec := _spec(task, header)) is not None]
+        results = [_result(_named(header, row), specs) for row in rows if row]
+        _refuse_repeated("key", [result.key for result in results])
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(
+            f"{path} is damaged: {shown(repr(error), 200)}; evaluate the fold again with `metaser evaluate`"
+        ) from error
+    return specs, results
+
+
+def _refuse_repeated(what: str, words: Sequence[str]) -> None:
+    if repeated := [word for word, count in Counter(words).items() if count > 1]:
+        raise ValueError(f"{what} {repeated[0]!r} stands there twice")
 
 
 def _spec(task: TaskConfig, header: Sequence[str]) -> TaskSpec | None:
@@ -135,7 +182,7 @@ def _result(row: Mapping[str, str], specs: Sequence[TaskSpec]) -> UtteranceResul
         speaker=row["speaker"] or None,
         groups={**groups, "corpus": row["corpus"]},
         # Earlier files have neither groups nor durations.
-        duration_s=float(row.get("duration_s") or 0),
+        duration_s=_finite(row.get("duration_s") or "0"),
         tasks=tasks,
     )
 
@@ -147,10 +194,30 @@ def _task(row: Mapping[str, str], spec: TaskSpec) -> TaskResult | None:
     if not any([*references, *predictions]):
         return None
     if spec.kind == "regression":
-        numbers = tuple(None if value is None else float(value) for value in references)
+        numbers = tuple(None if value is None else _finite(value) for value in references)
         is_labelled = any(number is not None for number in numbers)
-        return TaskResult(numbers if is_labelled else None, tuple(map(float, predictions)), None, None)
-    shares = [row[f"{spec.name}.probability.{label}"] for label in spec.labels] if spec.kind == "classification" else []
-    return TaskResult(
-        references[0], predictions[0], tuple(map(float, shares)) if all(shares) and shares else None, None
-    )
+        return TaskResult(numbers if is_labelled else None, tuple(map(_finite, predictions)), None, None)
+    if spec.kind == "ctc":
+        return TaskResult(references[0], predictions[0], None, None)
+    cells = [row[f"{spec.name}.probability.{label}"] for label in spec.labels]
+    # Where no label is in the header, the task's field stands for them.
+    for word in (references[0], predictions[0]):
+        if word is not None and word not in spec.labels:
+            raise ValueError(f"{word!r} of {row['key']!r} is no label of {spec.name}")
+    return TaskResult(references[0], predictions[0], _shares(cells, row["key"]), None)
+
+
+def _shares(cells: Sequence[str], key: str) -> tuple[float, ...] | None:
+    if not any(cells):
+        return None
+    shares = tuple(map(_finite, cells))
+    if min(shares) < 0 or abs(sum(shares) - 1) > _ROUNDING:
+        raise ValueError(f"the probabilities of {key!r} must be 0 or more and sum to 1, got a sum of {sum(shares):g}")
+    return shares
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"a number must be finite, got {text!r}")
+    return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
-from metaser.errors import RunError
+from metaser.errors import ModelError, RunError
 from metaser.eval.claims import describe_rules, kinship_facts, kinship_notes, refuse_kinship
 from metaser.eval.coverage import all_left_out, passes_filter
 from metaser.eval.evaluate import evaluate
@@ -22,7 +23,7 @@ from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
 from metaser.model.exported import load_export
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
-from metaser.record import DataRecord, is_own_folder, material, read_record, used_rows
+from metaser.record import DataRecord, is_own_folder, material, read_material, read_record, used_rows
 from metaser.rundir import RunDir, writing
 from metaser.start import describe_start, is_same_shards, known_start, start_facts, start_notes
 from metaser.targets import Targets
@@ -148,6 +149,7 @@ def _judge(
         at_boundary=at_boundary,
         hop_samples=model.encoder.hop_samples,
     )
+    _refuse_no_numbers(results, run)
     main_keys = set(chosen.take(by_stage[-1]).values("key"))
     results = [result if result.key in main_keys else _without_task(result, config.main_task) for result in results]
     report = build_report(
@@ -296,10 +298,22 @@ def _other_choice(index: Index, split: str, shards: str) -> Choice:
     return Choice(index, np.flatnonzero(is_chosen), split, tuple(reasons), False, protocol)
 
 
+def _refuse_no_numbers(results: Sequence[UtteranceResult], run: RunDir) -> None:
+    """Refuse to report answers that are NaN or infinite."""
+    for result in results:
+        for name, task in result.tasks.items():
+            numbers = task.prediction if isinstance(task.prediction, tuple) else task.probabilities or ()
+            if not all(map(math.isfinite, numbers)):
+                raise ModelError(
+                    f"a model must answer in numbers, but for {result.key!r} that of {str(run.best)!r} says NaN or "
+                    f"infinity of {name}; its weights or the samples are too large to compute with: train it again"
+                )
+
+
 def _made_earlier(run: RunDir, config: ExperimentConfig, specs: tuple[TaskSpec, ...]) -> Material | str:
     """Return what moved or chose the run's weights, from its record or from its shards, or why that is unknown."""
     if run.trained_on.exists():
-        return Material.read(run.trained_on)
+        return read_material(run, read_record(run))
     try:
         index = load_index(config.data.shard_folders, config.data.remote)
     except ShardError as error:

@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +18,10 @@ from metaser import markdown
 from metaser.errors import TrainingError
 from metaser.eval.coverage import LeftOut
 from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, UtteranceResult, rounded, task_metrics, ua_interval_95
-from metaser.eval.predictions import predictions_csv
+from metaser.eval.predictions import PREDICTIONS, REPORT, predictions_csv, read_covered
 from metaser.eval.text import TEXT_NORMALISATION
-from metaser.rundir import write_whole
+from metaser.rundir import parse_json, write_whole
+from metaser.sums import SUMS, sums_text
 from metaser.tasks import TaskSpec
 from shards.jsontext import dump_json
 from shards.shown import shown_text
@@ -108,7 +111,7 @@ def _text_protocol(specs: Sequence[TaskSpec], tasks: Mapping[str, Any]) -> dict[
 def write_report(
     folder: Path, report: Mapping[str, Any], results: Sequence[UtteranceResult], specs: Sequence[TaskSpec]
 ) -> None:
-    """Write `report.json`, `report.md` and `predictions.csv` into `folder`, each complete or not at all.
+    """Write `report.json`, `report.md`, `predictions.csv` and checksums into `folder`, each complete or not at all.
 
     The same report and results, in any order, give the same bytes.
 
@@ -119,9 +122,29 @@ def write_report(
         specs: the model's tasks, which decide the CSV's columns.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "report.json", dump_json(report, indent=2, sort_keys=True) + "\n")
+    text = dump_json(report, indent=2, sort_keys=True) + "\n"
+    table = predictions_csv(results, specs)
+    write_whole(folder / PREDICTIONS, table)
     write_whole(folder / "report.md", _markdown(report))
-    write_whole(folder / "predictions.csv", predictions_csv(results, specs))
+    write_whole(
+        folder / SUMS,
+        sums_text({REPORT: sha256(text.encode()).hexdigest(), PREDICTIONS: sha256(table.encode()).hexdigest()}),
+    )
+    # Last: where it stands, all of it does.
+    write_whole(folder / REPORT, text)
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """Return what `report.json` in `folder` holds, None if there is no report.
+
+    Raises:
+        RunError: if it is damaged.
+    """
+    data = read_covered(folder / REPORT)
+    return None if data is None else parse_json(data, _validate_report, str(folder / REPORT))
+
+
+_validate_report = TypeAdapter(dict[str, Any]).validate_json
 
 
 def render_table(report: Mapping[str, Any], main_task: str, console: Console) -> None:

@@ -10,6 +10,7 @@ import logging
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,10 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from metaser.errors import ModelError
+from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
+from shards.jsontext import JsonTextError, parse_json
 from shards.schema import RATE_HZ
+from shards.shown import shown
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ _PATTERNS = {
     "model.safetensors": ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     "pytorch_model.bin": ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
 }
+_SMALL_BYTES = 1 << 30
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FETCH_AGAIN = "fetch the checkpoint again"
 _CONVERT = (
@@ -49,6 +54,7 @@ _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 _UNREADABLE = (
     *(OSError, SafetensorError, pickle.UnpicklingError, struct.error, EOFError, ImportError, MemoryError),
+    *(zipfile.BadZipFile, NotImplementedError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError),
 )
 """What torch and safetensors raise over damaged files."""
@@ -104,22 +110,31 @@ class _Processor(_FromFile):
     audio_processor: _Preprocessing | None = None
 
 
-class _ExportedEncoder(_FromFile):
-    kind: Literal["huggingface", "logmel"]
-    config: _Architecture | None = None
-    do_normalize: StrictBool = True
-    freeze_feature_encoder: StrictBool = True
+class _HuggingFaceEncoder(_FromFile):
+    kind: Literal["huggingface"]
+    config: _Architecture
+    do_normalize: StrictBool
+    freeze_feature_encoder: StrictBool
+
+
+class _LogMelEncoder(_FromFile):
+    model_config = ConfigDict(extra="allow")
+    kind: Literal["logmel"]
 
 
 class _Export(_FromFile):
+    """What counts of an export's config.json: transformers' own entries beside these change nothing in a model."""
+
     model_type: str
-    encoder: _ExportedEncoder
+    encoder: Annotated[_HuggingFaceEncoder | _LogMelEncoder, Field(discriminator="kind")]
     model: dict[str, Any]
-    tasks: list[dict[str, Any]]
-    main_task: str
-    dtype: str | None = None
-    torch_dtype: str | None = None
-    """The older name; transformers takes anything for either."""
+    tasks: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=100)]
+    main_task: Annotated[str, Field(max_length=200)]
+    sampling_rate: Literal[16_000] = 16_000
+    window_s: float | None = None
+    window_overlap_s: float | None = None
+    checksums: str | None = None
+    dtype: Literal["float32", "float64", "float16", "bfloat16"] | None = None
 
     @field_validator("model_type")
     @classmethod
@@ -157,24 +172,27 @@ def open_checkpoint(name: str, revision: str | None, families: Mapping[str, Any]
     return Checkpoint(folder, config, _do_normalize(folder))
 
 
-def check_export(folder: Path, families: Mapping[str, Any]) -> None:
-    """Refuse an exported model's folder whose files are damaged, before transformers sees them.
+def exported_config(data: bytes, path: Path, families: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what counts of an exported model's config.json, whose bytes are `data`, as `MetaSERConfig` takes it.
 
     Raises:
-        ModelError: naming the file.
+        ModelError: if it is damaged.
     """
-    path = folder / _CONFIG
-    export = _parsed(path, _Export, "the configuration of an exported model of MetaSER's")
-    if export is not None and export.encoder.kind == "huggingface":
+    refuse_stand_in(data, path)
+    try:
+        parse_json(data)
+    except JsonTextError as error:
+        raise ModelError(f"{path} must be JSON, but is not: {shown(str(error), 120)}; {_FETCH_AGAIN}") from None
+    export = _validated(data, path, _Export, "the configuration of an exported model of MetaSER's")
+    if isinstance(export.encoder, _HuggingFaceEncoder):
         form = export.encoder.config
-        if form is None or form.model_type is None or form.model_type not in families:
-            got = None if form is None else form.model_type
-            raise ModelError(f"the encoder in {path} must be of type {', '.join(families)}, got {got!r}; export again")
+        if form.model_type is None or form.model_type not in families:
+            raise ModelError(
+                f"the encoder in {path} must be of type {', '.join(families)}, got "
+                f"{shown(repr(form.model_type), 60)}; export again"
+            )
         _check_form({**families[form.model_type].config_class().to_dict(), **form.model_dump(exclude_unset=True)}, path)
-    file = folder / _WEIGHTS[0]
-    with _reading(file), _tensors(file) as tensors:
-        for name, tensor in tensors.items():
-            _check_finite(tensor, name, file)
+    return export.model_dump(exclude_unset=True, exclude={"model_type"})
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -270,24 +288,28 @@ def _do_normalize(folder: Path) -> bool:
 def _parsed(path: Path, kind: type[_Parsed], what: str) -> _Parsed | None:
     """Return what the JSON file at `path` holds, None if there is no such file."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, max_bytes=MAX_SETTINGS_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ModelError(f"{path} must be readable, but is not: {_words(error)}") from error
-    _refuse_stand_in(data, path)
+    refuse_stand_in(data, path)
+    return _validated(data, path, kind, what)
+
+
+def _validated(data: bytes, path: Path, kind: type[_Parsed], what: str) -> _Parsed:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"{part}: " for part in first["loc"])
         raise ModelError(
-            f"{path} must hold {what}, but does not: {place}{first['msg']}, got {repr(first['input'])[:60]}; "
-            f"{_FETCH_AGAIN}"
+            f"{path} must hold {what}, but does not: {shown(place, 100)}{shown(first['msg'], 200)}, got "
+            f"{shown(repr(first['input']), 60)}; {_FETCH_AGAIN}"
         ) from None
 
 
-def _refuse_stand_in(start: bytes, path: Path) -> None:
+def refuse_stand_in(start: bytes, path: Path) -> None:
     """Refuse what stands where a file of the checkpoint should be, told by its first bytes."""
     if start.startswith(_LFS_POINTER):
         raise ModelError(
@@ -347,6 +369,14 @@ def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_p
             f"an encoder folder must hold weights (model.safetensors or pytorch_model.bin), got "
             f"{str(checkpoint.folder)!r}, an encoder folder without weights; point to a complete checkpoint"
         )
+    implied = sum(tensor.numel() * tensor.element_size() for tensor in expected.values())
+    present = sum(file.stat().st_size for file in found.files if file.exists())
+    # Half precision takes half; a small one may be told below what it lacks.
+    if implied > max(_SMALL_BYTES, 4 * present):
+        raise ModelError(
+            f"{checkpoint.folder / _CONFIG} must describe the weights beside it, but those that it describes take "
+            f"{implied} bytes and those beside it {present}; point to a checkpoint whose files belong together"
+        )
     weights: dict[str, Tensor] = {}
     unexpected: list[str] = []
     prefix: str | None = None
@@ -394,8 +424,8 @@ def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_p
 def _reading(file: Path) -> Iterator[None]:
     """Say in one sentence that `file` is damaged."""
     try:
-        with file.open("rb") as opened:
-            _refuse_stand_in(opened.read(64), file)
+        with open_regular(file) as opened:
+            refuse_stand_in(opened.read(64), file)
         yield
     except _UNREADABLE as error:
         is_unsafe = isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error)
@@ -413,6 +443,7 @@ def _tensors(file: Path) -> Iterator[Mapping[str, Any]]:
         with safe_open(file, framework="pt") as opened:
             yield _Lazy(opened)
         return
+    _refuse_compressed(file)
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     # Trainers keep more than the model in a file.
     while isinstance(loaded, Mapping) and (key := next(filter(_holds_state(loaded), _STATE_KEYS), None)):
@@ -421,6 +452,20 @@ def _tensors(file: Path) -> Iterator[Mapping[str, Any]]:
     if not isinstance(loaded, Mapping):
         raise ModelError(f"{file} must hold tensors by name, but holds a {type(loaded).__name__}; {_FETCH_AGAIN}")
     yield {str(name): value for name, value in loaded.items()}
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds: torch writes none, and reads any."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    size = file.stat().st_size
+    if unpacked > size:
+        raise ModelError(
+            f"{file} must hold weights as torch writes them, but has {size} bytes that unpack to {unpacked}; "
+            f"{_FETCH_AGAIN}"
+        )
 
 
 def _holds_state(loaded: Mapping[Any, Any]) -> Callable[[str], bool]:

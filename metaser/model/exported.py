@@ -1,75 +1,199 @@
-"""The folder of a model that MetaSER has trained, found and checked before anything is made of it."""
+"""The folder of a model that MetaSER has trained, found and checked before anything is made of it.
+
+`config.json`, `model.safetensors` and the checksums of both. Each file is read once, and what was read is what is
+checked and used; the tensors' names and shapes are held against config.json before any memory goes into either.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from pydantic import ValidationError
+from torch import Tensor
 
+from metaser.config.schema import LogMelEncoderConfig
 from metaser.errors import ModelError
-from metaser.model.checkpoints import check_export
+from metaser.model.checkpoints import exported_config, refuse_stand_in
 from metaser.model.encoder import FAMILIES
-from metaser.model.metaser import MetaSERConfig, MetaSERModel
+from metaser.model.metaser import COVERED, MetaSERConfig, MetaSERModel, describe_problems
+from metaser.model.tensorfile import TensorFile, TensorFileError, open_tensors
+from metaser.sums import SUMS, SumsError, check_sum, read_sums
+from shards.errors import InputError
+from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
+from shards.shown import shown
+
+log = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS = COVERED
+
+
+@dataclass(frozen=True)
+class Export:
+    """An exported model, read whole."""
+
+    folder: Path
+    config: MetaSERConfig
+    tensors: dict[str, Tensor]
+    sha256: str
+    """Of the weights' file."""
 
 
 def load_export(path: str | Path, *, setting: str) -> MetaSERModel:
-    """Return the model in the folder that `open_export` finds, on the CPU.
+    """Return the model in the folder that `find_export` finds, on the CPU.
 
     Raises:
         ModelError: if there is none, or it is damaged.
     """
-    folder, config = open_export(path, setting=setting)
-    try:
-        loaded: Any = MetaSERModel.from_pretrained(folder, config=config, output_loading_info=True)
-    except (RuntimeError, ValueError, LookupError, StrictDataclassError) as error:
-        # What config.json says and what model.safetensors holds do not belong together.
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{setting} must be what MetaSER exported, but {str(folder)!r} is not: {reason}") from error
-    model: MetaSERModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise ModelError(
-            f"{setting} must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are missing); "
-            "export it again"
-        )
+    model: MetaSERModel = MetaSERModel.from_pretrained(find_export(path, setting=setting))
     return model
 
 
-def open_export(path: str | Path, *, setting: str) -> tuple[Path, MetaSERConfig]:
-    """Return the exported model's folder at `path`, or the best model's of the run there, and its configuration.
+def find_export(path: str | Path, *, setting: str) -> Path:
+    """Return the exported model's folder at `path`, or the best model's of the run there.
 
     Args:
         path: what the user gave.
         setting: as what, for messages.
 
     Raises:
-        ModelError: if there is none, or its files are damaged.
+        ModelError: if there is none.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise ModelError(f"{setting} must be a run's folder or an exported model's, but {str(path)!r} is not a folder")
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
-        folder = folder / "best"
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"{setting} must be an exported model's folder, or that of a run whose last stage was evaluated, but "
-                f"{str(folder)!r} holds no {name}"
-            )
-    check_export(folder, FAMILIES)
-    return folder, _read_config(folder, setting)
-
-
-def _read_config(folder: Path, setting: str) -> MetaSERConfig:
     try:
-        config: MetaSERConfig = MetaSERConfig.from_pretrained(folder)
-        if config.encoder["kind"] == "huggingface":
-            form = config.encoder["config"]
-            FAMILIES[form["model_type"]].config_class.from_dict(form)
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, StrictDataclassError) as error:
-        # transformers takes values of config.json as they are.
-        reason = " ".join(str(error).split())[:200]
+        if not folder.is_dir():
+            raise ModelError(
+                f"{setting} must be a run's folder or an exported model's, but {str(path)!r} is not a folder"
+            )
+        if not (folder / CONFIG).is_file() and (folder / "best" / CONFIG).is_file():
+            folder = folder / "best"
+        for name in COVERED:
+            if not (folder / name).exists():
+                raise ModelError(
+                    f"{setting} must be an exported model's folder, or that of a run whose last stage was evaluated, "
+                    f"but {str(folder)!r} holds no {name}"
+                )
+    except (OSError, ValueError) as error:
+        # A name that is too long, or with a zero byte.
+        raise ModelError(f"{setting} must be a readable folder, but {str(path)!r} is not: {error}") from error
+    return folder
+
+
+def fetch_export(name: str, **options: Any) -> Path:
+    """Return the folder with an exported model's files of the hub; `options` are those of `snapshot_download`.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*COVERED, SUMS], **options))
+    except (OSError, HFValidationError) as error:
         raise ModelError(
-            f"{setting} must be what MetaSER exported, but {str(folder / 'config.json')!r} is not: {reason}"
+            f"an exported model must be a folder or a model on the hub, got {name!r}, which is no folder here and "
+            f"could not be fetched ({type(error).__name__}); correct it"
         ) from error
-    return config
+
+
+def read_export(folder: Path) -> Export:
+    """Return the exported model in `folder`, every byte compared with the checksums beside it.
+
+    A folder that an earlier version wrote has none, which is said; one whose config.json tells of them must have them.
+
+    Raises:
+        ModelError: naming the file that is missing, damaged or hostile.
+    """
+    weights = folder / WEIGHTS
+    try:
+        with open_regular(weights) as file:
+            refuse_stand_in(file.read(64), weights)
+        sums = read_sums(folder, COVERED)
+        config = _read_config(folder / CONFIG, sums)
+        if sums is None:
+            _accept_without_sums(folder, config)
+        with open_tensors(weights) as opened:
+            _check_forms(opened, config, folder)
+            tensors, digest = opened.read()
+        if sums is not None:
+            check_sum(weights, digest, sums)
+    except TensorFileError as error:
+        raise ModelError(
+            f"{weights} must hold an exported model's weights, but does not: {error}; export the model again"
+        ) from error
+    except SumsError as error:
+        raise ModelError(f"{error}; export the model again") from error
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or folder} must be readable, but is not: {error.strerror}; export the model again"
+        ) from error
+    return Export(folder, config, tensors, digest)
+
+
+def _read_config(path: Path, sums: Mapping[str, str] | None) -> MetaSERConfig:
+    data = read_regular(path, max_bytes=MAX_SETTINGS_BYTES)
+    refuse_stand_in(data, path)
+    if sums is not None:
+        check_sum(path, sha256(data).hexdigest(), sums)
+    values = exported_config(data, path, FAMILIES)
+    try:
+        if values["encoder"]["kind"] == "logmel":
+            values["encoder"] = LogMelEncoderConfig.model_validate(values["encoder"]).model_dump()
+        return MetaSERConfig(**values)
+    except ValidationError as error:
+        raise ModelError(f"{path} is damaged: {describe_problems(error, 'encoder')}; export the model again") from None
+    except ModelError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+
+
+def _accept_without_sums(folder: Path, config: MetaSERConfig) -> None:
+    if config.checksums is not None:
+        raise ModelError(
+            f"{str(folder)!r} must hold the {SUMS} that its config.json tells of, but does not; export the model again"
+        )
+    log.warning(
+        "%s holds no %s, because an earlier version of MetaSER exported it: whether its files are as they were written "
+        "cannot be checked",
+        folder,
+        SUMS,
+    )
+
+
+def _check_forms(file: TensorFile, config: MetaSERConfig, folder: Path) -> None:
+    """Hold the names, shapes and types in the weights' header against what config.json builds."""
+    # The meta device gives tensors shapes and no memory.
+    try:
+        with torch.device("meta"):
+            expected = MetaSERModel(config).state_dict()
+    except (RuntimeError, ValueError, OverflowError, InputError) as error:
+        # Torch's words for sizes that it cannot take.
+        raise ModelError(
+            f"{folder / CONFIG} must describe a model that can be built, but does not: {shown(str(error), 200)}; "
+            "export the model again"
+        ) from error
+    if missing := [name for name in expected if name not in file.forms]:
+        raise ModelError(
+            f"{folder / WEIGHTS} must hold every weight, got {str(folder)!r} without {missing[0]} ({len(missing)} are "
+            "missing); export it again"
+        )
+    if foreign := [name for name in file.forms if name not in expected]:
+        raise ModelError(
+            f"{folder / WEIGHTS} must hold the weights of its config.json alone, but holds {shown(foreign[0], 80)} "
+            f"({len(foreign)} are foreign); export it again"
+        )
+    for name, tensor in expected.items():
+        form = file.forms[name]
+        if form.shape != tuple(tensor.shape) or form.dtype.is_floating_point != tensor.is_floating_point():
+            raise ModelError(
+                f"{name} in {folder / WEIGHTS} must be of shape {tuple(tensor.shape)} and type {_word(tensor.dtype)}, "
+                f"as config.json says, got {form.shape} and {_word(form.dtype)}; export it again"
+            )
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

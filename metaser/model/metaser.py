@@ -6,7 +6,9 @@ Legend: B utterances, T samples, L frames, C outputs of a task.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +31,14 @@ from metaser.model.encoder import (
     load_encoder,
 )
 from metaser.model.heads import CtcHead, MainHead, UtteranceHead
+from metaser.sums import SUMS, write_sums
 from metaser.tasks import TaskSpec
 from shards.config import Section
+from shards.shown import shown
+
+COVERED = ("config.json", "model.safetensors")
+"""The files of an exported model that are read back, whose checksums therefore lie beside them."""
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class Blueprint(Section):
@@ -62,11 +70,38 @@ class Blueprint(Section):
                 f"task names must be identifiers that torch does not use itself, got {unusable}; "
                 "rename them and give their metadata field separately"
             )
+        for task in self.tasks:
+            _check_outputs(task)
         if self.main_task not in names:
             raise ValueError(f"main_task must be one of the tasks {names}, got {self.main_task!r}")
         if self.main.kind == "ctc":
             raise ValueError(f"main_task must be a classification or regression, got the ctc task {self.main_task!r}")
         return self
+
+
+_LARGEST = 1e9
+"""Of what a regression's answer is made from; float32 ends at 3e38."""
+
+
+def _check_outputs(task: TaskSpec) -> None:
+    """Refuse tasks whose answers would lose or lack a name."""
+    if not task.fields or not task.labels:
+        raise ValueError(f"task {task.name!r} must have fields and labels, got {task.fields} and {task.labels}")
+    twice = sorted(label for label, count in Counter(task.labels).items() if count > 1)
+    if twice or "" in task.labels:
+        raise ValueError(f"task {task.name!r} must have labels that differ and are not empty, got {twice or ['']}")
+    if task.kind == "regression" and task.labels != task.fields:
+        raise ValueError(f"task {task.name!r} must have its fields as labels, got {task.fields} and {task.labels}")
+    if task.kind != "regression" and len(task.fields) > 1:
+        raise ValueError(f"task {task.name!r} must have one field, got {task.fields}")
+    if not 0 < task.scale <= _LARGEST or abs(task.offset) > _LARGEST:
+        raise ValueError(
+            f"task {task.name!r} must have a scale above 0 and an offset, neither beyond {_LARGEST:g}, got "
+            f"{task.scale:g} and {task.offset:g}"
+        )
+    weights = task.class_weights
+    if weights is not None and (len(weights) != len(task.labels) or min(weights) < 0):
+        raise ValueError(f"task {task.name!r} must have a weight of 0 or more for each label, got {weights}")
 
 
 class MetaSERConfig(PreTrainedConfig):
@@ -84,6 +119,7 @@ class MetaSERConfig(PreTrainedConfig):
         tasks: list[dict[str, Any]],
         main_task: str,
         sampling_rate: int = 16000,
+        checksums: str | None = None,
         **others: Any,
     ) -> None:
         """Check everything, unknown keys included, and derive id2label from the main task.
@@ -94,6 +130,7 @@ class MetaSERConfig(PreTrainedConfig):
             tasks: Dumped `TaskSpec`s.
             main_task: Name of the task whose stream co-attends to the others.
             sampling_rate: Samples a second that the model hears.
+            checksums: The file beside config.json that has the checksums, so that it cannot get lost unnoticed.
             others: What transformers itself stores.
 
         Raises:
@@ -104,6 +141,7 @@ class MetaSERConfig(PreTrainedConfig):
         self.tasks = tasks
         self.main_task = main_task
         self.sampling_rate = sampling_rate
+        self.checksums = checksums
         labels = self.blueprint().main.labels
         names = {
             "id2label": dict(enumerate(labels)),
@@ -120,14 +158,24 @@ class MetaSERConfig(PreTrainedConfig):
         try:
             return Blueprint.model_validate({"model": self.model, "tasks": self.tasks, "main_task": self.main_task})
         except ValidationError as error:
-            problems = [
-                f"{'.'.join(map(str, problem['loc'])) or 'model'}: {problem['msg']}, got {problem['input']!r}"
-                for problem in error.errors()
-            ]
             raise ModelError(
-                f"a MetaSER configuration must be one that this version writes, got {'; '.join(problems)}; "
-                "build or export the model again"
+                f"a MetaSER configuration must be one that this version writes, got {describe_problems(error, 'model')}"
+                "; build or export the model again"
             ) from error
+
+
+_MOST_PROBLEMS = 10
+
+
+def describe_problems(error: ValidationError, whole: str) -> str:
+    """Return what is wrong with a configuration, the first problems in full; `whole` is the word for all of it."""
+    problems = [
+        f"{shown('.'.join(map(str, problem['loc'])), 100) or whole}: {shown(problem['msg'], 300)}, got "
+        f"{shown(repr(problem['input']), 100)}"
+        for problem in error.errors(include_url=False)[:_MOST_PROBLEMS]
+    ]
+    num_left = error.error_count() - len(problems)
+    return "; ".join([*problems, *([f"and {num_left} more"] if num_left else [])])
 
 
 class MetaSEROutput(NamedTuple):
@@ -186,6 +234,31 @@ class MetaSERModel(PreTrainedModel):
         )
         self._main_task = main.name
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Return the exported model in a folder or on the hub, its files compared with their checksums.
+
+        The arguments are those of transformers; a `config` is taken from the folder in any case.
+
+        Raises:
+            ModelError: There is none, or its files are damaged.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, **kwargs)
+        from metaser.model.exported import fetch_export, read_export
+
+        options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        name = str(pretrained_model_name_or_path)
+        export = read_export(Path(name) if Path(name).is_dir() else fetch_export(name, **options))
+        kwargs["config"], kwargs["state_dict"] = export.config, export.tensors
+        return super().from_pretrained(None, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write `config.json` and `model.safetensors`, as transformers does, and the checksums of both."""
+        self.config.checksums = SUMS
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_sums(Path(save_directory), COVERED)
 
     def forward(
         self,

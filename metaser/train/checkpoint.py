@@ -2,27 +2,33 @@
 
 A folder `step-000200/` holds `model.safetensors` (all weights, float32), `optimizer.safetensors` (`PARAMETER.STATE`),
 where a moving average is kept `average.safetensors` (the trained weights' average), and `checkpoint.json` (the
-position, and every file's size and sha256).
+position, every file's size and sha256, and the sha256 of both).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from metaser.errors import RunError
+from metaser.model.tensorfile import TensorFileError, open_tensors
+from metaser.sums import is_as_sealed, sealed_json
 from metaser.train.state import TrainState
+from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
+from shards.jsontext import parse_json
+from shards.shown import shown
 
 log = logging.getLogger(__name__)
 
@@ -31,29 +37,74 @@ MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "avera
 MARKER = "checkpoint.json"
 
 
+class _FileSum(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    num_bytes: int
+    sha256: str
+
+
+class _Marker(BaseModel):
+    """What `checkpoint.json` holds; that of an earlier version has no sha256 of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    state: dict[str, Any]
+    files: dict[Literal["model.safetensors", "optimizer.safetensors", "average.safetensors"], _FileSum]
+    sha256: str | None = None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint on disk."""
 
     path: Path
     state: TrainState
+    sums: Mapping[str, str]
+    """The sha256 of its files."""
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Return all weights."""
-        return load_file(self.path / MODEL)
+        """Return all weights.
+
+        Raises:
+            RunError: if the file is not as it was when the checkpoint was read, or holds what no training writes.
+        """
+        return self._tensors(MODEL)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer's state by `PARAMETER.STATE`."""
-        return load_file(self.path / OPTIMIZER)
+        """Return the optimizer's state by `PARAMETER.STATE`.
+
+        Raises:
+            RunError: as `model_tensors` does.
+        """
+        return self._tensors(OPTIMIZER)
 
     def average_tensors(self) -> dict[str, Tensor]:
-        """Return the averaged weights of what was trained; empty where no average was kept."""
-        path = self.path / AVERAGE
-        return load_file(path) if path.exists() else {}
+        """Return the averaged weights of what was trained; empty where no average was kept.
+
+        Raises:
+            RunError: as `model_tensors` does.
+        """
+        return self._tensors(AVERAGE) if AVERAGE in self.sums else {}
 
     def selected_tensors(self) -> dict[str, Tensor]:
-        """Return all weights as they are judged and handed on: averaged where an average was kept."""
+        """Return all weights as they are judged and handed on: averaged where an average was kept.
+
+        Raises:
+            RunError: as `model_tensors` does.
+        """
         return self.model_tensors() | self.average_tensors()
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        path = self.path / name
+        try:
+            with open_tensors(path) as file:
+                tensors, digest = file.read()
+        except (OSError, TensorFileError) as error:
+            raise RunError(f"{path} must hold tensors of a checkpoint, but does not: {error}") from error
+        if digest != self.sums[name]:
+            raise RunError(f"{path} must stay as it is while it is read, but has changed; start again")
+        return tensors
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -83,9 +134,7 @@ def save_checkpoint(
         for name, tensors in contents.items():
             save_file(tensors, temporary / name)
         files = {name: _fingerprint(temporary / name) for name in contents}
-        (temporary / MARKER).write_text(
-            json.dumps({"state": state.to_dict(), "files": files}, indent=1), encoding="utf-8"
-        )
+        (temporary / MARKER).write_text(sealed_json({"state": state.to_dict(), "files": files}), encoding="utf-8")
         for name in (*contents, MARKER):
             _sync(temporary / name)
         shutil.rmtree(final, ignore_errors=True)
@@ -118,7 +167,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def step_folders(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, complete or not, by ascending step."""
-    by_step = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+    by_step = {
+        int(match[1]): path
+        for path in folder.glob("step-*")
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+    }
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -129,16 +182,46 @@ def read_checkpoint(path: Path) -> Checkpoint:
         RunError: if it is missing, incomplete or damaged.
     """
     try:
-        marker: dict[str, Any] = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        state = TrainState.from_dict(marker["state"])
-        expected = marker["files"]
-        for name in {MODEL, OPTIMIZER, *expected}:
+        state, files, is_covered = _read_marker(path)
+        for name in {MODEL, OPTIMIZER, *files}:
             got = _fingerprint(path / name)
-            if got != expected[name]:
-                raise RunError(f"{path / name} must have {expected[name]}, got {got}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is not a complete checkpoint: {error}") from error
-    return Checkpoint(path, state)
+            if got != files[name]:
+                raise RunError(f"{path / name} must have {files[name]}, got {got}")
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} is not a complete checkpoint: {_words(error)}") from error
+    if not is_covered:
+        log.warning(
+            "%s has no sha256 of its own, because an earlier version of MetaSER wrote it: whether what it says of the "
+            "training's state is as it was written cannot be checked",
+            path / MARKER,
+        )
+    return Checkpoint(path, state, {name: found["sha256"] for name, found in files.items()})
+
+
+def _read_marker(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]], bool]:
+    """Return the state, every file's fingerprint, and whether a sha256 covers both.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not what was written, or is that of another step.
+    """
+    data = read_regular(path / MARKER, max_bytes=MAX_SETTINGS_BYTES)
+    values = parse_json(data)
+    marker = _Marker.model_validate(values)
+    if marker.sha256 is not None and not is_as_sealed(values, data):
+        raise ValueError(f"{MARKER} is not what its sha256 is of: it is damaged, or was changed")
+    state = TrainState.from_dict(marker.state)
+    if path.name != step_folder(path, state.step).name:
+        raise ValueError(f"it is that of step {state.step}, in a folder of another's name")
+    return state, {name: found.model_dump() for name, found in marker.files.items()}, marker.sha256 is not None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return shown(f"{place}: {first['msg']}, got {first['input']!r}", 200)
+    return shown(f"{error} is not in it" if isinstance(error, KeyError) else str(error), 300)
 
 
 def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
@@ -147,7 +230,7 @@ def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
     The older ones of these are what a run falls back to when the newest is damaged, so their selected ones stay too.
     """
     for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     newest = step_folders(folder)[-keep_last:]
     kept = {*newest, *(step_folder(folder, _selected_step(path)) for path in newest)}
     for path in step_folders(folder):
@@ -157,14 +240,14 @@ def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
 
 def _selected_step(path: Path) -> int:
     try:
-        return int(json.loads((path / MARKER).read_text(encoding="utf-8"))["state"]["best_step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read_marker(path)[0].best_step
+    except (OSError, ValueError):
         return 0
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"num_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with open_regular(path) as file:
+        return {"num_bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _sync(path: Path) -> None:

@@ -34,12 +34,15 @@ from metaser.train.timing import StepClock
 from metaser.train.watch import BEAT_S, Watch
 from shards.batch import Batch
 from shards.errors import InputError
+from shards.shown import shown
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
+_OPTIMIZER_STATES = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -383,17 +386,20 @@ class Engine:
             self.optimizer.state[self.trainable[name]][key] = tensor.to(self.trainable[name].device).clone()
 
     def _refuse_foreign(self, tensors: dict[str, Tensor]) -> None:
-        found = {name.rpartition(".")[0] for name in tensors}
-        foreign = sorted(found ^ self.trainable.keys()) if tensors else []
-        foreign += [
+        shapes = {
+            f"{name}.{key}": () if key == "step" else tuple(self.shapes[name])
+            for name in self.trainable
+            for key in _OPTIMIZER_STATES
+        }
+        foreign = sorted(
             name
-            for name, tensor in tensors.items()
-            if not name.endswith(".step") and tensor.shape != self.shapes.get(name.rpartition(".")[0])
-        ]
+            for name in (shapes.keys() | tensors.keys() if tensors else ())
+            if name not in shapes or name not in tensors or tuple(tensors[name].shape) != shapes[name]
+        )
         if foreign:
             raise TrainingError(
                 "the checkpoint must hold optimizer state for exactly the parameters that this stage trains, but "
-                f"{len(foreign)} differ (first: {foreign[0]!r}); choose another output_dir"
+                f"{len(foreign)} differ (first: {shown(foreign[0], 80)!r}); choose another output_dir"
             )
 
     # ------------------------------------------------------------ moving average of the weights
@@ -421,8 +427,18 @@ class Engine:
         return full if self.processes.info.is_main else {}
 
     def load_average_state(self, tensors: dict[str, Tensor], *, num_updates: int) -> None:
-        """Restore what any engine's `average_state` returned after so many updates; what it lacks stays as it is."""
+        """Restore what any engine's `average_state` returned after so many updates; what it lacks stays as it is.
+
+        Raises:
+            TrainingError: if it does not belong to this stage's parameters.
+        """
         self._num_averaged = num_updates
+        foreign = sorted(name for name, tensor in tensors.items() if tensor.shape != self.shapes.get(name))
+        if foreign:
+            raise TrainingError(
+                "the checkpoint must hold averages of the parameters that this stage trains, but "
+                f"{len(foreign)} differ (first: {shown(foreign[0], 80)}); choose another output_dir"
+            )
         for name in self._average.keys() & tensors.keys():
             whole = tensors[name].to(self.processes.device)
             self._average[name].copy_(self._part(self.trainable[name], whole))

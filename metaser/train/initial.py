@@ -8,14 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from metaser.errors import ModelError
-from metaser.model.exported import open_export
+from metaser.model.exported import WEIGHTS, find_export, read_export
 from metaser.model.metaser import Blueprint, MetaSERModel
 from metaser.tasks import TaskSpec
-from shards.manifest import file_sha256
 
 _PER_TASK = ("task_scalars", "gate_vectors", "gate_scalars")
 """ARI's parameters with a row for each task."""
@@ -65,9 +63,9 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
     Raises:
         ModelError: if there is no model, it is damaged, or its encoder has another form.
     """
-    folder, form = open_export(source, setting="init_from")
-    file = folder / "model.safetensors"
-    tensors = {_bare(name): value for name, value in load_file(file).items()}
+    export = read_export(find_export(source, setting="init_from"))
+    form = export.config
+    tensors = {_bare(name): value for name, value in export.tensors.items()}
     _check_encoder(model.config.encoder, form.encoder, source)
     ours, theirs = model.config.blueprint(), form.blueprint()
     targets: dict[str, dict[str, Tensor]] = {}
@@ -93,8 +91,8 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
     unused = Counter(model.group_of(name) for name in tensors if model.group_of(name) not in loaded)
     return InitialWeights(
         source=source,
-        weights=str(file),
-        sha256=file_sha256(file),
+        weights=str(export.folder / WEIGHTS),
+        sha256=export.sha256,
         loaded=dict(loaded),
         fresh={part: why for part, why in fresh.items() if part in targets or part == "ari of other tasks"},
         unused=dict(unused),

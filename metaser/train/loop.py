@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -142,7 +143,8 @@ class StageLoop:
         value, higher_is_better = selected_value(dev, stage.select)
         log.info("stage %d step %d: dev %s = %.4f", state.stage, state.step, stage.select, value)
         if state.best_value is None or (value > state.best_value if higher_is_better else value < state.best_value):
-            state.best_value, state.best_step = value, state.step
+            # Weights that no number speaks for are selected only until others have one.
+            state.best_value, state.best_step = value if math.isfinite(value) else None, state.step
             self._save()
             self.on_selected()
 

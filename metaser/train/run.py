@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from metaser.config.load import dump_experiment, load_experiment
@@ -47,7 +48,7 @@ from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, stable_seed
 from shards.sampling import sampling_weights
-from shards.shown import ShownRecords
+from shards.shown import ShownRecords, shown
 from shards.splits import SplitAssignment, assign_splits, describe_splits
 
 log = logging.getLogger(__name__)
@@ -245,6 +246,7 @@ class _Training:
         for number in range(len(self.config.stages), 0, -1):
             found = newest_checkpoint(self.run_dir.checkpoints(number))
             if found is not None:
+                self._refuse_other_stage(found, number)
                 log.info("continuing stage %d after step %d (%s)", number, found.state.step, found.path)
                 return found
         numbers = range(1, len(self.config.stages) + 1)
@@ -256,6 +258,14 @@ class _Training:
             )
         return None
 
+    def _refuse_other_stage(self, found: Checkpoint, number: int) -> None:
+        num_steps = self.config.stages[number - 1].num_steps
+        if found.state.stage != number or found.state.step > num_steps:
+            raise RunError(
+                f"{found.path} must be a checkpoint of stage {number} with its {num_steps} steps, but is one of step "
+                f"{found.state.step} of stage {found.state.stage}; put back what was there"
+            )
+
     def _handed_on(self, form: PreTrainedConfig, stage_number: int) -> MetaSERModel:
         """Return a fresh model with the weights that `stage_number` selected: a stage gets its own engine."""
         folder = self.run_dir.checkpoints(stage_number)
@@ -265,7 +275,7 @@ class _Training:
         selected = read_checkpoint(step_folder(folder, last.state.best_step))
         log.info("stage %d hands on its step %d", stage_number, last.state.best_step)
         model = MetaSERModel(form)  # type: ignore[arg-type]
-        model.load_state_dict(selected.selected_tensors())
+        _fill(model, selected.selected_tensors(), selected.path)
         model.to(self.processes.device)  # type: ignore[arg-type]
         return model
 
@@ -282,7 +292,7 @@ class _Training:
     ) -> StageLoop:
         config = self.config
         if resumed is not None:
-            model.load_state_dict(resumed.model_tensors())
+            _fill(model, resumed.model_tensors(), resumed.path)
         trainable = select_parameters(model, stage)
         freeze_all_but(model, trainable)
         model.train()
@@ -357,7 +367,7 @@ class _Training:
         selected = read_checkpoint(step_folder(self.run_dir.checkpoints(state.stage), state.best_step))
         if self._shelf is None:
             self._shelf = MetaSERModel(form)  # type: ignore[arg-type]
-        self._shelf.load_state_dict(selected.selected_tensors())
+        _fill(self._shelf, selected.selected_tensors(), selected.path)
         hear_as_trained(self._shelf, training.num_samples, self.config.data)
         card = model_card(self.run_dir, self.config, self._shelf.task_specs)
         export_model(self._shelf, self.run_dir.best, card=card)
@@ -366,6 +376,26 @@ class _Training:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
         hours = float(index.duration_s.sum()) / 3600
         log.info("%d utterances, %.2f h; model of %.1f M parameters", len(index), hours, num_parameters / 1e6)
+
+
+def _fill(model: MetaSERModel, tensors: dict[str, Tensor], path: Path) -> None:
+    """Give the model a checkpoint's weights.
+
+    Raises:
+        RunError: if they are those of another model.
+    """
+    places = model.state_dict()
+    unfit = sorted(
+        name
+        for name in places.keys() | tensors.keys()
+        if name not in places or name not in tensors or places[name].shape != tensors[name].shape
+    )
+    if unfit:
+        raise RunError(
+            f"{path} must hold exactly the weights of its experiment's model, but {len(unfit)} differ (first: "
+            f"{shown(unfit[0], 80)}); put back what was there"
+        )
+    model.load_state_dict(tensors)
 
 
 def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:

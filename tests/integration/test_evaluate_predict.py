@@ -34,7 +34,9 @@ def test_a_run_folder_holds_what_it_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "environment.json", "train.log", "metrics.jsonl", "tensorboard", "best", "report"} <= names
     assert len(losses(finished)) == 12
-    assert {path.name for path in (finished / "best").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in (finished / "best").iterdir()} == {
+        *("config.json", "model.safetensors", "SHA256SUMS", "README.md")
+    }
     pictures = {path.name for path in (finished / "report").glob("*.png")}
     assert pictures == {"confusion.png", "curves.png", "ari_task.png"}
 

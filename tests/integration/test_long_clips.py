@@ -13,8 +13,10 @@ from tones import pack_items
 
 from metaser.config.load import load_experiment
 from metaser.eval.protocol import evaluate_run
+from metaser.model.metaser import COVERED
 from metaser.predict import load_model, predict_files
 from metaser.rundir import RunDir
+from metaser.sums import write_sums
 from metaser.windows import choose_windows
 from shards.errors import PlanError
 from shards.index import load_index
@@ -69,6 +71,7 @@ def test_other_shards_with_clips_that_fit_no_slot_are_judged_as_predict_answers_
     run = shutil.copytree(finished, tmp_path / "run")
     path = run / "best/config.json"
     path.write_text(json.dumps(read_json(path) | {"window_s": 0.6, "window_overlap_s": 0.2}))
+    write_sums(path.parent, COVERED)
     voice = Speech(pitch_hz=150.0, waver_hz=3.0, duration_s=5.0, seed=1)
     utterance = Utterance(key=make_key("other", "long"), corpus="other", source="long.wav", emotion="anger")
     pack_items([SourceUtterance(utterance, voice)], tmp_path / "other")

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_a_folder_in_place_of_a_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     (folder / name).mkdir()
     assert f"{folder}/{name} must" in refusal(folder)
-    assert "Is a directory" in refusal(folder)
+    assert "a folder" in refusal(folder)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -400,6 +401,25 @@ def test_other_pickles(folder: Path, content: object) -> None:
     assert "must hold" in refusal(folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(content if not isinstance(content, Tensor) else "x"))
     assert "must hold" in refusal(folder)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    assert path.stat().st_size < 10**5
+    assert "bytes that unpack to 400" in refusal(folder)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 2**14}, {"intermediate_size": 2**20, "num_hidden_layers": 256}])
+def test_a_configuration_of_far_more_than_the_weights_beside_it(folder: Path, changes: dict[str, int]) -> None:
+    with_config(folder, **changes)
+    assert "must describe the weights beside it" in refusal(folder)
 
 
 FOREIGN = {

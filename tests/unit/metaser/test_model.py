@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel, PreTrainedModel, WavLMConfig, WavLMModel
 
@@ -288,8 +288,8 @@ def test_each_missing_tensor_of_ours_comes_back_fresh(
     ours = [name for name in tensors if not name.startswith("encoder.") or ".lora_" in name]
     assert any(".lora_B" in name for name in ours) == (adapters == ADAPTERS)
     for dropped in ours:
-        save_file({name: value for name, value in tensors.items() if name != dropped}, tmp_path / "model.safetensors")
-        state = MetaSERModel.from_pretrained(tmp_path).state_dict()
+        rest = {name: value for name, value in tensors.items() if name != dropped}
+        state = MetaSERModel.from_pretrained(None, config=model.config, state_dict=rest).state_dict()
         for name, value in state.items():
             if name != dropped:
                 assert torch.equal(value, tensors[name]), (dropped, name)

@@ -55,6 +55,7 @@ def answers(
     return st.none() | st.builds(TaskResult, reference, prediction, shares, st.none())
 
 
+shares = st.tuples(*[st.floats(0.001, 1)] * 3).map(lambda three: tuple(share / sum(three) for share in three))
 pairs = st.tuples(numbers | st.none(), numbers | st.none()).map(lambda pair: None if pair == (None, None) else pair)
 utterances = st.builds(
     lambda speaker, gender, duration_s, emotion, asr, affect: UtteranceResult(
@@ -68,7 +69,7 @@ utterances = st.builds(
     st.none() | words,
     st.none() | words,
     st.floats(0, 1e4),
-    answers(st.none() | label, label, st.none() | st.tuples(numbers, numbers, numbers, numbers)),
+    answers(st.none() | label, label, st.none() | shares),
     answers(st.none() | words, words, st.none()),
     answers(pairs, st.tuples(numbers, numbers), st.none()),
 )

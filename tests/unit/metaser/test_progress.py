@@ -89,7 +89,7 @@ def test_damaged_metrics_are_one_sentence(run, data):
 
 def test_metrics_that_are_a_folder_are_one_sentence(run):
     run.metrics.mkdir()
-    with pytest.raises(RunError, match=r"metrics\.jsonl must be readable, but is not: Is a directory"):
+    with pytest.raises(RunError, match=r"metrics\.jsonl must be readable, but is not: it is a folder, not a file"):
         read_progress(run)
 
 
@@ -105,6 +105,14 @@ def test_a_damaged_lock_is_one_sentence_and_does_not_keep_a_training_out(run, da
     with pytest.raises(RunError, match=r"\.lock is damaged: "):
         RunLock(run)
     lock.release()
+
+
+def test_a_checkpoint_that_is_gone_when_it_is_looked_at_is_none(run):
+    for step in (1, 2):
+        (run.checkpoints(1) / f"step-{step:06d}").mkdir(parents=True)
+    (run.checkpoints(1) / "step-000009").symlink_to("nowhere")
+    found = read_progress(run).checkpoint
+    assert (found.stage, found.step) == (1, 2)
 
 
 def test_the_newest_checkpoint_is_that_of_the_last_stage_that_has_one(run):

@@ -163,7 +163,7 @@ def test_files_repeat_in_any_order(tmp_path: Path) -> None:
     for name, order in (("one", results), ("two", results[::-1])):
         write_report(tmp_path / name, make_report(order), order, SPECS)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["predictions.csv", "report.json", "report.md"]
+    assert names == ["SHA256SUMS", "predictions.csv", "report.json", "report.md"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

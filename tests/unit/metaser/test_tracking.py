@@ -77,7 +77,7 @@ def test_zeros_that_a_power_cut_left_are_a_torn_line(tmp_path):
 
 
 def test_a_folder_in_the_place_of_the_file_is_one_sentence(tmp_path):
-    with pytest.raises(RunError, match=r"must be readable, but is not: Is a directory"):
+    with pytest.raises(RunError, match=r"must be readable, but is not: it is a folder, not a file"):
         list(read_metrics(tmp_path))
 
 

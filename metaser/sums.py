@@ -1,0 +1,110 @@
+"""Checksums of what is read back: `SHA256SUMS` beside files that lie together, a seal inside a JSON file.
+
+`SHA256SUMS` is what `sha256sum` writes and `sha256sum -c` checks. Whoever reads the files back compares what it has
+read: every byte of every file counts, and every byte of the checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.inputfile import open_regular, read_regular
+from shards.shown import shown
+
+SUMS = "SHA256SUMS"
+SEAL = "sha256"
+"""The name that a sealed JSON object ends with."""
+_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)\n", re.ASCII)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_BYTES = 1 << 16
+
+
+class SumsError(ValueError):
+    """Files are not those that the checksums beside them are of; the message names the file and says what is wrong."""
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Write the checksums of the files `names` in `folder` beside them.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    (folder / SUMS).write_text(sums_text({name: file_sha256(folder / name) for name in names}))
+
+
+def sums_text(digests: Mapping[str, str]) -> str:
+    """Return what `SHA256SUMS` holds for files with these checksums."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a regular file, in hexadecimal.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sums(folder: Path, names: Iterable[str]) -> dict[str, str] | None:
+    """Return the checksums in `folder`, which must be of exactly the files `names`; None if it holds no checksums.
+
+    Raises:
+        SumsError: if they are damaged.
+    """
+    path = folder / SUMS
+    try:
+        text = read_regular(path, max_bytes=_MAX_BYTES).decode("ascii", "replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SumsError(f"{path} must be readable, but is not: {error.strerror}") from error
+    found = {name: digest for digest, name in _LINE.findall(text)}
+    expected = sorted(names)
+    if sorted(found) != expected or sums_text(found) != text:
+        raise SumsError(
+            f"{path} must hold a line `SHA256  NAME` for each of {', '.join(expected)}, in this order and nothing "
+            f"else, but holds {shown(text[:60])!r}"
+        )
+    return found
+
+
+def check_sum(path: Path, digest: str, sums: Mapping[str, str]) -> None:
+    """Compare the sha256 of what was read from `path` with its line in `sums`.
+
+    Raises:
+        SumsError: if it is another.
+    """
+    expected = sums[path.name]
+    if digest != expected:
+        raise SumsError(
+            f"{path} must have the sha256 {expected[:12]}... that {SUMS} beside it says, but has {digest[:12]}...: it "
+            "is damaged, or was changed or swapped"
+        )
+
+
+def sealed_json(values: Mapping[str, Any]) -> str:
+    """Return a JSON object whose last entry is the sha256 of the rest, which holds no entry of that name."""
+    digest = hashlib.sha256(_json(values).encode()).hexdigest()
+    return _json({**values, SEAL: digest})
+
+
+def is_sealed(values: Mapping[str, Any]) -> bool:
+    """Return whether `values` end with a seal, be it under a damaged name; what earlier versions wrote does not."""
+    last = list(values.values())[-1] if values else None
+    return SEAL in values or (isinstance(last, str) and _DIGEST.fullmatch(last) is not None)
+
+
+def is_as_sealed(values: Mapping[str, Any], data: bytes) -> bool:
+    """Return whether `data`, which was read as `values`, is byte by byte what `sealed_json` wrote."""
+    return sealed_json({name: value for name, value in values.items() if name != SEAL}).encode() == data
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False)
