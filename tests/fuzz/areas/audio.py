@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import re
 import struct
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +64,9 @@ _RATES_HZ = (
 )
 
 
+_NAN_CELL = re.compile(r"(?:^|[,|│ ])[-+]?(?:nan|inf)(?:$|[,|│ ])", re.MULTILINE)
+
+
 class Audio(Area):
     """`predict` and `pack` on a damaged recording and a sound one."""
 
@@ -117,7 +121,7 @@ class Audio(Area):
         per_window = ["--per-window"] if plan["per_window"] else []
         said = run(["predict", RUN, *files, "--format", form, "--channel", plan["channel"], *per_window])
         if form != "jsonl":
-            need("nan" not in said.out.lower(), f"an answer holds NaN: {said.out[:500]!r}")
+            need(not _NAN_CELL.search(said.out), f"an answer holds NaN: {said.out[:500]!r}")
             need(said.code == 0 or "bad.wav" in said.out + said.err or "good.wav" in said.err, f"no word of it: {said}")
             return ACCEPTED if said.code == 0 else REFUSED
         lines = json_lines(said.out)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fuzz.area import ACCEPTED, REFUSED, Area, Plan, Run, check_sentence, need, parsed_json, refused
-from fuzz.common import EXPERIMENT, RUN, choose, copy_folder, files_of, make_common, replace_file, train
+from fuzz.common import EXPERIMENT, RUN, choose, copy_folder, files_of, make_common, replace_file, resign
 from fuzz.mutate import damaged_bytes, damaged_tree, doubled_name, json_bytes
-
-_LONGER = "stages.1.num_steps=8"
 
 
 class Checkpoints(Area):
@@ -22,12 +21,15 @@ class Checkpoints(Area):
 
     def prepare(self) -> None:
         make_common()
-        train(copy_folder(RUN, self.base / "longer"), _LONGER)
+        # As after a kill in the last stage.
+        half = copy_folder(RUN, self.base / "half")
+        for left in (*(half / "stage2" / "checkpoints").glob("step-000006"), half / "best", half / "report"):
+            shutil.rmtree(left)
 
     def make(self, draw: random.Random, work: Path) -> Plan:
         entry = choose(draw, [("read", 12), ("resume", 1)])
         if entry == "resume":
-            run = copy_folder(RUN, work / "run")
+            run = copy_folder(self.base / "half", work / "run")
         else:
             run = work / "run"
             for stage in (1, 2):
@@ -53,12 +55,17 @@ class Checkpoints(Area):
             path = marker
             path.write_text(doubled_name(draw, path.read_text()))
         elif kind == "swap":
-            one, other = draw.sample(folders, 2)
+            # Which stage a folder is of, only the run that goes on knows.
+            stage = "" if entry == "resume" else f"stage{draw.choice((1, 2))}"
+            one, other = draw.sample([path for path in folders if stage in str(path)], 2)
             other.rename(other.with_name("aside"))
             copy_folder(one, other)
         else:
             kind = replace_file(draw, path)
-        return {"entry": entry, "kind": kind, "path": str(path.relative_to(work))}
+        is_signed = draw.random() < 0.3 and kind in ("bytes", "flip", "state", "tree")
+        if is_signed:
+            resign(path)
+        return {"entry": entry, "kind": kind, "path": str(path.relative_to(work)), "is_signed": is_signed}
 
     def judge(self, work: Path, plan: Plan, run: Run) -> str:
         return self._resumed(work, plan, run) if plan["entry"] == "resume" else self._read(work, plan)
@@ -76,6 +83,9 @@ class Checkpoints(Area):
                 check_sentence(str(error))
                 outcome = REFUSED
                 continue
+            if plan["is_signed"] or plan["kind"] == "swap":
+                # Whose it is, only its folder tells.
+                continue
             state, right = self._sound(f"{path.parts[-3]}/{path.name}")
             need(found.state.to_dict() == state, f"another state after {plan}: {found.state}")
             for mine, theirs in zip(tensors, right, strict=True):
@@ -84,7 +94,7 @@ class Checkpoints(Area):
         for stage in (1, 2):
             folder = work / "run" / f"stage{stage}" / "checkpoints"
             newest = newest_checkpoint(folder)
-            if newest is not None:
+            if newest is not None and not plan["is_signed"]:
                 state, _ = self._sound(f"stage{stage}/{newest.path.name}")
                 need(newest.state.to_dict() == state, f"continues from another state after {plan}: {newest.state}")
             prune_checkpoints(folder, keep_last=1)
@@ -104,10 +114,12 @@ class Checkpoints(Area):
         return {}
 
     def _resumed(self, work: Path, plan: Plan, run: Run) -> str:
-        said = run(["train", EXPERIMENT, f"output_dir={work / 'run'}", _LONGER])
+        said = run(["train", EXPERIMENT, f"output_dir={work / 'run'}"])
         if refused(said):
             return REFUSED
-        mine, right = _results(work / "run"), _results(self.base / "longer")
+        if plan["is_signed"]:
+            return ACCEPTED
+        mine, right = _results(work / "run"), _results(RUN)
         for name, value in right.items():
             need(mine[name] == value, f"continued to other {name} after {plan}: {said.err[-1000:]!r}")
         return ACCEPTED

@@ -190,7 +190,7 @@ def _labels(data: bytes) -> dict[str, dict[str, int]] | None:
 
     try:
         return label_tables(open_index(pq.ParquetFile(io.BytesIO(data)), []))
-    except (pa.ArrowException, InputError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (pa.ArrowException, InputError, OSError, LookupError, TypeError, ValueError, AttributeError):
         return None
 
 
