@@ -72,7 +72,7 @@ def pcm16(samples: Float32[np.ndarray, " T"]) -> Int16[np.ndarray, " T"]:
 
 def pcm_sha256(pcm: Int16[np.ndarray, " T"]) -> bytes:
     """Return the SHA-256 of the little-endian samples: the same for every encoder."""
-    return hashlib.sha256(np.ascontiguousarray(pcm, dtype="<i2")).digest()
+    return hashlib.sha256(np.ascontiguousarray(pcm, dtype="<i2").data).digest()
 
 
 def encode_flac(samples: Float32[np.ndarray, " T"]) -> bytes:

@@ -140,7 +140,7 @@ class AudioCounts(Section):
         is_mixed, silent = samples.ndim > 1, silent_channels(samples)
         described = f"channel {', '.join(map(str, silent))} of {name}"
         highest, lowest = int(pcm.max()), int(pcm.min())
-        runs = np.zeros(1)
+        runs: np.ndarray = np.zeros(1)
         if highest >= _FULL or lowest <= -_FULL:
             runs = np.convolve((pcm >= _FULL) | (pcm <= -_FULL), np.ones(_MIN_FLAT_SAMPLES, int))
         return AudioCounts(
