@@ -72,9 +72,9 @@ from shards.tarmembers import BrokenTarError, TarMember, tar_members
 ADOPTED = "wds"
 """What `metaser pack` calls this instead of a corpus."""
 _META_SUFFIXES = ("json", "txt", *METADATA_FIELDS)
-MAX_META_BYTES = 1 << 20
+MAX_BESIDE_BYTES = 1 << 20
 """Of a member beside a recording."""
-MAX_AUDIO_BYTES = 1 << 28
+MAX_RECORDING_BYTES = 1 << 28
 """Of a recording in a tar, because it is read at once: 25 minutes of a CD's WAV."""
 _MAX_TAR_NAME_BYTES = 200
 """Notes about a tar have a longer name, and file systems allow 255 bytes."""
@@ -500,7 +500,7 @@ class _Sample:
         kind, called = member.suffix.lower(), shown(member.name.rpartition("/")[2], _MAX_SHOWN)
         is_audio = f".{kind}" in AUDIO_SUFFIXES
         kept = self.audio if is_audio else self.meta if kind in _META_SUFFIXES else None
-        most = MAX_AUDIO_BYTES if is_audio else MAX_META_BYTES
+        most = MAX_RECORDING_BYTES if is_audio else MAX_BESIDE_BYTES
         if member.fault is not None:
             self._refuse(path, f"{called}: {member.fault}", "bad member")
         elif kept is None and f".{kind.rpartition('.')[2]}" in AUDIO_SUFFIXES - VIDEO_SUFFIXES:

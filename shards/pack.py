@@ -77,6 +77,8 @@ from shards.schema import (
 from shards.shown import shown
 from shards.tarmembers import BrokenTarError, TarMember, tar_members
 
+MAX_COMPARED_BYTES = 8 << 30
+"""Of a source file: six hours of stereo at 96 kHz and 32 bits."""
 _MAX_SHOWN = 300
 _SEEDS = (-(1 << 63), (1 << 64) - 1)
 
@@ -135,7 +137,12 @@ def pack_corpus(
 
     def complete() -> PackSummary:
         hashes = partial(_sources_now, jobs, num_workers)
-        return complete_folder(out, fingerprint, on_bad, num_workers=num_workers, sources_sha256=hashes)
+        summary = complete_folder(out, fingerprint, on_bad, num_workers=num_workers, sources_sha256=hashes)
+        longer = sum(file_stamp(path)[:1] > [MAX_COMPARED_BYTES] for path in dict.fromkeys(_source_files(items)))
+        if longer and summary.not_compared is None:
+            beyond = f"of {longer} source files the sound beyond {MAX_COMPARED_BYTES} bytes was not compared"
+            return replace(summary, not_compared=beyond)
+        return summary
 
     if (out / MANIFEST_NAME).exists():
         return complete()
@@ -219,11 +226,12 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
 def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
     """Return why an index cannot hold an utterance's metadata, or None."""
     try:
-        canonical_json(utterance.model_dump())
-        row = index_row(utterance)
+        num_bytes = len(canonical_json(utterance.model_dump()))
     except ValueError as error:
         reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
         return Rejection(name, reason, "bad metadata")
+    # Where all is short, no field is long, speaker and session with the corpus before them included.
+    row = index_row(utterance) if num_bytes > MAX_WORD_BYTES // 2 else {}
     for field_name, value in row.items():
         most = MAX_TEXT_BYTES if field_name in LONG_WORDS else MAX_WORD_BYTES
         num_bytes = len(value.encode()) if isinstance(value, str) else 0
@@ -285,7 +293,7 @@ def _parts_of(audio: AudioSource) -> tuple[Field[Any], ...]:
 @lru_cache(maxsize=4096)
 def _content_of(path: Path, stamp: tuple[int, ...]) -> str:
     """Return a file's hash; each of a recording's utterances asks for it."""
-    return content_sha256(path)
+    return content_sha256(path, MAX_COMPARED_BYTES)
 
 
 def _sources_sha256(items: Iterable[SourceUtterance]) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tones import folder_bytes
 
 from shards import adopt
-from shards.adopt import MAX_AUDIO_BYTES, MAX_META_BYTES, adopt_shards
+from shards.adopt import MAX_BESIDE_BYTES, MAX_RECORDING_BYTES, adopt_shards
 from shards.errors import CorpusError, ShardError
 from shards.index import load_index
 from shards.manifest import Settings, read_manifest
@@ -133,11 +133,11 @@ def test_a_recording_that_stands_twice_is_rejected_twice_and_others_are_packed(t
         ([("u.json", b"{}"), ("u.JSON", b"{}")], "repeated member", ".json twice"),
         ([("u.txt", b"one"), ("u.txt", b"two")], "repeated member", ".txt twice"),
         (
-            [("u.json", b'{"text": "' + b"x" * MAX_META_BYTES + b'"}')],
+            [("u.json", b'{"text": "' + b"x" * MAX_BESIDE_BYTES + b'"}')],
             "too large",
             "1048588 bytes, but at most 1048576",
         ),
-        ([("u.speaker", b"x" * (MAX_META_BYTES + 1))], "too large", "at most 1048576 are read of a .speaker"),
+        ([("u.speaker", b"x" * (MAX_BESIDE_BYTES + 1))], "too large", "at most 1048576 are read of a .speaker"),
         ([("u.json", "elsewhere")], "bad member", "a hard link"),
         ([("u.json", b'{"emotion": "anger", "emotion": "fear"}')], "bad metadata", "it names emotion twice"),
         ([("u.json", b'{"a":' * 5_000)], "bad metadata", "u: .json must be JSON"),
@@ -237,7 +237,7 @@ def test_a_recording_beyond_the_limit_is_not_read(tmp_path):
     first = tarfile.TarInfo("u.flac")
     first.size = len(RECORDINGS[0])
     member = tarfile.TarInfo("v.wav")
-    member.size = MAX_AUDIO_BYTES + 512
+    member.size = MAX_RECORDING_BYTES + 512
     head = first.tobuf() + RECORDINGS[0] + bytes(-first.size % 512) + member.tobuf()
     with (tmp_path / "in" / "a.tar").open("wb") as file:
         file.write(head)
@@ -246,7 +246,7 @@ def test_a_recording_beyond_the_limit_is_not_read(tmp_path):
     assert packed == {digest(RECORDINGS[0])}
     assert (line["source"], line["reason"]) == (
         "a.tar: v",
-        f"v.wav has {MAX_AUDIO_BYTES + 512} bytes, but at most {MAX_AUDIO_BYTES} are read of a .wav",
+        f"v.wav has {MAX_RECORDING_BYTES + 512} bytes, but at most {MAX_RECORDING_BYTES} are read of a .wav",
     )
 
 

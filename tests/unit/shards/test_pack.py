@@ -22,6 +22,7 @@ from shards.manifest import read_manifest
 from shards.pack import pack_corpus
 from shards.publish import STATE_FOLDER
 from shards.schema import Rejection, SourceUtterance, Utterance
+from shards.survey import verify
 
 TESTS = Path(__file__).parents[2]
 
@@ -248,6 +249,14 @@ def test_one_process_at_a_time_packs_into_a_folder(tmp_path):
     [
         (lambda out: (out / "thesis.tex").write_text("precious"), r"has 'thesis.tex' \(1 such files\)"),
         (lambda out: (out / "emodb-000000.tar").write_text("precious"), "has 'emodb-000000.tar'"),
+        (lambda out: (out / "tones-000000.tar").write_text("precious"), "has 'tones-000000.tar'"),
+        (lambda out: (out / "index.parquet").write_text("precious"), "has 'index.parquet'"),
+        (lambda out: (out / "rejected.jsonl").write_text("precious"), "has 'rejected.jsonl'"),
+        (lambda out: (out / ".index.parquet.tmp").write_text("precious"), "has '.index.parquet.tmp'"),
+        (lambda out: (out / STATE_FOLDER).write_text("precious"), "has '.packing'"),
+        (lambda out: (out / STATE_FOLDER).symlink_to("."), "has '.packing'"),
+        (lambda out: ((out / STATE_FOLDER).mkdir(), (out / STATE_FOLDER / "x").write_text("mine")), "has '.packing'"),
+        (lambda out: (out / "manifest.json").mkdir(), "has 'manifest.json'"),
         (lambda out: pack_corpus(reader([tone(0)], "other"), None, out), "'tones', but .* holds 'other'"),
         (lambda out: pack_items([tone(0), tone(1)], out), "was packed from other utterances"),
         (lambda out: pack_items([tone(0)], out, seed=1), "with other settings"),
@@ -259,6 +268,53 @@ def test_foreign_files_and_other_corpora_are_not_overwritten(tmp_path, prepare, 
     with pytest.raises(ShardError, match=message):
         pack_items([tone(0)], tmp_path)
     assert folder_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "rejected.jsonl", "thesis.tex"])
+def test_what_others_put_into_an_unfinished_folder_is_not_overwritten(tmp_path, name):
+    with pytest.raises(KeyboardInterrupt):
+        pack_items([tone(0)], tmp_path, progress=_stop)
+    (tmp_path / name).write_text("precious")
+    before = folder_bytes(tmp_path)
+    with pytest.raises(ShardError, match=f"has '{name}'"):
+        pack_items([tone(0)], tmp_path)
+    assert folder_bytes(tmp_path) == before
+    (tmp_path / name).unlink()
+    assert pack_items([tone(0)], tmp_path).num_kept_shards == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"age": 151.0}, "age must be 0 to 150 years, got 151"),
+        ({"age": -1.0}, "age must be 0 to 150 years, got -1"),
+        ({"emotion": "x" * 5_000}, "emotion must have at most 4096 bytes, got 5000"),
+        ({"speaker": "x" * 4_095}, "speaker must have at most 4096 bytes, got 4101"),
+        ({"text": "x" * (1 << 20) + "y"}, "text must have at most 1048576 bytes, got 1048577"),
+        ({"extra": {"a": "x" * (1 << 20)}}, "extra must have at most 1048576 bytes"),
+    ],
+)
+def test_what_an_index_must_not_hold_is_rejected_by_name(tmp_path, metadata, message):
+    items = [tone(0), SourceUtterance(utterance("odd", **metadata), Tone(300))]
+    with pytest.raises(CorpusError, match=f"odd.wav: {message}"):
+        pack_items(items, tmp_path)
+    assert pack_items(items, tmp_path, on_bad="skip").num_utterances == 1
+    assert verify([tmp_path]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_duration_s": float("nan")}, "--max-duration must be .* got nan"),
+        ({"max_duration_s": float("inf")}, "--max-duration must be .* got inf"),
+        ({"max_duration_s": 1e9}, "--max-duration must be a number of seconds up to 86400"),
+        ({"seed": 10**30}, "--seed must be .* a number of 31 digits"),
+    ],
+)
+def test_settings_that_no_manifest_may_hold_are_refused(tmp_path, options, message):
+    with pytest.raises(CorpusError, match=message):
+        pack_items([tone(0)], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_out_must_not_be_a_file(tmp_path):
