@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from shards.config import RemoteConfig
 from shards.errors import FilterError, ShardError
-from shards.indexfile import AGAIN, DIGEST, INDEX_SCHEMA, NUMBERS, IndexFile, parsed_extra, parsed_votes
+from shards.indexfile import AGAIN, DIGEST, FEW_WORDS, INDEX_SCHEMA, NUMBERS, IndexFile, parsed_extra, parsed_votes
 from shards.inputfile import open_regular
 from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
 from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, read_manifest
@@ -579,7 +579,13 @@ def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with (
         atomic_file(path) as file,
         pq.ParquetWriter(
-            file, INDEX_SCHEMA, version="2.6", compression="zstd", compression_level=3, store_schema=False
+            file,
+            INDEX_SCHEMA,
+            version="2.6",
+            compression="zstd",
+            compression_level=3,
+            store_schema=False,
+            use_dictionary=list(FEW_WORDS),
         ) as writer,
     ):
         while group := list(islice(coming, _ROWS_PER_GROUP)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardError
 from shards.jsontext import JsonTextError, parse_json
+from shards.parquetpages import Chunk, PageError, read_footer, read_pages
 from shards.schema import (
     MAX_FILE_BYTES,
     MAX_TEXT_BYTES,
@@ -48,9 +49,11 @@ MAX_CLIP_S = 86_400
 """Of one utterance: a day."""
 MAX_AUDIO_BYTES = (1 << 31) - 4096
 """Of one utterance as it is stored; Linux reads no more at once."""
-MAX_META_BYTES = 32 << 20
-"""Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take less."""
-MAX_FOOTER_BYTES = 8 << 20
+MAX_META_BYTES = 8 << 20
+"""Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take half of it."""
+MAX_COLUMN_BYTES = 512 << 20
+"""Of one column in one group of rows, unpacked; 131,072 texts of 4,096 bytes."""
+MAX_FOOTER_BYTES = 4 << 20
 """Of `index.parquet`, which lists its pieces there; that of ten million utterances has 0.3 MB."""
 
 _REQUIRED = (
@@ -74,7 +77,9 @@ _HIGHEST = {
     "num_samples": MAX_CLIP_S * RATE_HZ,
 }
 _MANY_WORDS = ("key", "source", "text")
-"""Nearly as many different values as rows; other words are read as numbers and a list of words, which is faster."""
+"""Nearly as many different values as rows."""
+FEW_WORDS = tuple(field.name for field in INDEX_SCHEMA if field.type == pa.string() and field.name not in _MANY_WORDS)
+"""Stored and read as numbers and a list of words, which is faster for these and slower for all other columns."""
 LONG_WORDS = ("source", "text", "emotion_votes", "extra")
 """Columns whose values may be as long as a text."""
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -96,9 +101,19 @@ class IndexFile:
     """The table of one shard folder."""
 
     def __init__(
-        self, file: pq.ParquetFile, place: str, *, version: int = SCHEMA_VERSION, num_shards: int | None = None
+        self,
+        file: pq.ParquetFile,
+        place: str,
+        *,
+        version: int = SCHEMA_VERSION,
+        num_shards: int | None = None,
+        source: Path | pa.Buffer | None = None,
+        chunks: list[list[Chunk]] | None = None,
     ) -> None:
+        """Take a file that is open; without `source` and `chunks` it is one that packing has just written."""
         self._file = file
+        self._source = source
+        self._chunks = chunks
         self._place = place
         self._version = version
         self._num_shards = num_shards
@@ -119,28 +134,22 @@ class IndexFile:
             ShardError: if it is no table, or not one with these columns and so many rows.
         """
         try:
-            with source.open("rb") if isinstance(source, Path) else pa.BufferReader(source) as stream:
-                _check_footer(stream, place)
+            with _stream(source) as stream:
+                footer = _footer(stream, place)
+            chunks = read_footer(footer)
             limits = {
                 "thrift_string_size_limit": MAX_FOOTER_BYTES,
                 "thrift_container_size_limit": _MAX_COLUMNS_OR_GROUPS,
             }
             # Not mapped: ten million utterances' pages would count as this process's memory.
             file = pq.ParquetFile(source if isinstance(source, Path) else pa.BufferReader(source), **limits)
-            fault = _schema_fault(file, version)
+            fault = _schema_fault(file, version) or _rows_fault(file.metadata, num_rows, chunks)
+            if fault is not None:
+                raise ShardError(f"{place} must be the table that docs/data-format.md describes, but {fault}; {AGAIN}")
+            file = _reopened(source, file.metadata, FEW_WORDS)
         except _PARQUET_ERRORS as error:
             raise _unreadable(place, error) from error
-        if fault is None:
-            fault = _rows_fault(file.metadata, num_rows)
-        if fault is not None:
-            raise ShardError(f"{place} must be the table that docs/data-format.md describes, but {fault}; {AGAIN}")
-        words = [name for name, kind in _columns(version).items() if kind == pa.string() and name not in _MANY_WORDS]
-        file = pq.ParquetFile(
-            source if isinstance(source, Path) else pa.BufferReader(source),
-            metadata=file.metadata,
-            read_dictionary=words,
-        )
-        return cls(file, place, version=version, num_shards=num_shards)
+        return cls(file, place, version=version, num_shards=num_shards, source=source, chunks=chunks)
 
     def pieces(self, name: str) -> Iterator[pa.Array]:
         """Yield one column piece by piece; what schema version 1 wrote otherwise is turned into today's form.
@@ -157,17 +166,52 @@ class IndexFile:
         for group in range(self._file.metadata.num_row_groups):
             end = start + self._file.metadata.row_group(group).num_rows
             try:
-                chunks = [
-                    _as_stored(chunk, name) for chunk in self._file.read_row_group(group, [name]).column(0).chunks
-                ]
+                table = self._file_for(name, group).read_row_group(group, [name])
+                chunks = [_as_stored(chunk, name) for chunk in table.column(0).chunks]
             except _PARQUET_ERRORS as error:
                 raise _unreadable(f"column {name} of {self._place}", error) from error
             for chunk in chunks:
                 self._check(name, chunk, start)
-                yield chunk
+                yield chunk.cast(pa.string()) if name in _MANY_WORDS else chunk
                 start += len(chunk)
             if start != end:
                 raise ShardError(f"{self._place} must have {end} rows of {name}, but has {start}; {AGAIN}")
+
+    def _file_for(self, name: str, group: int) -> pq.ParquetFile:
+        """Return what reads a column in one group of rows into not much more memory than its pages take.
+
+        Raises:
+            ShardError: if the pages take too much.
+            PageError: if they are none.
+        """
+        if self._source is None or self._chunks is None:
+            return self._file
+        rows = self._file.metadata.row_group(group)
+        chunk = self._chunks[group][list(_columns(self._version)).index(name)]
+        with _stream(self._source) as stream:
+            pages = read_pages(stream, chunk, rows.num_rows)
+        if pages.num_values != rows.num_rows:
+            raise PageError(f"the pages of group {group} hold {pages.num_values} of {rows.num_rows} values")
+        if pages.unpacked_bytes > MAX_COLUMN_BYTES:
+            raise self._too_large(name, pages.unpacked_bytes, rows.num_rows)
+        if name not in _MANY_WORDS or not pages.has_dictionary:
+            return self._file
+        # One long word in a dictionary may stand in every row.
+        by_dictionary = _reopened(self._source, self._file.metadata, [name])
+        if pages.begins_with_dictionary:
+            batch = next(by_dictionary.iter_batches(1, row_groups=[group], columns=[name]), None)
+            if batch is None:
+                raise PageError(f"the pages of group {group} hold no values")
+            longest = pc.max(pc.binary_length(batch.column(0).dictionary)).as_py() or 0
+            if longest * rows.num_rows <= MAX_COLUMN_BYTES:
+                return self._file
+        return by_dictionary
+
+    def _too_large(self, name: str, num_bytes: int, num_rows: int) -> ShardError:
+        return ShardError(
+            f"{self._place} must unpack to at most {MAX_COLUMN_BYTES} bytes a column in one group of rows, but {name} "
+            f"takes {num_bytes} in {num_rows} rows; pack or copy the folder again"
+        )
 
     def _check(self, name: str, piece: pa.Array, start: int) -> None:
         if piece.null_count and name in _REQUIRED and name in _columns(self._version):
@@ -195,8 +239,13 @@ class IndexFile:
             words.validate(full=True)
         except _PARQUET_ERRORS as error:
             raise _unreadable(f"column {name} of {self._place}", error) from error
+        longest = pc.max(pc.binary_length(words)).as_py() or 0
+        if longest * len(piece) > MAX_COLUMN_BYTES and words is not piece:
+            num_bytes = pc.sum(pc.cast(pc.binary_length(words).take(piece.indices), pa.int64())).as_py() or 0
+            if num_bytes > MAX_COLUMN_BYTES:
+                raise self._too_large(name, num_bytes, len(piece))
         most = MAX_TEXT_BYTES if name in LONG_WORDS else MAX_WORD_BYTES
-        if (pc.max(pc.binary_length(words)).as_py() or 0) > most:
+        if longest > most:
             lengths = pc.binary_length(piece.cast(pa.large_string()))
             self._refuse(name, f"at most {most} bytes in a row", pc.greater(lengths, most), piece, start)
         if name == "split" and not set(words.unique().to_pylist()) <= {*SPLITS, None}:
@@ -255,14 +304,27 @@ def _no_object(name: str, text: str, what: str) -> ShardError:
     return ShardError(f"every row's {name} must be {wanted}, but one is {shown(text, _MAX_SHOWN_CHARS)}; {AGAIN}")
 
 
-def _check_footer(stream: BinaryIO | pa.NativeFile, place: str) -> None:
-    """Refuse a list of pieces that is far too long before it is parsed."""
+def _footer(stream: IO[bytes] | pa.NativeFile, place: str) -> bytes:
+    """Return the list of pieces at a table's end; one that is far too long is refused before it is parsed."""
     stream.seek(0, 2)
-    end = stream.tell()
-    stream.seek(max(0, end - _MAGIC_BYTES))
+    end = stream.tell() - _MAGIC_BYTES
+    stream.seek(max(0, end))
     num_bytes = int.from_bytes(stream.read(4), "little")
     if num_bytes > MAX_FOOTER_BYTES:
         raise ShardError(f"{place} must have at most {MAX_FOOTER_BYTES} bytes of footer, got {num_bytes}; {AGAIN}")
+    if num_bytes > end:
+        raise PageError(f"its footer of {num_bytes} bytes is cut")
+    stream.seek(end - num_bytes)
+    return bytes(stream.read(num_bytes))
+
+
+def _stream(source: Path | pa.Buffer) -> IO[bytes] | pa.NativeFile:
+    return source.open("rb") if isinstance(source, Path) else pa.BufferReader(source)
+
+
+def _reopened(source: Path | pa.Buffer, metadata: pq.FileMetaData, words: Sequence[str]) -> pq.ParquetFile:
+    place = source if isinstance(source, Path) else pa.BufferReader(source)
+    return pq.ParquetFile(place, metadata=metadata, read_dictionary=words)
 
 
 def _columns(version: int) -> dict[str, pa.DataType]:
@@ -293,7 +355,9 @@ def _schema_fault(file: pq.ParquetFile, version: int) -> str | None:
     return None
 
 
-def _rows_fault(metadata: pq.FileMetaData, num_rows: int) -> str | None:
+def _rows_fault(metadata: pq.FileMetaData, num_rows: int, chunks: Sequence[Sequence[Chunk]]) -> str | None:
+    if {len(group) for group in chunks} - {metadata.num_columns} or len(chunks) != metadata.num_row_groups:
+        return "lacks columns in some of its groups of rows"
     if metadata.num_rows != num_rows:
         return f"has {metadata.num_rows} rows, and the manifest states {num_rows} utterances"
     sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
