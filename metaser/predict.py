@@ -28,6 +28,8 @@ from shards.track import Track
 from shards.windows import Window, Windowing, is_silent
 
 SHORTEST_S = 0.1
+_MAX_DIGITS = 9
+"""Of a channel's number."""
 
 ChannelChoice = int | Literal["mix", "each"]
 
@@ -84,7 +86,7 @@ def choose_channel(text: str) -> ChannelChoice:
     if lowered in ("mix", "each"):
         return lowered  # type: ignore[return-value]
     number = str(SIDES.get(lowered, lowered))
-    if number.isascii() and number.isdigit() and int(number) > 0:
+    if number.isascii() and number.isdigit() and len(number) <= _MAX_DIGITS and int(number) > 0:
         return int(number)
     raise ConfigError(f"--channel must be a number from 1, left, right, each or mix, got {text!r}; correct it")
 

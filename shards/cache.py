@@ -43,9 +43,10 @@ class RangeCache:
 
     def get(self, place: str, offset: int, num_bytes: int) -> bytes | None:
         """Return the bytes that were put under this address, None where there are none or they were damaged."""
-        path = self._path(place, offset, num_bytes)
+        if num_bytes > self._folder_limit:
+            return None
         try:
-            entry = path.read_bytes()
+            entry = _read_up_to(self._path(place, offset, num_bytes), _SEAL_BYTES + num_bytes + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -109,6 +110,15 @@ class RangeCache:
         if not self._has_warned:
             self._has_warned = True
             log.warning("cache %s: %s; reading goes on without it", self._folder, error.strerror or error)
+
+
+def _read_up_to(path: Path, num_bytes: int) -> bytes:
+    """Return the beginning of a file; nothing of a pipe, for whose writer it does not wait."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, num_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def _address(place: str, offset: int, num_bytes: int) -> bytes:

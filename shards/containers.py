@@ -11,10 +11,13 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from typing import BinaryIO, Literal
 
 from shards.errors import AudioError
 from shards.layout import Layout, check_layout, check_rate
+from shards.limits import check_num_chunks
 from shards.tags import skip_tags
 
 _Order = Literal["little", "big"]
@@ -37,6 +40,8 @@ _W64_CHUNK = bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _SAME_HEADER_BYTES = 16
 """That stand once more behind the samples where files whose headers state no length were joined."""
 _MAX_HEADER_BYTES = 1 << 16
+_MAX_TAGS_BYTES = 64 << 20
+"""With pictures in them."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,8 @@ def check_length(file: BinaryIO, size: int, samples: Samples, name: str) -> int:
         )
     if samples.chunks_follow is not None:
         end = samples.chunks_follow(file, end, size)
-    rest = _at(file, end, size - end)
-    num_unknown = len(rest) - skip_tags(rest, 0)
+    rest = _at(file, end, min(size - end, _MAX_TAGS_BYTES))
+    num_unknown = size - end - skip_tags(rest, 0)
     if num_unknown >= max(2, samples.frame_bytes):
         joined = f", the first {rest[:4]!r}" if rest[:4].isalnum() else ""
         raise AudioError(
@@ -158,9 +163,16 @@ class _Chunk:
         return self.start + self.num_bytes
 
 
-def _chunks(file: BinaryIO, position: int, size: int, order: _Order) -> Iterator[_Chunk]:
-    """Yield the chunks of RIFF or IFF up to the first that is none."""
-    while position + 8 <= size:
+def _chunks(file: BinaryIO, position: int, size: int, order: _Order, name: str) -> Iterator[_Chunk]:
+    """Yield the chunks of RIFF or IFF up to the first that is none.
+
+    Raises:
+        AudioError: if there are far too many.
+    """
+    for number in count():
+        if position + 8 > size:
+            return
+        check_num_chunks(number, name)
         head = _at(file, position, 8)
         if not _is_chunk_name(head[:4]):
             return
@@ -173,12 +185,12 @@ def _is_chunk_name(name: bytes) -> bool:
     return len(name) == 4 and all(0x20 <= byte < 0x7F for byte in name)
 
 
-def _behind_chunks(order: _Order) -> Callable[[BinaryIO, int, int], int]:
+def _behind_chunks(order: _Order, name: str) -> Callable[[BinaryIO, int, int], int]:
     def behind(file: BinaryIO, position: int, size: int) -> int:
         """Return the end of the chunks at `position`, which may lie behind a byte of padding."""
         for start in (position, position + 1):
             end = start
-            for chunk in _chunks(file, start, size, order):
+            for chunk in _chunks(file, start, size, order, name):
                 if chunk.name in (b"data", b"RIFF", b"RIFX", b"FORM", b"SSND", b"BODY") or chunk.end > size:
                     break
                 end = min(size, chunk.end + chunk.num_bytes % 2)
@@ -228,7 +240,7 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
     magic = _at(file, 0, 4)
     order: _Order = "big" if magic == b"RIFX" else "little"
     form, long_bytes, long_at = _WaveForm(), 0, 0
-    for chunk in _chunks(file, 12, size, order):
+    for chunk in _chunks(file, 12, size, order, name):
         if chunk.name == b"fmt ":
             form = _wave_form(file, chunk.start, chunk.num_bytes, order)
             if form.tag == _SPEEX_TAG:
@@ -247,14 +259,14 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
                 fields = ((long_at, 8, 0), (long_at - 8, 8, chunk.start - 8))
             elif stated >= _STREAMED_BYTES and chunk.end > size:
                 stated = _UNKNOWN_BYTES
-            rest = _behind_chunks(order)(file, chunk.start, size)
+            rest = _behind_chunks(order, name)(file, chunk.start, size)
             is_unfinished = stated == 0 and rest < size
             return Samples(
                 chunk.start,
                 None if stated == _UNKNOWN_BYTES or is_unfinished else stated,
                 fields,
                 order,
-                _behind_chunks(order),
+                _behind_chunks(order, name),
                 is_mpeg=form.tag in _MPEG_TAGS,
                 is_foreign=form.tag not in (*_MPEG_TAGS, *_SNDFILE_TAGS),
                 block_samples=_GSM_BLOCK_SAMPLES if form.tag == _GSM_TAG else None,
@@ -268,7 +280,7 @@ def _riff(file: BinaryIO, size: int, name: str) -> Samples:
 def _iff(file: BinaryIO, size: int, name: str) -> Samples:
     wanted, skipped = (b"SSND", 8) if _at(file, 8, 3) == b"AIF" else (b"BODY", 0)
     frame_bytes, count_field, rate_hz, layout = 1, None, None, None
-    for chunk in _chunks(file, 12, size, "big"):
+    for chunk in _chunks(file, 12, size, "big", name):
         if chunk.name == b"COMM":
             frame_bytes = _number(file, chunk.start, 2, "big") * ((_number(file, chunk.start + 6, 2, "big") + 7) // 8)
             is_counted = _at(file, chunk.start + 18, 4) in (b"GSM ", b"DWVW")
@@ -278,7 +290,7 @@ def _iff(file: BinaryIO, size: int, name: str) -> Samples:
         elif chunk.name == wanted:
             is_streamed = chunk.num_bytes >= _STREAMED_BYTES and chunk.end > size
             is_unfinished = (
-                chunk.num_bytes <= skipped and _behind_chunks("big")(file, chunk.start + skipped, size) < size
+                chunk.num_bytes <= skipped and _behind_chunks("big", name)(file, chunk.start + skipped, size) < size
             )
             fields: tuple[tuple[int, int, int], ...] = (
                 (chunk.start - 4, 4, skipped),
@@ -289,7 +301,7 @@ def _iff(file: BinaryIO, size: int, name: str) -> Samples:
                 None if is_streamed or is_unfinished else max(0, chunk.num_bytes - skipped),
                 fields,
                 "big",
-                _behind_chunks("big"),
+                _behind_chunks("big", name),
                 frame_bytes=frame_bytes,
                 count_field=count_field,
                 rate_hz=rate_hz,
@@ -343,8 +355,9 @@ def _extended(number: bytes) -> int | None:
 
 
 def _w64(file: BinaryIO, size: int, name: str) -> Samples:
-    position, form = 40, _WaveForm()
+    position, form, number = 40, _WaveForm(), 0
     while position + 24 <= size:
+        check_num_chunks(number := number + 1, name)
         guid = _at(file, position, 16)
         num_bytes = _number(file, position + 16, 8, "little")
         if guid[:4] == b"fmt ":
@@ -358,7 +371,7 @@ def _w64(file: BinaryIO, size: int, name: str) -> Samples:
                 stated,
                 fields,
                 "little",
-                _behind_w64_chunks,
+                partial(_behind_w64_chunks, name=name),
                 frame_bytes=form.frame_bytes,
                 rate_hz=form.rate_hz,
                 layout=form.layout,
@@ -369,9 +382,10 @@ def _w64(file: BinaryIO, size: int, name: str) -> Samples:
     raise _incomplete(name, "data chunk")
 
 
-def _behind_w64_chunks(file: BinaryIO, position: int, size: int) -> int:
-    position = min(size, (position + 7) // 8 * 8)
+def _behind_w64_chunks(file: BinaryIO, position: int, size: int, name: str) -> int:
+    position, number = min(size, (position + 7) // 8 * 8), 0
     while position + 24 <= size:
+        check_num_chunks(number := number + 1, name)
         guid, num_bytes = _at(file, position, 16), _number(file, position + 16, 8, "little")
         if guid == b"data" + _W64_CHUNK or not guid.endswith(_W64_CHUNK[6:]) or not 24 <= num_bytes <= size - position:
             return position
@@ -383,8 +397,9 @@ _CAF_FLOAT, _CAF_LITTLE = 1, 2
 
 
 def _caf(file: BinaryIO, size: int, name: str) -> Samples:
-    position, frame_bytes, rate_hz, layout = 8, 1, None, None
+    position, frame_bytes, rate_hz, layout, number = 8, 1, None, None, 0
     while position + 12 <= size:
+        check_num_chunks(number := number + 1, name)
         kind, num_bytes = _at(file, position, 4), _number(file, position + 4, 8, "big")
         if kind == b"desc":
             frame_bytes = _number(file, position + 12 + 16, 4, "big")
@@ -393,7 +408,7 @@ def _caf(file: BinaryIO, size: int, name: str) -> Samples:
         if kind == b"data":
             start = position + 16
             is_unknown = num_bytes >= _UNKNOWN_BYTES or (
-                num_bytes <= 4 and _behind_caf_chunks(file, start, size) < size
+                num_bytes <= 4 and _behind_caf_chunks(file, start, size, name) < size
             )
             stated = None if is_unknown else num_bytes - 4
             fields = ((position + 4, 8, 4),)
@@ -402,7 +417,7 @@ def _caf(file: BinaryIO, size: int, name: str) -> Samples:
                 stated,
                 fields,
                 "big",
-                _behind_caf_chunks,
+                partial(_behind_caf_chunks, name=name),
                 frame_bytes=frame_bytes,
                 rate_hz=rate_hz,
                 layout=layout,
@@ -436,8 +451,10 @@ def _whole(number: float) -> int:
     return int(number) if math.isfinite(number) else 0
 
 
-def _behind_caf_chunks(file: BinaryIO, position: int, size: int) -> int:
+def _behind_caf_chunks(file: BinaryIO, position: int, size: int, name: str) -> int:
+    number = 0
     while position + 12 <= size:
+        check_num_chunks(number := number + 1, name)
         kind, num_bytes = _at(file, position, 4), _number(file, position + 4, 8, "big")
         if not _is_chunk_name(kind) or kind in (b"caff", b"data") or num_bytes > size - position - 12:
             return position
@@ -483,8 +500,9 @@ _VOC_BYTES = {0: 1, 4: 2, 6: 1, 7: 1}
 
 
 def _voc(file: BinaryIO, size: int, name: str) -> Samples:
-    position, found = _number(file, 20, 2, "little"), []
+    position, found, number = _number(file, 20, 2, "little"), [], 0
     while position < size and _at(file, position, 1) != b"\0":
+        check_num_chunks(number := number + 1, name)
         kind, num_bytes = _number(file, position, 1, "little"), _number(file, position + 1, 3, "little")
         header_bytes = {1: 2, 2: 0, 9: 12}.get(kind)
         if header_bytes is not None:

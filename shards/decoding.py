@@ -13,6 +13,7 @@ from shards.containers import check_length, find_samples, with_length
 from shards.errors import AudioError
 from shards.ffmpeg import HEAD_BYTES, Foreign, decode_foreign, foreign_format, refused_format
 from shards.layout import check_rate, check_spare_bits, with_mixed_bits
+from shards.limits import check_num_joined, check_num_samples, most_values
 from shards.stream import Stream
 from shards.tags import skip_tags, without_end_tags
 
@@ -94,15 +95,20 @@ def decoder_reason(error: Exception) -> str:
     """Return what went wrong without the address of the buffer, which differs from run to run."""
     if isinstance(error, sf.LibsndfileError):
         return _NO_RATE if "SF_INFO struct incomplete" in error.error_string else str(error.error_string)
-    return "the header asks for too much memory" if isinstance(error, MemoryError) else str(error) or repr(error)
+    return "it needs more memory than there is" if isinstance(error, MemoryError) else str(error) or repr(error)
 
 
 def _decode_known(data: bytes, name: str) -> tuple[np.ndarray, int]:
     streams = _streams(data, name)
     if isinstance(streams, Foreign):
         return decode_foreign(data, streams, name)
+    check_num_joined(len(streams), name)
     try:
-        decoded = [_decode_stream(stream, name) for stream in streams]
+        decoded: list[tuple[np.ndarray, int]] = []
+        num_samples = 0
+        for stream in streams:
+            decoded.append(_decode_stream(stream, len(data), num_samples, name))
+            num_samples += len(decoded[-1][0])
     except DECODER_ERRORS as error:
         refused = refused_format(data[:HEAD_BYTES])
         # libsndfile opens few OGG files with FLAC; the pages are whole here.
@@ -159,7 +165,8 @@ def _counted(data: bytes, position: int) -> Stream:
     return Stream(uncounted, stated, stated, stated + _COUNTED_FRAME)
 
 
-def _decode_stream(stream: Stream, name: str) -> tuple[np.ndarray, int]:
+def _decode_stream(stream: Stream, num_bytes: int, num_before: int, name: str) -> tuple[np.ndarray, int]:
+    """Return a stream's samples and rate, `num_before` samples of the same file having been decoded."""
     with SequentialFile(io.BytesIO(stream.data)) as file:
         if file.format in _UNVERIFIABLE:
             raise AudioError(
@@ -168,8 +175,11 @@ def _decode_stream(stream: Stream, name: str) -> tuple[np.ndarray, int]:
             )
         frames = int(file.frames) if file.frames < UNKNOWN_FRAMES else 0
         num_stated = frames if stream.num_stated is None else stream.num_stated
-        samples = _read_to_end(file, num_stated)
         rate_hz = int(file.samplerate)
+        most = most_values(num_bytes) // file.channels - num_before
+        check_num_samples(num_before + num_stated, file.channels, rate_hz, num_bytes, name)
+        samples = _read_to_end(file, num_stated, most)
+        check_num_samples(num_before + len(samples), file.channels, rate_hz, num_bytes, name)
     if len(samples) < num_stated:
         raise AudioError(
             f"audio must be whole, but {name} is truncated: its header promises {num_stated} samples and "
@@ -183,12 +193,15 @@ def _decode_stream(stream: Stream, name: str) -> tuple[np.ndarray, int]:
     return samples[: stream.num_samples], rate_hz
 
 
-def _read_to_end(file: SequentialFile, num_expected: int) -> np.ndarray:
-    """Return all samples; memory grows with those that come, not with what a header promises."""
-    most = max(1, _BLOCK_VALUES // file.channels)
-    wanted = min(num_expected + 1, most) if num_expected else most
-    parts: list[np.ndarray] = []
-    while not parts or len(parts[-1]) == wanted:
-        wanted = most if parts else wanted
-        parts.append(file.read(wanted, dtype="float32"))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _read_to_end(file: SequentialFile, num_expected: int, most: int) -> np.ndarray:
+    """Return all samples, or some more than `most`; memory grows with those that come, not with what a header says."""
+    block = max(1, _BLOCK_VALUES // file.channels)
+    num_wanted = min(num_expected + 1, block) if num_expected else block
+    shape = () if file.channels == 1 else (file.channels,)
+    samples, num_read = np.empty((num_wanted, *shape), np.float32), 0
+    while True:
+        num_read += len(file.read(dtype="float32", out=samples[num_read:]))
+        if num_read < len(samples) or num_read > most:
+            return samples[:num_read]
+        # In place: joining parts would take twice the memory.
+        samples.resize((len(samples) + block, *shape), refcheck=False)

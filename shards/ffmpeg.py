@@ -19,12 +19,20 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import AudioError
+from shards.inputfile import open_regular
+from shards.limits import check_num_samples, most_values
+from shards.shown import shown
 
 HEAD_BYTES = 512
 """Enough of a file to recognise it."""
 _TIMEOUT_S = 900
-_MAX_OUTPUT_BYTES = 4 << 30
-"""Five hours of stereo at 30 kHz."""
+_MIN_TIMEOUT_S = 60
+_BYTES_PER_S = 200_000
+"""An ffmpeg that is slower than this on a file longer than that is stuck."""
+_MAX_BOXES = 1_000_000
+"""Of MPEG-4; streams that are cut into fragments have two or three a second."""
+_VALUE_BYTES = 4
+_MAX_COMPLAINT = 2_000
 _AU_HEADER = struct.Struct(">4s5I")
 _TS_PACKET_BYTES = 188
 _ROWS_OF_FRAMES = ("aac", "ac3", "eac3", "dts", "loas", "mpeg", "mpegts", "truehd", "wv")
@@ -114,17 +122,17 @@ def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.n
     """
     program = shutil.which("ffmpeg")
     if program is None:
-        shown = Path(name).name
+        base = Path(name).name
         raise AudioError(
             f"audio must be of a format that libsndfile reads, but {name} is {form.title}, which needs ffmpeg on the "
-            f"PATH; install it, or convert: ffmpeg -i {shlex.quote(shown)} {shlex.quote(Path(shown).stem + '.wav')}"
+            f"PATH; install it, or convert: ffmpeg -i {shlex.quote(base)} {shlex.quote(Path(base).stem + '.wav')}"
         )
     if isinstance(source, Path):
         if form is _MOV:
             _check_boxes(source, name)
         elif form.demuxer not in _ROWS_OF_FRAMES:
             _check_single(source, form, name)
-        return _parsed(_run(program, source, form, name), form, name)
+        return _parsed(_run(program, source, form, name), form, source.stat().st_size, name)
     with tempfile.NamedTemporaryFile() as file:
         file.write(source)
         file.flush()
@@ -137,7 +145,7 @@ def _check_single(path: Path, form: Foreign, name: str) -> None:
     Raises:
         AudioError: if the beginning stands once more in the file.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if len(data) > _SAME_HEADER_BYTES and data.find(data[:_SAME_HEADER_BYTES], 1) > 0:
             raise AudioError(f"audio must be one file, but {name} joins several of {form.title}; split it")
 
@@ -148,11 +156,14 @@ def _check_boxes(path: Path, name: str) -> None:
     Raises:
         AudioError: if so.
     """
-    position, num_movies, size = 0, 0, path.stat().st_size
-    with path.open("rb") as file:
+    position, number, num_movies, size = 0, 0, 0, path.stat().st_size
+    with open_regular(path) as file:
         while position + 8 <= size:
             file.seek(position)
             head = file.read(16)
+            number += 1
+            if number > _MAX_BOXES:
+                raise AudioError(f"audio must have at most {_MAX_BOXES} boxes, but {name} has more; convert it again")
             num_bytes = int.from_bytes(head[:4], "big")
             if num_bytes == 1:
                 num_bytes = int.from_bytes(head[8:16], "big")
@@ -170,32 +181,44 @@ def _check_boxes(path: Path, name: str) -> None:
 
 
 def _run(program: str, path: Path, form: Foreign, name: str) -> bytes:
+    num_bytes = path.stat().st_size
+    timeout_s = min(_TIMEOUT_S, _MIN_TIMEOUT_S + num_bytes // _BYTES_PER_S)
+    most_bytes = _VALUE_BYTES * most_values(num_bytes)
     reading = ["-protocol_whitelist", "file", "-err_detect", "explode", "-f", form.demuxer, "-i", f"file:{path}"]
     # AU has room for one stream only, so that a second one is an error, and states rate and channels.
-    writing = ["-map", "0:a", "-c:a", "pcm_f32be", "-f", "au", "-fs", str(_MAX_OUTPUT_BYTES), "pipe:1"]
+    writing = ["-map", "0:a", "-c:a", "pcm_f32be", "-f", "au", "-fs", str(most_bytes), "pipe:1"]
     command = [program, "-nostdin", "-hide_banner", "-v", "error", "-xerror", *reading, *writing]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         raise AudioError(
-            f"ffmpeg must decode {name} within {_TIMEOUT_S} s, but took longer; convert it to WAV or FLAC first"
+            f"ffmpeg must decode {name} within {timeout_s} s, but took longer; convert it to WAV or FLAC first"
         ) from None
     except OSError as error:
         raise AudioError(f"ffmpeg must start to decode {name}, but {program} does not ({error.strerror})") from error
     complaint = done.stderr.decode("utf-8", "replace").replace(f"file:{path}", name).strip()
     if done.returncode or complaint:
-        first = _ADDRESS.sub("", complaint.splitlines()[0])[:200] if complaint else f"exit code {done.returncode}"
+        first = (
+            shown(_ADDRESS.sub("", complaint[:2_000].splitlines()[0]), 200)
+            if complaint
+            else f"exit code {done.returncode}"
+        )
         raise AudioError(
             f"audio must be readable and whole, but ffmpeg decoding {name} as {form.title} failed: {first}"
         )
-    if len(done.stdout) >= _MAX_OUTPUT_BYTES:
-        raise AudioError(f"audio must take less than {_MAX_OUTPUT_BYTES} bytes decoded, but {name} takes more; cut it")
+    if len(done.stdout) >= most_bytes:
+        raise AudioError(
+            f"audio of {num_bytes} bytes must take less than {most_bytes} decoded, but {name} takes more; cut it"
+        )
     return done.stdout
 
 
-def _parsed(au: bytes, form: Foreign, name: str) -> tuple[np.ndarray, int]:
+def _parsed(au: bytes, form: Foreign, num_bytes: int, name: str) -> tuple[np.ndarray, int]:
     if len(au) < _AU_HEADER.size:
         raise AudioError(f"audio must hold samples, but {name} ({form.title}) has length zero; remove it")
     _, start, _, _, rate_hz, num_channels = _AU_HEADER.unpack_from(au)
+    check_num_samples(
+        (len(au) - start) // (_VALUE_BYTES * max(1, num_channels)), num_channels, rate_hz, num_bytes, name
+    )
     samples = np.frombuffer(au, ">f4", offset=start).astype(np.float32)
     return (samples if num_channels == 1 else samples.reshape(-1, num_channels)), rate_hz

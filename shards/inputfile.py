@@ -15,6 +15,7 @@ MAX_TEXT_BYTES = 1 << 30
 """Tables and lists that are read whole; the labels of MSP-Podcast, with every rater's, have 0.1 GB."""
 MAX_SETTINGS_BYTES = 16 << 20
 """YAML, and JSON that describes one thing; the largest seen, an index of weights, has 0.1 MB."""
+_BLOCK_BYTES = 1 << 20
 
 _KINDS = (
     (stat.S_ISDIR, errno.EISDIR, "it is a folder, not a file"),
@@ -23,6 +24,9 @@ _KINDS = (
     (stat.S_ISCHR, errno.ENODEV, "it is a device, not a regular file"),
     (stat.S_ISBLK, errno.ENODEV, "it is a device, not a regular file"),
 )
+
+NOT_REGULAR = frozenset(number for _, number, _ in _KINDS)
+"""The errors' numbers that say so."""
 
 
 def open_regular(path: str | Path) -> BufferedReader:
@@ -51,8 +55,10 @@ def read_regular(path: str | Path, *, max_bytes: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # One more than allowed: a file may grow, and /proc says that its files are empty.
-        data = file.read(max_bytes + 1) if size <= max_bytes else b""
+        # Memory is taken for what the file has, not for what it may have.
+        data = file.read(size + 1) if size <= max_bytes else b""
+        while size < len(data) <= max_bytes and (more := file.read(_BLOCK_BYTES)):
+            data += more  # a file may grow, and /proc says that its files are empty
     if max(size, len(data)) > max_bytes:
         raise OSError(errno.EFBIG, f"it has {max(size, len(data))} bytes or more, but at most {max_bytes} are read")
     return data

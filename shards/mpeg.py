@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from shards.errors import AudioError
+from shards.limits import check_num_joined
 from shards.stream import Stream
 from shards.tags import skip_tags
 
@@ -151,6 +152,7 @@ def streams(data: bytes, name: str) -> list[Stream]:
         info = data[position:end] if _is_info(data, position, frame) else None
         if info is not None or not found:
             found.append(_Stream(data[:4], info))
+            check_num_joined(len(found), name)
         if info is None:
             found[-1].add(position, end)
         position = end
@@ -181,7 +183,7 @@ def _is_info(data: bytes, position: int, frame: _Frame) -> bool:
     if frame.layer != 3:
         return False
     start = position + frame.info_offset
-    return data[start : start + 4] in (b"Xing", b"Info") or data[position + _VBRI_OFFSET :][:4] == b"VBRI"
+    return data[start : start + 4] in (b"Xing", b"Info") or data.startswith(b"VBRI", position + _VBRI_OFFSET)
 
 
 def _stated_frames(info: bytes, form: _Frame) -> int | None:

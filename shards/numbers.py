@@ -6,6 +6,9 @@ import math
 import re
 
 from shards.corpora.missing import is_missing
+from shards.shown import shown
+
+_MAX_SHOWN = 60
 
 
 def finite_number(cell: str) -> float:
@@ -14,9 +17,12 @@ def finite_number(cell: str) -> float:
     Raises:
         ValueError: if it is none, or not finite.
     """
-    value = float(cell.replace(",", ".").replace("_", "?"))
+    try:
+        value = float(cell.replace(",", ".").replace("_", "?"))
+    except ValueError:
+        raise ValueError(f"{shown(cell, _MAX_SHOWN)!r} is none") from None
     if not math.isfinite(value):
-        raise ValueError(f"{cell!r} is not finite")
+        raise ValueError(f"{shown(cell, _MAX_SHOWN)!r} is not finite")
     return value
 
 
@@ -30,6 +36,6 @@ def number_of(value: object) -> float | None:
     if is_missing("", value):
         return math.nan
     try:
-        return int(value) if re.fullmatch("[+-]?[0-9]+", value) else finite_number(value)
+        return int(value) if re.fullmatch("[+-]?[0-9]{1,300}", value) else finite_number(value)
     except ValueError:
         return None

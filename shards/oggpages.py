@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import AudioError
+from shards.inputfile import open_regular
+from shards.limits import check_num_joined
 from shards.tags import skip_tags
 
 _HEADER_BYTES = 27
@@ -87,7 +89,7 @@ def lacks_end(path: Path) -> bool:
     Recorders of phones leave the mark out, and live streams have no end; but a file that was cut between two pages
     lacks it as well, and nothing else tells. Call it on files that decode.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(4) != b"OggS":
             return False
         file.seek(max(0, path.stat().st_size - 2 * _MAX_PAGE_BYTES))
@@ -123,6 +125,8 @@ def _read_page(data: bytes, start: int, links: list[_Link], name: str) -> int:
     if header[5] & _IS_FIRST:
         if not links or links[-1].has_data:
             links.append(_Link(start))
+            check_num_joined(len(links), name)
+        check_num_joined(len(links[-1].first_packets), name)
         links[-1].first_packets[serial] = data[start + _HEADER_BYTES + len(sizes) : end]
     elif not links:
         raise _damaged(name, start, "the stream's first OGG page is missing")

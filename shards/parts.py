@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soundfile as sf
@@ -16,6 +15,8 @@ from shards.containers import check_length, find_samples
 from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, check_samples, decode
 from shards.errors import AudioError
 from shards.ffmpeg import HEAD_BYTES, decode_foreign, foreign_format
+from shards.inputfile import NOT_REGULAR, open_regular
+from shards.limits import check_file_size, check_num_samples
 
 _PLAIN_CODECS = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 """Each sample stands for itself, in a place of its own."""
@@ -61,18 +62,21 @@ def load_file(path: Path) -> tuple[np.ndarray, int]:
     Raises:
         AudioError: if it is no plain file, cannot be read or is unusable.
     """
-    _status(path)
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             form = foreign_format(file.read(HEAD_BYTES))
             if form is None:
+                size = os.fstat(file.fileno()).st_size
+                check_file_size(size, str(path))
                 file.seek(0)
-                return decode(file.read(), str(path))
+                return decode(file.read(size), str(path))
+        # By its path, because such a file may be a long video.
+        samples, rate_hz = decode_foreign(path.absolute(), form, str(path))
+        check_samples(samples, rate_hz, str(path))
     except OSError as error:
         raise _unreadable(path, error) from error
-    # By its path, because such a file may be a long video.
-    samples, rate_hz = decode_foreign(path.absolute(), form, str(path))
-    check_samples(samples, rate_hz, str(path))
+    except MemoryError as error:
+        raise AudioError(f"audio must fit the memory, but {path} needs more than there is; cut it") from error
     return samples, rate_hz
 
 
@@ -82,12 +86,13 @@ def load_part(path: Path, part: Part) -> tuple[np.ndarray, int]:
     Raises:
         AudioError: as `load_file` does, or if the file does not contain the part.
     """
-    _status(path)
     try:
-        with path.open("rb", buffering=0) as file:
-            sought = _sought(file, path, part)
+        with _opened(path) as file:
+            sought = _sought(cast(BinaryIO, file.raw), path, part)
     except OSError as error:
         raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise AudioError(f"audio must fit the memory, but a segment of {path} needs more; cut it") from error
     if sought is not None:
         check_samples(*sought, str(path))
         return sought
@@ -96,19 +101,16 @@ def load_part(path: Path, part: Part) -> tuple[np.ndarray, int]:
     return samples[start:end].copy(), rate_hz
 
 
-def _status(path: Path) -> os.stat_result:
+def _opened(path: Path) -> io.BufferedReader:
     try:
-        status = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        return open_regular(path)
     except ValueError as error:
         raise AudioError(f"audio file must have a name that a path can have, but {path} has not: {error}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(f"audio must be a plain file, but {path} is a folder, a pipe or a device; check the path")
-    return status
 
 
 def _unreadable(path: Path, error: OSError) -> AudioError:
+    if error.errno in NOT_REGULAR:
+        return AudioError(f"audio must be a plain file, but {path} is not: {error.strerror}; check the path")
     return AudioError(f"audio file must be readable, but {path} is not ({error.strerror}); check the path")
 
 
@@ -138,6 +140,7 @@ def _sought(file: BinaryIO, path: Path, part: Part) -> tuple[np.ndarray, int] | 
             if is_flac and part.goes_beyond(sound.frames, sound.samplerate):
                 return None
             start, end = part.bounds(sound.frames, sound.samplerate, path)
+            check_num_samples(end - start, sound.channels, sound.samplerate, size, str(path))
             sound.seek(start)
             samples = sound.read(end - start, dtype="float32")
             rate_hz = int(sound.samplerate)
@@ -193,7 +196,10 @@ class _Kept:
 
     def load(self, path: Path) -> tuple[np.ndarray, int]:
         """Return the file's samples, which must not be changed, and their rate."""
-        status = _status(path)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
         key = (str(path), status.st_size, status.st_mtime_ns)
         if key != self._key:
             self._key, self._decoded = None, (np.zeros(0, np.float32), 0)

@@ -26,6 +26,9 @@ from urllib.parse import urlsplit, urlunsplit
 from shards.cache import RangeCache
 from shards.config import RemoteConfig
 from shards.errors import RangeError, ShardError
+from shards.httpranges import Failure, ReplyError, client_options, read_range, read_size, status_failure
+from shards.inputfile import open_regular, read_regular
+from shards.shown import shown
 
 NUM_READS = 3
 """How often a remote range is read before its content counts as damaged; a local disk is asked once."""
@@ -34,12 +37,18 @@ NUM_CONCURRENT = 16
 PIECE_BYTES = 1 << 20
 """Whole files come in ranges of this size, so that the deadline does not depend on the file's length."""
 
+MAX_UNVERIFIED_BYTES = 64 << 20
+"""Of a file that is read whole and whose hash nothing states: a manifest; one of 100,000 shards has 20 MB."""
+MAX_VERIFIED_BYTES = 4 << 30
+"""Of one whose hash is known: an index, or a list of what was rejected; an index has about 150 bytes a clip."""
+
 _MAX_OPEN_SHARDS = 256
+_LONG_BYTES = 64 << 20
+"""A range of more is held against the file's length first: memory is not taken for what an index claims."""
 _MAX_WAIT_S = 30.0
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _HTTP = ("http", "https")
-_PASSING_4XX = (408, 425, 429)
-_LASTING_5XX = (501, 505)
+_S3 = ("s3", "s3a")
 _LASTING_ERRNOS = (errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENAMETOOLONG, errno.EREMCHG)
 # What file systems raise beside HTTP statuses, by module, tried in this order.
 _LASTING_FIRST = (
@@ -48,6 +57,8 @@ _LASTING_FIRST = (
     ("builtins", "IsADirectoryError"),
     ("builtins", "NotADirectoryError"),
     ("aiohttp", "InvalidURL"),
+    ("aiohttp", "NonHttpUrlClientError"),
+    ("aiohttp", "TooManyRedirects"),
     ("aiohttp", "ClientConnectorCertificateError"),
 )
 _PASSING = (
@@ -95,7 +106,8 @@ def file_size(place: str, remote: RemoteConfig | None = None) -> int:
     if is_url(place):
         return RangeReader(remote).remote_size(place)
     try:
-        return Path(place).stat().st_size
+        with open_regular(place) as file:
+            return os.fstat(file.fileno()).st_size
     except OSError as error:
         raise _unreadable(place, error) from error
 
@@ -108,11 +120,14 @@ def read_file(
     A remote file comes through the cache only when its sha256 is given: nothing else says that a kept copy is current.
 
     Raises:
-        ShardError: if it cannot be read, or is not what was promised.
+        ShardError: if it cannot be read, is longer than any such file, or is not what was promised.
     """
+    max_bytes = MAX_UNVERIFIED_BYTES if sha256 is None else MAX_VERIFIED_BYTES
+    if num_bytes is not None:
+        _check_bound(place, num_bytes, max_bytes)
     if not is_url(place):
         try:
-            data = Path(place).read_bytes()
+            data = read_regular(place, max_bytes=max_bytes)
         except OSError as error:
             raise _unreadable(place, error) from error
         _check_size(place, len(data), num_bytes)
@@ -123,6 +138,7 @@ def read_file(
     if size is None or sha256 is None:
         size = reader.remote_size(place)
         _check_size(place, size, num_bytes)
+        _check_bound(place, size, max_bytes)
     pieces = [(place, start, min(PIECE_BYTES, size - start)) for start in range(0, size, PIECE_BYTES)]
     for number in range(NUM_READS):
         data = b"".join(map(_bytes_or_raise, reader.read_many(pieces, fresh=number > 0 or sha256 is None)))
@@ -135,6 +151,14 @@ def read_file(
 def _check_size(place: str, found: int, expected: int | None) -> None:
     if expected is not None and found != expected:
         raise ShardError(f"{_shown(place)} must have {expected} bytes, got {found}; fetch or pack the folder again")
+
+
+def _check_bound(place: str, num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise ShardError(
+            f"{_shown(place)} must have at most {max_bytes} bytes, but {num_bytes} are stated; fetch or pack the "
+            "folder again"
+        )
 
 
 def _check_hash(place: str, data: bytes, expected: str | None) -> None:
@@ -219,25 +243,37 @@ class RangeReader:
             ShardError: if it cannot be had.
         """
 
-        def check(info: Mapping[str, Any]) -> _Failure | None:
+        def check(info: Mapping[str, Any]) -> Failure | None:
             if info["type"] != "file":
-                return _Failure(f"it is a {info['type']}, not a file", is_final=True)
-            return None if isinstance(info["size"], int) else _Failure("the server tells no size", is_final=True)
+                return Failure(f"it is a {info['type']}, not a file", is_final=True)
+            return None if isinstance(info["size"], int) else Failure("the server tells no size", is_final=True)
 
         filesystem, path = self._filesystem(place)
+        if _protocol(place) in _HTTP:
+            (size,) = self._ask([_Request(place, 0, 0, partial(read_size, filesystem, path), lambda _: None)])
+            return int(size)
         (info,) = self._ask([_Request(place, 0, 0, partial(_method(filesystem, "info"), path), check)])
         return int(info["size"])
 
     def _read_local(self, path: str, offset: int, num_bytes: int) -> bytes | RangeError:
         try:
-            data = os.pread(self._descriptor(path), num_bytes, offset)
+            descriptor = self._descriptor(path)
+            if num_bytes > _LONG_BYTES and offset + num_bytes > (size := os.fstat(descriptor).st_size):
+                return _too_short(path, offset, num_bytes, f"got {max(0, size - offset)}")
+            data = os.pread(descriptor, num_bytes, offset)
         except OSError as error:
             raise _unreadable(path, error) from error
         return data if len(data) == num_bytes else _too_short(path, offset, num_bytes, f"got {len(data)}")
 
     def _range_request(self, place: str, offset: int, num_bytes: int) -> _Request:
         filesystem, path = self._filesystem(place)
-        call = partial(_method(filesystem, "cat_file"), path, start=offset, end=offset + num_bytes)
+        call: Callable[[], Awaitable[bytes]]
+        if _protocol(place) in _HTTP:
+            call = partial(read_range, filesystem, path, offset, num_bytes)
+        elif _protocol(place) in _S3:
+            call = partial(_read_s3_range, filesystem, path, offset, num_bytes)
+        else:
+            call = partial(_method(filesystem, "cat_file"), path, start=offset, end=offset + num_bytes)
         return _Request(place, offset, num_bytes, call, partial(_wrong_length, num_bytes))
 
     def _descriptor(self, path: str) -> int:
@@ -245,7 +281,8 @@ class RangeReader:
         if descriptor is None:
             if len(self._descriptors) >= _MAX_OPEN_SHARDS:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with open_regular(path) as file:
+                descriptor = self._descriptors[path] = os.dup(file.fileno())
         return descriptor
 
     def _filesystem(self, place: str) -> tuple[Any, str]:
@@ -257,8 +294,8 @@ class RangeReader:
         options = dict(self._remote.options.get(protocol, {}))
         try:
             if protocol in _HTTP:
-                options["client_kwargs"] = _client_options(options.get("client_kwargs", {}))
-            elif protocol in ("s3", "s3a"):
+                options["client_kwargs"] = client_options(options.get("client_kwargs", {}))
+            elif protocol in _S3:
                 # Retrying is done here, once, and not in three layers that multiply.
                 options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | options.get("config_kwargs", {})
             filesystem, path = url_to_fs(place, **options)
@@ -266,7 +303,7 @@ class RangeReader:
             raise ShardError(f"{_shown(place)} needs a package that is missing: {error}") from error
         except (TypeError, ValueError) as error:
             raise ShardError(f"{_shown(place)} cannot be opened with remote.options of {protocol}: {error}") from error
-        if protocol in ("s3", "s3a"):
+        if protocol in _S3:
             filesystem.retries = 1
         return filesystem, path
 
@@ -286,7 +323,7 @@ class RangeReader:
         pending = list(range(len(requests)))
         for number in range(1, self._remote.num_tries + 1):
             asked = [requests[position] for position in pending]
-            failures: dict[int, _Failure] = {}
+            failures: dict[int, Failure] = {}
             results = sync(get_loop(), _gather, [request.call for request in asked], self._remote.timeout_s)
             for position, request, result in zip(pending, asked, results, strict=True):
                 failure = self._failure(result) if isinstance(result, BaseException) else request.check(result)
@@ -302,11 +339,11 @@ class RangeReader:
             time.sleep(self._wait_s(number, failures.values()))
         return [replies[position] for position in range(len(requests))]
 
-    def _wait_s(self, number: int, failures: Iterable[_Failure]) -> float:
+    def _wait_s(self, number: int, failures: Iterable[Failure]) -> float:
         own_s = min(_MAX_WAIT_S, self._remote.first_wait_s * 2.0 ** (number - 1)) * _random.uniform(0.5, 1.5)
         return max(own_s, *(min(_MAX_WAIT_S, failure.retry_after_s) for failure in failures))
 
-    def _failure(self, error: BaseException) -> _Failure:
+    def _failure(self, error: BaseException) -> Failure:
         """Say what went wrong and whether it may pass.
 
         Raises:
@@ -316,37 +353,24 @@ class RangeReader:
         while (cause := chain[-1].__cause__) is not None:
             chain.append(cause)
         for link in chain:
-            if isinstance(link, _ReplyError):
+            if isinstance(link, ReplyError):
                 return link.failure
         for link in chain:
             # botocore's errors carry the reply as a dictionary.
             if isinstance(response := getattr(link, "response", None), dict) and "ResponseMetadata" in response:
                 return _s3_failure(response)
-        # fsspec's http says that there is no such file whatever kept it from asking; why stands in the cause.
-        if isinstance(error, FileNotFoundError) and isinstance(chain[-1], _loaded(*_PASSING)):
-            error = chain[-1]
+        if (words := _malformed(error)) is not None:
+            return Failure(words, is_final=isinstance(error, _loaded(*_LASTING_FIRST)))
         if isinstance(error, TimeoutError):
-            return _Failure(f"no whole reply within {self._remote.timeout_s:g} s")
+            return Failure(f"no whole reply within {self._remote.timeout_s:g} s")
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else _reason(error)
         if isinstance(error, _loaded(*_LASTING_FIRST)) or getattr(error, "errno", None) in _LASTING_ERRNOS:
-            return _Failure(reason, is_final=True)
+            return Failure(reason, is_final=True)
         if isinstance(error, _loaded(*_PASSING)):
-            return _Failure(reason)
+            return Failure(reason)
         if isinstance(error, _loaded(*_LASTING)):
-            return _Failure(reason, is_final=True)
+            return Failure(reason, is_final=True)
         raise error
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why a request did not give what was asked for."""
-
-    reason: str
-    is_final: bool = False
-    """Asking again will not help."""
-    is_short: bool = False
-    """The file, as far as is known, ends before the range does."""
-    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -357,15 +381,7 @@ class _Request:
     offset: int
     num_bytes: int
     call: Callable[[], Awaitable[Any]]
-    check: Callable[[Any], _Failure | None]
-
-
-class _ReplyError(Exception):
-    """An HTTP reply that is not what was asked for; raised before its body is read."""
-
-    def __init__(self, failure: _Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
+    check: Callable[[Any], Failure | None]
 
 
 async def _gather(calls: Sequence[Callable[[], Awaitable[Any]]], timeout_s: float) -> list[Any]:
@@ -387,76 +403,66 @@ def _method(filesystem: Any, name: str) -> Callable[..., Awaitable[Any]]:
     return partial(asyncio.to_thread, getattr(filesystem, name))
 
 
-def _client_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an aiohttp session that checks every reply's head before its body is read.
+async def _read_s3_range(filesystem: Any, path: str, offset: int, num_bytes: int) -> bytes:
+    """Return what a store that speaks S3 has of a range, by fsspec's `filesystem`; it may be less.
 
-    fsspec itself would take whatever body comes: a whole shard from a server that does not know ranges, or another
-    range than the one that was asked for.
+    Raises:
+        ReplyError: if the reply goes on behind the range.
     """
-    import aiohttp
+    bucket, key, version = filesystem.split_path(path)
+    reply = await filesystem._call_s3(
+        "get_object",
+        Bucket=bucket,
+        Key=key,
+        Range=f"bytes={offset}-{offset + num_bytes - 1}",
+        **({} if version is None else {"VersionId": version}),
+        **filesystem.req_kw,
+    )
+    parts: list[bytes] = []
+    num_missing = num_bytes
+    try:
+        while num_missing >= 0 and reply.get("ContentLength", 0) <= num_bytes:
+            part = await reply["Body"].read(num_missing + 1)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+            num_missing -= len(part)
+    finally:
+        reply["Body"].close()
+    found = reply.get("ContentLength", f"more than {num_bytes}")
+    raise ReplyError(Failure(f"the server ignores byte ranges (it answered with {found} bytes)", is_final=True))
 
-    headers = {"Accept-Encoding": "identity"} | dict(given.get("headers", {}))
-    no_second_deadline = aiohttp.ClientTimeout()
-    return {"timeout": no_second_deadline, **given, "headers": headers, "raise_for_status": _check_head}
 
-
-async def _check_head(response: Any) -> None:
-    """Raise `_ReplyError` unless an HTTP reply carries the range that its request asked for."""
-    failure = _head_failure(response.status, response.reason, response.headers, response.request_info.headers)
-    if failure is not None:
-        response.close()
-        raise _ReplyError(failure)
-
-
-def _head_failure(
-    status: int, reason: str | None, headers: Mapping[str, str], asked: Mapping[str, str]
-) -> _Failure | None:
-    if status >= 400:
-        return _status_failure(status, reason or "", headers.get("Retry-After", ""))
-    if "Range" not in asked:
-        return None
-    if status != 206:
-        size = headers.get("Content-Length", "an unknown number of")
-        return _Failure(
-            f"the server ignores byte ranges (it answered status {status} with all {size} bytes); use a server that "
-            "knows them, or copy the folder to a local disk",
-            is_final=True,
-        )
-    start, end = asked["Range"].removeprefix("bytes=").split("-")
-    found = headers.get("Content-Range", "none")
-    if not re.fullmatch(rf"bytes {start}-{end}/(\d+|\*)", found):
-        return _Failure(f"the reply has Content-Range {found!r}", is_short=found.startswith(f"bytes {start}-"))
+def _malformed(error: BaseException) -> str | None:
+    """Return what to say of a reply that is no HTTP, or leads nowhere; None if `error` says something else."""
+    if isinstance(error, _loaded(("aiohttp", "TooManyRedirects"))):
+        return "the server redirects again and again"
+    if isinstance(error, _loaded(("aiohttp", "RedirectClientError"))):
+        return "the server redirects to what is no HTTP"
+    if isinstance(error, _loaded(("aiohttp", "ClientResponseError"))):
+        # Its own words hold the URL, with any token in it.
+        return f"the reply is not HTTP ({shown(' '.join(str(getattr(error, 'message', '')).split()), 100)})"
     return None
 
 
-def _status_failure(status: int, reason: str, retry_after: str) -> _Failure:
-    passing = status in _PASSING_4XX or (status >= 500 and status not in _LASTING_5XX)
-    return _Failure(
-        f"status {status} {reason}".rstrip(),
-        is_final=not passing,
-        is_short=status == 416,
-        retry_after_s=float(retry_after) if retry_after.isdecimal() else 0.0,
-    )
-
-
-def _s3_failure(response: Mapping[str, Any]) -> _Failure:
+def _s3_failure(response: Mapping[str, Any]) -> Failure:
     error, meta = response.get("Error", {}), response["ResponseMetadata"]
     code = str(error.get("Code", ""))
     retry_after = str(meta.get("HTTPHeaders", {}).get("retry-after", ""))
     if code == "RequestTimeout":  # comes with status 400
-        return _Failure("status 400 RequestTimeout")
+        return Failure("status 400 RequestTimeout")
     # A HEAD has no body, so its code is the status once more.
     words = error.get("Message", "") if code.isdecimal() else code
-    return _status_failure(int(meta.get("HTTPStatusCode", 500)), words, retry_after)
+    return status_failure(int(meta.get("HTTPStatusCode", 500)), words, retry_after)
 
 
-def _wrong_length(num_bytes: int, data: bytes) -> _Failure | None:
+def _wrong_length(num_bytes: int, data: bytes) -> Failure | None:
     if len(data) > num_bytes:
-        return _Failure(f"the server ignores byte ranges (it answered with {len(data)} bytes)", is_final=True)
-    return None if len(data) == num_bytes else _Failure(f"got {len(data)} bytes", is_short=True)
+        return Failure(f"the server ignores byte ranges (it answered with {len(data)} bytes)", is_final=True)
+    return None if len(data) == num_bytes else Failure(f"got {len(data)} bytes", is_short=True)
 
 
-def _error_or_raise(request: _Request, failure: _Failure, number: int) -> RangeError:
+def _error_or_raise(request: _Request, failure: Failure, number: int) -> RangeError:
     place, num_bytes, offset = _shown(request.place), request.num_bytes, request.offset
     if failure.is_short:
         return _too_short(place, offset, num_bytes, f"{failure.reason} (try {number})")
@@ -484,7 +490,7 @@ def _unreadable(place: str, error: OSError) -> ShardError:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return shown(" ".join(str(error).split()), 300) or type(error).__name__
 
 
 def _loaded(*names: tuple[str, str]) -> tuple[type[BaseException], ...]:

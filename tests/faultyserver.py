@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-PASSING_FAULTS = ("reset", "cut", "less", "shifted", "503", "500", "429")
+PASSING_FAULTS = ("reset", "cut", "less", "shifted", "503", "500", "429", "garbage")
 """What a client should survive by asking again; "hang" is the other one, left out here because it takes its time."""
 _HANG_S = 5.0
+_BLOCK_BYTES = 1 << 20
 
 
 class FaultyServer:
@@ -23,7 +24,10 @@ class FaultyServer:
     It takes one fault off `script` per request, none when that is empty: a status ("404"); "503 after 1", with
     `Retry-After: 1`; "reset", a connection reset in the middle of the body; "cut", one closed there; "less", a shorter
     body and Content-Length under the right Content-Range; "shifted", another range of the same length; "whole", status
-    200 and the whole file; "flip", one changed bit; "hang", no reply; "" for none.
+    200 and the whole file; "flip", one changed bit; "hang", no reply; "garbage", bytes that are no HTTP; "endless", a
+    body that goes on for ever; "claims", a Content-Length of 10^12 and then nothing; "trickle", a byte now and then;
+    "gzip", a body compressed although nobody asked; "circle", a redirection to itself; "elsewhere", one to a file; ""
+    for none.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -92,7 +96,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             faulty.closing.wait(_HANG_S)
             return None
+        if fault == "garbage":
+            self.close_connection = True
+            self.wfile.write(b"SSH-2.0-\x1b[31mOpenSSH\r\n\r\n")
+            return None
+        if fault in ("circle", "elsewhere"):
+            if fault == "circle":
+                faulty.script.appendleft(fault)
+            return self._redirect(self.path if fault == "circle" else "file:///etc/hostname")
         return self._serve(faulty.files[path], fault)
+
+    def _redirect(self, place: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", place)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _refuse(self, status: int, retry_after: str = "") -> None:
         self.send_response(status)
@@ -103,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, whole: bytes, fault: str) -> None:
         headers = {}
-        if "gzip" in self.headers.get("Accept-Encoding", ""):
+        if "gzip" in self.headers.get("Accept-Encoding", "") or fault == "gzip":
             # As RFC 9110 has it, ranges then count the bytes of what is sent.
             whole, headers = gzip.compress(whole, mtime=0), {"Content-Encoding": "gzip"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -127,9 +145,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if fault == "endless":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(10**12 if fault == "claims" else len(body)))
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if fault in ("endless", "claims", "trickle"):
+            self._go_on(fault)
             return
         if fault in ("reset", "cut"):
             body = body[: len(body) // 2]
@@ -144,3 +168,16 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.server.faulty.num_bodies_cut.release()
             self.close_connection = True
+
+    def _go_on(self, fault: str) -> None:
+        """Send without end, until the client has had enough."""
+        self.close_connection = True
+        block = b"%x\r\n%s\r\n" % (_BLOCK_BYTES, bytes(_BLOCK_BYTES)) if fault == "endless" else b"z"
+        try:
+            while not self.server.faulty.closing.wait(0.0 if fault == "endless" else 0.05):
+                if fault != "claims":
+                    self.wfile.write(block)
+                elif not self.connection.recv(1):
+                    raise ConnectionResetError
+        except OSError:
+            self.server.faulty.num_bodies_cut.release()

@@ -168,6 +168,7 @@ def _task_results(
     target: TaskTarget,
     weights_B: np.ndarray,
 ) -> list[TaskResult]:
+    _check_finite(spec, part, logits, num_frames_B)
     losses = utterance_losses(spec, logits, num_frames_B, target.to(logits.device)).cpu().tolist()
     has_label = (target.lengths_B > 0).tolist()
     predictions = predict_task(spec, logits.cpu(), num_frames_B.cpu())
@@ -189,6 +190,25 @@ def _task_results(
             references, has_label, predictions, losses, weights_B.tolist(), strict=True
         )
     ]
+
+
+def _check_finite(spec: TaskSpec, part: Index, logits: torch.Tensor, num_frames_B: torch.Tensor) -> None:
+    """Refuse answers that are no numbers, which no score may be made of.
+
+    Raises:
+        TrainingError: if there are some.
+    """
+    is_finite = torch.isfinite(logits).all(dim=-1)
+    if spec.kind == "ctc":
+        # Behind an utterance's own frames stands anything.
+        frames_L = torch.arange(logits.shape[1], device=logits.device)
+        is_finite = (is_finite | (frames_L >= num_frames_B.to(logits.device)[:, None])).all(dim=-1)
+    if not bool(is_finite.all()):
+        key = part.values("key")[is_finite.tolist().index(False)]
+        raise TrainingError(
+            f"a model must answer in numbers, but its {spec.name} of {key!r} is NaN or infinite: its weights or the "
+            "samples are too large to compute with; train it anew, with a lower learning rate if it came to that here"
+        )
 
 
 def predict_task(

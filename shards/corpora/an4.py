@@ -15,7 +15,7 @@ from shards.errors import CorpusError
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
 _SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
-_TRANSCRIPT = re.compile(r"(?:<s>)?(?P<text>.*?)(?:</s>)?\s*\((?P<id>[^()]+)\)")
+_TRANSCRIPT = re.compile(r"(?P<words>.*)\((?P<id>[^()]+)\)")
 _SPLIT_OF_SET: dict[str, Literal["train", "test"]] = {"an4_clstk": "train", "an4test_clstk": "test"}
 _GENDERS = {"f": "female", "m": "male"}
 
@@ -83,8 +83,10 @@ def _transcripts(path: Path, files: TextFiles) -> dict[str, str]:
     for line in _lines(path, files):
         match = _TRANSCRIPT.fullmatch(line)
         if match is None:
-            raise CorpusError(f"{path} must hold words and an id in brackets per line, got {line!r}; restore the file")
-        transcripts[match["id"]] = match["text"].strip()
+            raise CorpusError(
+                f"{path} must hold words and an id in brackets per line, got {line[:120]!r}; restore the file"
+            )
+        transcripts[match["id"]] = match["words"].strip().removesuffix("</s>").removeprefix("<s>").strip()
     return transcripts
 
 

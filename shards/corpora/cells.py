@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -15,12 +14,17 @@ from shards.corpora.missing import NAMING_FIELDS, is_missing, may_be_name
 from shards.corpora.tally import Tally
 from shards.emotionwords import folded
 from shards.errors import CorpusError
+from shards.jsontext import JsonTextError, parse_json
 from shards.labels import STYLES, canonical_gender, known_emotion, language_code, own_emotion
 from shards.numbers import finite_number
 from shards.schema import METADATA_FIELDS, SPLITS
 
 _NUMBERS = ("valence", "arousal", "dominance", "age")
 _MAX_SHOWN = 60
+MAX_CELL_CHARS = 100_000
+"""Of what a row says in one place; an hour of speech has half as many."""
+_MAX_VOTES = 1e9
+"""For one emotion; no corpus has asked so many people."""
 _SPLIT_WORDS = {
     "training": "train",
     "val": "dev",
@@ -53,11 +57,14 @@ def cell_of(name: str, field_name: str, value: Any) -> str:
     """Return the value that a field has under `name`, as a table of text would hold it.
 
     Raises:
-        CellError: if it is several values, or bytes.
+        CellError: if it is several values, bytes, or longer than anything that is said of an utterance.
     """
     if isinstance(value, list | tuple | dict | bytes) and field_name != "emotion_votes":
         raise CellError("bad value", f"{name} must be one value, got {as_text(value)[:_MAX_SHOWN]}")
-    return as_text(value)
+    text = as_text(value)
+    if len(text) > MAX_CELL_CHARS:
+        raise CellError("bad value", f"{name} must have at most {MAX_CELL_CHARS} characters, but has {len(text)}")
+    return text
 
 
 def number_in(name: str, cell: str) -> float:
@@ -69,7 +76,7 @@ def number_in(name: str, cell: str) -> float:
     try:
         return finite_number(cell)
     except ValueError as error:
-        raise CellError("bad number", f"{name} must be a finite number, got {cell!r}") from error
+        raise CellError("bad number", f"{name} must be a finite number, got {_cut(cell)}") from error
 
 
 def split_in(cell: str) -> str | None:
@@ -143,13 +150,17 @@ class CellReader:
         if "style" in words:
             found["style"] = words["style"].lower()
             if found["style"] not in STYLES:
-                raise CellError("unknown label", f"style must be one of {', '.join(STYLES)}, got {words['style']!r}")
+                raise CellError(
+                    "unknown label", f"style must be one of {', '.join(STYLES)}, got {_cut(words['style'])}"
+                )
         if "language" in words:
             found["language"] = self._language(words["language"])
         if "split" in words:
             split = split_in(words["split"])
             if split is None:
-                raise CellError("unknown label", f"split must be one of {', '.join(SPLITS)}, got {words['split']!r}")
+                raise CellError(
+                    "unknown label", f"split must be one of {', '.join(SPLITS)}, got {_cut(words['split'])}"
+                )
             found["split"] = self._read_as("split", words["split"], split)
         if "emotion_votes" in words:
             found["emotion_votes"] = self._votes(words["emotion_votes"])
@@ -184,20 +195,30 @@ class CellReader:
     def _votes(self, cell: str) -> dict[str, float] | None:
         """Return the votes by emotion, or None where there are none; null is no vote."""
         try:
-            votes = json.loads(cell, parse_int=float)
-        except (ValueError, RecursionError):
+            votes = parse_json(cell)
+        except JsonTextError:
             votes = None
         if isinstance(votes, dict):
             # Columnar files fill in what a row does not name.
             votes = {word: share for word, share in votes.items() if share is not None}
-        if not isinstance(votes, dict) or not all(isinstance(v, float) and 0 <= v < math.inf for v in votes.values()):
-            raise CellError("bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {cell!r}')
+        if not isinstance(votes, dict) or not all(map(_is_share, votes.values())):
+            raise CellError(
+                "bad number", f'emotion_votes must be JSON like {{"anger": 2, "neutral": 1}}, got {_cut(cell)}'
+            )
         total: dict[str, float] = {}
         for word, share in votes.items():
             emotion = None if is_missing("emotion", word) or not word.strip() else self.emotion(word)
             if emotion is not None:
-                total[emotion] = total.get(emotion, 0.0) + share
+                total[emotion] = total.get(emotion, 0.0) + float(share)
         return total or None
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_VOTES
+
+
+def _cut(cell: str) -> str:
+    return repr(cell[:_MAX_SHOWN])
 
 
 def _alike(word: str) -> str:

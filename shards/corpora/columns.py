@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.corpora.identities import tidy
+from shards.corpora.tables import check_columns
 from shards.errors import CorpusError
 from shards.schema import METADATA_FIELDS, Note
 
@@ -52,6 +53,7 @@ _TIME_WORDS = {
     **dict.fromkeys(("end", "stop", "to", "last", "until", "tmax"), "end"),
     **dict.fromkeys(("duration", "dur", "length", "len"), "duration"),
 }
+_MAX_HINTS = 300
 _SECONDS = re.compile(r"_(?:s|secs?|seconds?)$")
 
 
@@ -81,6 +83,7 @@ def columns_of(table: Path, names: Sequence[str], said: Mapping[str, str | None]
         CorpusError: if no column or more than one is the audio file, a name stands twice, or `said` names no column
             or no field.
     """
+    check_columns(table, names)
     _check_said(table, names, said)
     explicit = {name: said[_said_name(name, said)] for name in names if _said_name(name, said) in said}
     own = {name: name.lower() for name in names if name not in explicit and name.lower() in _FIELDS}
@@ -140,7 +143,7 @@ def _check_said(table: Path, names: Sequence[str], said: Mapping[str, str | None
 
 def _check_unique(table: Path, names: Sequence[str], fields: Mapping[str, str]) -> None:
     meant = [fields.get(name, name) for name in names if name]
-    repeated = sorted({name for name in meant if meant.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(meant).items() if count > 1)
     if repeated:
         raise CorpusError(
             f"{table} must name each column once, but repeats {', '.join(repeated)}; rename them, or leave one out "
@@ -205,7 +208,9 @@ def _notes(
     if not extra:
         return
     meant = {name: field for field, names in ambiguous.items() for name in names}
-    near = {name: meant.get(name) or nearest_field(name) for name in extra}
+    # Seeking what a name may have meant takes a millisecond.
+    near = {name: meant.get(name) or nearest_field(name) for name in extra[:_MAX_HINTS]}
+    near |= {name: meant.get(name) for name in extra[_MAX_HINTS:]}
     # Without a start, a duration is only what the file itself says; with an end, what that says.
     settled = {*taken} if "start" in taken and "end" not in taken else {*taken, "duration"}
     uncounted = [name for name in extra if _time_in_other_units(name) not in (None, *settled)]
@@ -222,7 +227,12 @@ def _notes(
         unit = ", where times are in seconds" if {*hints.values()} & {*_TIMES} else ""
         hint = f"; did you mean {', '.join(dict.fromkeys(hints.values()))}? ({options}{unit})"
     count = f"{len(extra)} column{'s are' if len(extra) > 1 else ' is'}"
-    yield Note(f"{count} kept as extra: {', '.join(extra)}{hint}", is_warning=bool(hints))
+    yield Note(f"{count} kept as extra: {_listed(extra)}{hint}", is_warning=bool(hints))
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _MAX_HINTS} more" if len(names) > _MAX_HINTS else ""
+    return f"{', '.join(names[:_MAX_HINTS])}{rest}"
 
 
 def _time_in_other_units(name: str) -> str | None:

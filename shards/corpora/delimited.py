@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from shards.corpora.encodings import read_text_in
 from shards.corpora.identities import tidy
 from shards.corpora.options import ReadOptions
-from shards.corpora.tables import Row, Table, checked
+from shards.corpora.tables import Row, Table, check_columns, checked
 from shards.errors import CorpusError
 from shards.schema import Note
 
@@ -24,7 +25,9 @@ _SEPARATORS = (",", ";", "\t", "|")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _DECLARED = re.compile(r'"?sep=(?P<separator>.)"?(?:\r\n|\n|\r|$)', re.IGNORECASE)
 """Excel's first line."""
+_NO_SEPARATORS = " \"'\\\0_"
 _MAX_SHOWN = 60
+_MAX_COMMENTS = 10_000
 
 _LITERAL = '" is a character like any other'
 _ESCAPED = '" encloses cells, and \\ stands before one that does not'
@@ -85,8 +88,8 @@ def delimited_table(
                 "if that is wrong, name its encoding with --encoding"
             )
         )
-    content, declared = _without_declaration(text.content)
-    content, num_skipped = _from_header(content, declared, find_fields)
+    content, declared = _without_declaration(path, text.content)
+    content, num_skipped = _from_header(path, content, declared, find_fields)
     separator = declared or _separator(path, content, find_fields)
     if not content:
         return Table(path, (), (), tuple(notes))
@@ -96,8 +99,11 @@ def delimited_table(
         notes.append(Note(f"in {path.name}, {said}"))
     header = [tidy(cell) for cell in reading.records[0]]
     header[:1] = [name.removeprefix("#").strip() for name in header[:1]]
+    check_columns(path, header)
+    # Columns at the end that have no name come of a separator there; what stands in them would be a row out of step.
+    num_named = max((place for place, name in enumerate(header, start=1) if name), default=0)
     rows = [
-        _row(number, cells, header)
+        _row(number, cells, header, num_named)
         for number, cells in enumerate(reading.records[1:], start=num_skipped + 2)
         if any(map(str.strip, cells))
     ]
@@ -106,22 +112,34 @@ def delimited_table(
     return checked(table, _num_records(content, separator, reading.form) - 1)
 
 
-def _without_declaration(content: str) -> tuple[str, str | None]:
+def _without_declaration(path: Path, content: str) -> tuple[str, str | None]:
     declared = _DECLARED.match(content)
-    return (content, None) if declared is None else (content[declared.end() :], declared["separator"])
+    if declared is None:
+        return content, None
+    if declared["separator"].isalnum() or declared["separator"] in _NO_SEPARATORS:
+        raise CorpusError(
+            f"the first line of {path} must declare what separates cells, a sign such as , or ;, got "
+            f"{declared['separator']!r}; correct or remove it"
+        )
+    return content[declared.end() :], declared["separator"]
 
 
-def _from_header(content: str, declared: str | None, find_fields: FindFields) -> tuple[str, int]:
+def _from_header(path: Path, content: str, declared: str | None, find_fields: FindFields) -> tuple[str, int]:
     """Return the text from the header on, and how many lines stand before it: blank ones and comments."""
-    num_skipped = 0
-    while content:
-        line = _LINE_END.split(content, maxsplit=1)[0]
+    num_skipped = num_comments = start = 0
+    while start < len(content):
+        end = _LINE_END.search(content, start)
+        line = content[start : len(content) if end is None else end.start()]
         if line.strip() and not (line.startswith("#") and not _is_header(line, declared, find_fields)):
             break
-        end = _LINE_END.search(content)
-        content = "" if end is None else content[end.end() :]
+        num_comments += line.startswith("#")
+        if num_comments > _MAX_COMMENTS:
+            raise CorpusError(
+                f"{path} must have at most {_MAX_COMMENTS} lines of comment above its header, but has more; remove them"
+            )
+        start = len(content) if end is None else end.end()
         num_skipped += 1
-    return content, num_skipped
+    return content[start:], num_skipped
 
 
 def _is_header(line: str, declared: str | None, find_fields: FindFields) -> bool:
@@ -292,10 +310,8 @@ def _are_said(quoted: _Reading, literal: _Reading, separator: str, text_column: 
 # ---------------------------------------------------------------- rows
 
 
-def _row(number: int, cells: list[str], header: Sequence[str]) -> Row:
+def _row(number: int, cells: list[str], header: Sequence[str], num_named: int) -> Row:
     width = len(header)
-    # Columns at the end that have no name come of a separator there; what stands in them would be a row out of step.
-    num_named = max((place for place, name in enumerate(header, start=1) if name), default=0)
     kept = list(cells)
     while len(kept) > num_named and not kept[-1].strip():
         kept.pop()
@@ -314,7 +330,9 @@ def _nameless(path: Path, header: Sequence[str], records: Sequence[Sequence[str]
     """Return what to say of columns without a name that hold something; the first is often a row's number."""
     num_named = max((place for place, name in enumerate(header, start=1) if name), default=0)
     places = [place for place, name in enumerate(header[:num_named]) if not name and place > 0]
-    num_cells = sum(bool(cells[place].strip()) for cells in records for place in places if place < len(cells))
+    num_cells = sum(
+        bool(cells[place].strip()) for cells in records for place in places[: bisect_left(places, len(cells))]
+    )
     if not num_cells:
         return []
     return [Note(f"the table {path.name} has {num_cells} cells in columns without a name, which are left out", True)]

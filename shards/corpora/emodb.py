@@ -10,6 +10,8 @@ from shards.audio import AudioFile
 from shards.corpora.base import CorpusReader
 from shards.corpora.files import audio_files
 from shards.errors import CorpusError
+from shards.inputfile import MAX_TEXT_BYTES, read_regular
+from shards.numbers import finite_number
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
 # The letters are German words: A is Angst (fear), not anger.
@@ -102,7 +104,11 @@ def _listening_test(folder: Path) -> dict[str, dict[str, float]]:
     if table is None:
         return {}
     percentages = {}
-    for number, line in enumerate(table.read_text("latin-1").splitlines()[1:], start=2):
+    try:
+        lines = read_regular(table, max_bytes=MAX_TEXT_BYTES).decode("latin-1").splitlines()
+    except OSError as error:
+        raise CorpusError(f"{table} must be text that can be read, but cannot: {error.strerror}") from error
+    for number, line in enumerate(lines[1:], start=2):
         # Cells are padded with no-break spaces, which strip() takes away.
         cells = [cell.strip() for cell in line.split("\t")]
         if not any(cells):
@@ -110,12 +116,12 @@ def _listening_test(folder: Path) -> dict[str, dict[str, float]]:
         try:
             _, name, recognised, natural = cells
             percentages[name.removesuffix(".wav")] = {
-                "recognised_percent": float(recognised.replace(",", ".")),
-                "natural_percent": float(natural.replace(",", ".")),
+                "recognised_percent": finite_number(recognised),
+                "natural_percent": finite_number(natural),
             }
         except ValueError as error:
             raise CorpusError(
-                f"{table} must hold a number, a file and two percentages per line, but line {number} is {line!r}; "
+                f"{table} must hold a number, a file and two percentages per line, but line {number} is {line[:80]!r}; "
                 "restore or remove the file"
             ) from error
     return percentages

@@ -5,11 +5,14 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from shards.errors import CorpusError
+from shards.inputfile import MAX_TEXT_BYTES, read_regular
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -85,13 +88,15 @@ _TYPOGRAPHY = str.maketrans(
 )
 """What word processors make of ASCII's quotes, dashes and dots."""
 _MAX_LINES_JUDGED = 2000
+_MAX_CHARS_JUDGED = 150_000
+_MAX_SAMPLE_CHARS = 120
 _LINE = re.compile(rb"\r\n|\n|\r")
 _WORD = re.compile(r"[^\W\d_]+(?:[^\s\w,;|\"'()\[\]{}<>.:!?/\\*#&=+-][^\W\d_]*)*")
 """Letters, and what stands inside or right behind them without being punctuation."""
 
 
 _HZ = re.compile(rb"~\{(?:[!-w][!-~])+~\}")
-_DIGITS_IN_WORDS = re.compile(r"(?<=[A-Za-z])\d+|\d+(?=[A-Za-z])")
+_DIGITS_IN_WORDS = re.compile(r"(?<=[A-Za-z])\d++|(?<!\d)\d++(?=[A-Za-z])")
 _SIGNS = re.compile(r"[^\w\s\x00-\x7f\u2013-\u2026\u3000-\u303f\uff00-\uffef]{3}")
 """More signs in a row than people write."""
 
@@ -117,9 +122,15 @@ def read_text_in(path: Path, encoding: str | None = None, usual: str | None = No
         usual: Where it is not UTF-8 and may be several others, the one that its corpus is known to be written in.
 
     Raises:
-        CorpusError: if the file is not in `encoding`, or its encoding cannot be told surely.
+        FileNotFoundError: if there is no such file.
+        CorpusError: if it cannot be read, is not in `encoding`, or its encoding cannot be told surely.
     """
-    data = path.read_bytes()
+    try:
+        data = read_regular(path, max_bytes=MAX_TEXT_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CorpusError(f"{path} must be text that can be read, but cannot: {error.strerror}") from error
     if data[:4] == b"PK\x03\x04":
         raise CorpusError(f"{path} must be text, but is a workbook or an archive; save the sheet as CSV in UTF-8")
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
@@ -242,7 +253,7 @@ def _plausible(data: bytes) -> Iterator[tuple[str, str]]:
         if not _decodes(data, encoding):
             continue
         text = data.decode(encoding)
-        lines = [line for line in text.splitlines() if not line.isascii()][:_MAX_LINES_JUDGED]
+        lines = _judged(text)
         if all(map(_is_written_by_people, lines)) and _num_foreign(lines) >= _MIN_LETTERS.get(encoding, 1):
             yield encoding, text
 
@@ -262,7 +273,7 @@ def _may_be_chosen(encoding: str, text: str) -> bool:
 def _is_latin(text: str) -> bool:
     """Return whether `text` is of a language whose letters, and those of each word, are mostly ASCII's."""
     plain = text.translate(_TYPOGRAPHY)
-    lines = [line for line in plain.splitlines() if not line.isascii()]
+    lines = _judged(plain)
     letters = [sign for line in lines for sign in line if sign.isalpha()]
     num_accented = sum(not sign.isascii() for sign in letters)
     return (
@@ -272,21 +283,31 @@ def _is_latin(text: str) -> bool:
     )
 
 
+def _judged(text: str) -> list[str]:
+    """Return the first lines with signs beyond ASCII, as many as judging takes a few seconds for."""
+    lines = [line[:_MAX_CHARS_JUDGED] for line in text.splitlines() if not line.isascii()][:_MAX_LINES_JUDGED]
+    num_chars = list(accumulate(map(len, lines)))
+    return lines[: bisect_right(num_chars, _MAX_CHARS_JUDGED)]
+
+
 def _num_foreign(lines: Sequence[str]) -> int:
     return sum(not sign.isascii() for line in lines for sign in line)
 
 
 def _is_written_by_people(line: str) -> bool:
-    if any(unicodedata.category(sign) in ("Cc", "Cn", "Co") and sign != "\t" for sign in line) or _SIGNS.search(line):
+    # Lines and words may be long, and of few signs.
+    if any(unicodedata.category(sign) in ("Cc", "Cn", "Co") for sign in {*line} - {"\t"}) or _SIGNS.search(line):
         return False
     if any(not digits.isascii() for digits in _DIGITS_IN_WORDS.findall(line)):
         return False
     words = _WORD.findall(_without_eastern_punctuation(line))
-    return all(_is_word(word) for word in words if not word.isascii())
+    return all(_is_word(word) for word in {*words} if not word.isascii())
 
 
 def _without_eastern_punctuation(line: str) -> str:
     """Return `line` with blanks for the punctuation that stands between Chinese or Japanese letters without any."""
+    if "Lo" not in map(unicodedata.category, {*line}):
+        return line
     return "".join(
         " " if unicodedata.category(sign)[0] == "P" and "Lo" in map(unicodedata.category, before + after) else sign
         for before, sign, after in zip(" " + line[:-1], line, line[1:] + " ", strict=True)
@@ -295,11 +316,11 @@ def _without_eastern_punctuation(line: str) -> str:
 
 def _is_word(word: str) -> bool:
     """Return whether a word is of one script, has no sign inside, and capitals only where words have them."""
-    if not all(sign.isalpha() or unicodedata.category(sign) in ("Mn", "Lm") for sign in word):
+    if not all(sign.isalpha() or unicodedata.category(sign) in ("Mn", "Lm") for sign in {*word}):
         return False
     # Names such as those that tables number with a letter.
     body = re.sub(r"^[A-Za-z]{1,2}(?=\W*[^\x00-\x7f])|(?<=[^\x00-\x7f])[A-Za-z]{1,2}$", "", word)
-    scripts = {_script(sign) for sign in (body if _script(body[0]) in ("CJK", "HANGUL") else word)}
+    scripts = {_script(sign) for sign in {*(body if _script(body[0]) in ("CJK", "HANGUL") else word)}}
     rest = word[1:]
     if scripts == {"GREEK"} and unicodedata.normalize("NFD", word).count("\N{COMBINING ACUTE ACCENT}") > _MAX_TONOS:
         return False
@@ -331,4 +352,4 @@ def _least_noisy(data: bytes, readings: dict[str, str]) -> dict[str, str]:
 def _sample(text: str) -> str:
     """Return the first words beyond ASCII."""
     words = [word for word in re.findall(r"\w+", text) if not word.isascii()]
-    return " ".join(dict.fromkeys(words[:3]))
+    return " ".join(dict.fromkeys(words[:3]))[:_MAX_SAMPLE_CHARS]

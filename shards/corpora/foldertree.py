@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,32 +16,48 @@ from shards.suffixes import AUDIO_SUFFIXES
 _HUB_WORDS = {"eval": "test", "evaluation": "test"}
 """What Hugging Face's datasets call a split, besides the usual words."""
 
+_MAX_VISITS = 100
+"""Twenty folders with two links to the next in each are a million ways to the last."""
+
 
 def files_below(folder: Path) -> list[Path]:
     """Return all files below `folder`, sorted, without hidden ones and what hidden folders hold.
 
     Raises:
-        CorpusError: if a folder cannot be read, whose files would be lost.
+        CorpusError: if a folder cannot be read, whose files would be lost, or links lead to it again and again.
     """
     try:
-        return list(_files_below(folder, frozenset()))
+        return sorted(_files_below(folder))
     except OSError as error:
         raise CorpusError(
             f"{error.filename} must be a folder that can be read, but cannot: {error.strerror}"
         ) from error
 
 
-def _files_below(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    real = folder.resolve()
-    if real in above:  # a link to a folder that it lies in
-        return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+def _files_below(source: Path) -> Iterator[Path]:
+    # Not by recursion, to which the depth of folders would be a limit.
+    folders: list[tuple[Path, frozenset[tuple[int, int]]]] = [(source, frozenset())]
+    num_visits: Counter[tuple[int, int]] = Counter()
+    while folders:
+        folder, above = folders.pop()
+        status = folder.stat()
+        real = (status.st_dev, status.st_ino)
+        num_visits[real] += 1
+        if num_visits[real] > _MAX_VISITS:
+            raise CorpusError(
+                f"a folder must be reached in at most {_MAX_VISITS} ways, but links lead to {folder} in more; remove "
+                "them"
+            )
+        if real in above:  # a link to a folder that it lies in
             continue
-        if path.is_dir():
-            yield from _files_below(path, above | {real})
-        elif path.is_file():
-            yield path
+        for path in folder.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                folders.append((path, above | {real}))
+            else:
+                # Also what is no file: whoever opens it says so.
+                yield path
 
 
 def is_audio(path: Path) -> bool:

@@ -36,8 +36,8 @@ _STYLES = {"impro": "improvised", "script": "scripted"}
 _DIALOGUE = re.compile(r"Ses0(?P<session>[1-5])[FM]_(?P<style>impro|script)[0-9a-z_]{1,20}")
 _TURN = re.compile(r"(?P<gender>[FM])[0-9A-Z]{1,8}")
 _HEAD = re.compile(
-    r"\[(?P<start>[^]]+?) - (?P<end>[^]]+)\]\s+(?P<turn>\S+)\s+(?P<label>\S+)\s+"
-    r"\[(?P<valence>[^],]+),(?P<arousal>[^],]+),(?P<dominance>[^],]+)\]"
+    r"\[(?P<start>[^]]{1,60}?) - (?P<end>[^]]++)\]\s++(?P<turn>\S++)\s++(?P<label>\S++)\s++"
+    r"\[(?P<valence>[^],]++),(?P<arousal>[^],]++),(?P<dominance>[^],]++)\]"
 )
 # C-E1 is an outside annotator; C-F1 and C-M1 are the actors about themselves, whom the consensus leaves out.
 _VOTE = re.compile(r"C-E[0-9]+:(?P<words>[^(]*)")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -10,12 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from shards.corpora.cells import MAX_CELL_CHARS
 from shards.corpora.identities import tidy
 from shards.corpora.options import ReadOptions
-from shards.corpora.tables import Row, Table, checked
+from shards.corpora.tables import Row, Table, check_columns, checked
 from shards.errors import CorpusError
+from shards.inputfile import open_regular
 from shards.jsontext import unique
 
+_FREE_ROWS = 100_000
+"""Rows that the smallest file may hold; each byte of it may add one."""
+_FREE_VALUES, _VALUES_PER_BYTE = 10_000_000, 64
+_FREE_BYTES = 256 << 20
+"""Decompressed, on top of 64 for each of the file."""
+_MAX_TEXT_BYTES = 4 * MAX_CELL_CHARS
 _EPOCH = datetime(1970, 1, 1)
 _DAY_S = 86_400
 _DECIMALS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
@@ -39,14 +48,18 @@ def parquet_table(path: Path, options: ReadOptions) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        with path.open("rb") as stream:
-            file = pq.ParquetFile(stream)
-            num_rows = file.metadata.num_rows
+        with open_regular(path) as stream:
+            metadata = pq.read_metadata(stream)
+            _check_bounds(path, metadata, os.fstat(stream.fileno()).st_size)
+            num_rows = metadata.num_rows
+            # A text that many rows repeat stays one text.
+            file = pq.ParquetFile(stream, metadata=metadata, read_dictionary=_texts(metadata))
             table = file.read()
             names = [tidy(name) for name in table.column_names]
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise CorpusError(f"{path} must be a Parquet file that can be read, but {reason}; write it again") from error
+    check_columns(path, names)
     left_out = {tidy(name) for name, field in options.columns.items() if field is None}
     columns = {
         name: _values(column)
@@ -55,6 +68,36 @@ def parquet_table(path: Path, options: ReadOptions) -> Table:
     }
     rows = [_row(place + 1, [(name, values[place]) for name, values in columns.items()]) for place in range(len(table))]
     return checked(Table(path, tuple(names), tuple(rows)), num_rows)
+
+
+def _check_bounds(path: Path, metadata: Any, num_bytes: int) -> None:
+    """Refuse what becomes far more than its file: a few bytes may state a value for millions of rows.
+
+    Raises:
+        CorpusError: if this is such a file.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    bounds = (
+        ("rows", metadata.num_rows, _FREE_ROWS + num_bytes),
+        (
+            "values",
+            sum(group.column(place).num_values for group in groups for place in range(group.num_columns)),
+            _FREE_VALUES + _VALUES_PER_BYTE * num_bytes,
+        ),
+        ("bytes", sum(group.total_byte_size for group in groups), _FREE_BYTES + _VALUES_PER_BYTE * num_bytes),
+    )
+    for what, number, most in bounds:
+        if number > most:
+            raise CorpusError(
+                f"{path}, a Parquet file of {num_bytes} bytes, must hold at most {most} {what}, but states {number}; "
+                "write it again with what is needed alone"
+            )
+
+
+def _texts(metadata: Any) -> list[str]:
+    """Return the columns that hold text or bytes, those inside lists and objects, too."""
+    columns = (metadata.schema.column(place) for place in range(metadata.num_columns))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
 def _row(number: int, cells: Iterable[tuple[str, Any]]) -> Row:
@@ -70,12 +113,25 @@ def _row(number: int, cells: Iterable[tuple[str, Any]]) -> Row:
 
 def _values(column: Any) -> Sequence[Any]:
     """Return a column's values as text, numbers, lists and objects, those that cannot be read as `_Unreadable`."""
+    from pyarrow import types
+
+    if types.is_dictionary(column.type) and types.is_string(column.type.value_type):
+        try:
+            return [value for chunk in column.chunks for value in _looked_up(chunk)]
+        except UnicodeDecodeError:
+            pass
     if _is_plain(column.type):
         try:
             return list(column.to_pylist())
         except UnicodeDecodeError:
             pass  # one of them; which one is found below
     return [_readable(scalar) for scalar in column]
+
+
+def _looked_up(chunk: Any) -> Iterator[str | None]:
+    """Yield each row's text of a dictionary; the same object for equal ones."""
+    words = chunk.dictionary.to_pylist()
+    return (None if place is None else words[place] for place in chunk.indices.to_pylist())
 
 
 def _is_plain(kind: Any) -> bool:
@@ -93,7 +149,7 @@ def _readable(scalar: Any) -> Any:
 
     try:
         return _value(scalar)
-    except (pa.ArrowException, ValueError, OverflowError, NotImplementedError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, NotImplementedError, MemoryError) as error:
         return _Unreadable(f"must hold what can be read, but a {scalar.type} cannot ({' '.join(str(error).split())})")
 
 
@@ -110,6 +166,10 @@ def _value(scalar: Any) -> Any:
         return unique([(field.name, _value(scalar[place])) for place, field in enumerate(scalar.type)])
     if isinstance(scalar, pa.MapScalar):
         return unique([(str(_value(entry[0])), _value(entry[1])) for entry in scalar.values])
+    if isinstance(scalar, pa.StringScalar | pa.BinaryScalar) and scalar.as_buffer().size > _MAX_TEXT_BYTES:
+        raise ValueError(f"it has {scalar.as_buffer().size} bytes, but at most {_MAX_TEXT_BYTES} are read")
+    if isinstance(scalar, pa.ListScalar) and len(scalar.values) > MAX_CELL_CHARS:
+        raise ValueError(f"it has {len(scalar.values)} items, but at most {MAX_CELL_CHARS} are read")
     if isinstance(scalar, pa.ListScalar):
         return [_value(item) for item in scalar.values]
     if isinstance(scalar, pa.DurationScalar):

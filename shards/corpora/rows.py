@@ -24,11 +24,13 @@ from shards.corpora.tables import Row, Table
 from shards.corpora.times import seconds_in
 from shards.errors import CorpusError
 from shards.schema import Note, Rejection, RowCount, SourceUtterance, StatedDuration, Utterance, make_key
+from shards.shown import shown
 from shards.suffixes import AUDIO_SUFFIXES
 
 _UPWARDS = 4
 """Folders above a table in which its audio is looked for."""
 _MAX_SHOWN = 60
+_MAX_REASON = 400
 _FITTING: dict[str, Callable[[str], object]] = {
     "split": split_in,
     "valence": partial(number_in, "valence"),
@@ -134,6 +136,7 @@ class _RowReader:
     _other_durations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._extra_places = {name: place for place, name in enumerate(self.columns.extra)}
         self._is_from_zero = self._counts_channels_from_zero()
 
     def found(self, row: Row) -> SourceUtterance | Rejection | None:
@@ -187,7 +190,7 @@ class _RowReader:
         start_s, end_s = self._times(name, cells)
         channel = self._channel(cells)
         key = self._key(cells, start_s, end_s, channel)
-        extra = {name: value for name in self.columns.extra if (value := _as_extra(row.cells.get(name))) is not None}
+        extra = self._extra(row)
         if cells.get("age", "").lower() in _AGE_WORDS:
             # A decade is no age, and is not lost.
             extra["age"] = cells.pop("age")
@@ -199,6 +202,12 @@ class _RowReader:
         self._places[self._folder_of(cells["file"], path)] += 1
         stated = self._stated(row) if start_s is None and end_s is None else None
         return SourceUtterance(utterance, AudioFile(path, start_s, end_s, channel), stated)
+
+    def _extra(self, row: Row) -> dict[str, str | float | int | bool]:
+        # By the row's names: where each row of JSON has names of its own, there are as many columns as rows.
+        names = sorted(self._extra_places.keys() & row.cells.keys(), key=self._extra_places.__getitem__)
+        found = ((name, _as_extra(row.cells[name])) for name in names)
+        return {name: value for name, value in found if value is not None and cell_of(name, name, value) is not None}
 
     def _audio(self, row: Row) -> Path | None:
         column = self.columns.column("file")
@@ -258,13 +267,14 @@ class _RowReader:
         try:
             return make_key(self.place.corpus, *_key_parts(self.place, cells, start_s, end_s, channel))
         except CorpusError as error:
-            raise CellError("bad key", str(error)) from error
+            raise CellError("bad key", shown(str(error), _MAX_REASON)) from error
 
     def _duplicate(self, name: str, key: str, row: Row, earlier: Row) -> Rejection:
         other = earlier.name or f"row {earlier.number}"
         if row.cells == earlier.cells:
             return Rejection(name, f"repeats {other} word for word", "duplicate row")
-        columns = [column for column in self.table.columns if row.cells.get(column) != earlier.cells.get(column)]
+        named = dict.fromkeys((*earlier.cells, *row.cells))
+        columns = [column for column in named if row.cells.get(column) != earlier.cells.get(column)]
         first = columns[0]
         values = f"{_shown(earlier.cells.get(first))} and {_shown(row.cells.get(first))}"
         more = f" and {len(columns) - 1} more columns" if len(columns) > 1 else ""

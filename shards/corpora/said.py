@@ -11,6 +11,7 @@ from shards.errors import CorpusError
 
 SIDES = {"left": 1, "l": 1, "right": 2, "r": 2}
 """Channels as people call them."""
+_MAX_DIGITS = 9
 
 
 def columns_said(pairs: Sequence[str]) -> dict[str, str | None]:
@@ -47,7 +48,8 @@ def channel_number(said: str) -> int:
     Raises:
         CorpusError: if `said` is no number above 0, nor left or right.
     """
-    number = SIDES.get(said.lower()) or (int(said) if said.isascii() and said.isdigit() else 0)
+    is_number = said.isascii() and said.isdigit() and len(said) <= _MAX_DIGITS
+    number = SIDES.get(said.lower()) or (int(said) if is_number else 0)
     if number < 1:
         raise CorpusError(f"--channel must be a number from 1, left or right, got {said!r}")
     return number

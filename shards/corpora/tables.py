@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.errors import CorpusError
 from shards.schema import Note
+
+MAX_COLUMNS = 10_000
+"""Acoustic features that tables hold beside labels are up to 6,373."""
+MAX_NAME_CHARS = 1_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,22 @@ class Table:
     """Names without blanks around them; "" where there is none."""
     rows: tuple[Row, ...]
     notes: tuple[Note, ...] = ()
+
+
+def check_columns(path: Path, names: Sequence[str]) -> None:
+    """Refuse tables of more columns, or of longer names, than anybody reads.
+
+    Raises:
+        CorpusError: if this is one.
+    """
+    if len(names) > MAX_COLUMNS:
+        raise CorpusError(f"{path} must have at most {MAX_COLUMNS} columns, but has {len(names)}; leave some out")
+    longest = max(map(len, names), default=0)
+    if longest > MAX_NAME_CHARS:
+        raise CorpusError(
+            f"{path} must name its columns in at most {MAX_NAME_CHARS} characters, but one name has {longest}; are "
+            "its line ends lost?"
+        )
 
 
 def checked(table: Table, num_records: int) -> Table:

@@ -12,6 +12,8 @@ from shards.corpora.identities import shown
 from shards.emotionwords import KNOWN_WORDS
 from shards.schema import Note
 
+_MAX_HINTS = 100
+
 Event = Literal[
     "missing",
     "kept text",
@@ -73,7 +75,9 @@ class Tally:
         counts = {word: count for (event, _, word, _), count in sorted(self.counts.items()) if event == "own word"}
         if not counts:
             return
-        near = {word: difflib.get_close_matches(word, KNOWN_WORDS, n=1, cutoff=0.8) for word in counts}
+        # Each takes a millisecond, and a column that holds something else has as many words as rows.
+        most_used = sorted(counts, key=lambda word: -counts[word])[:_MAX_HINTS]
+        near = {word: difflib.get_close_matches(word, KNOWN_WORDS, n=1, cutoff=0.8) for word in most_used}
         hints = [f"{word} is nearly {found[0]}" for word, found in near.items() if found]
         yield Note(
             f"emotions that are kept in their own words: {shown(counts.items())}"

@@ -145,3 +145,22 @@ def test_a_folder_that_cannot_be_is_one_warning(tmp_path, caplog, name):
     assert [record.getMessage() for record in caplog.records] == [
         f"cache {tmp_path / name}: Not a directory; reading goes on without it"
     ]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_an_entry_that_is_no_file_is_a_miss_at_once_and_heals(tmp_path, kind):
+    cache = RangeCache(tmp_path, 1.0)
+    cache.put(PLACE, 0, b"aaaa")
+    (path,) = entries(tmp_path)
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    assert cache.get(PLACE, 0, 4) is None
+    cache.put(PLACE, 0, b"aaaa")
+    assert cache.get(PLACE, 0, 4) == b"aaaa"
+
+
+def test_a_length_that_no_entry_has_takes_no_memory(tmp_path):
+    assert RangeCache(tmp_path, 1.0).get(PLACE, 0, 10**12) is None

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -245,6 +246,77 @@ def test_a_server_that_ignores_ranges_is_an_error_before_the_file_comes(server):
     )
     assert server.num_bodies_cut.acquire(timeout=5), "the client hangs up before the body has come"
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("fault", ["endless", "claims"])
+def test_a_reply_is_read_up_to_what_was_asked_for(server, blob, fault):
+    server.restart([fault])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ShardError) as endless:
+        RangeReader(quick(timeout_s=30)).read(blob, 10, 20)
+    assert str(endless.value) == (
+        f"{blob} must be readable, but: the server ignores byte ranges (it answered with more than 20 bytes)"
+    )
+    assert server.num_bodies_cut.acquire(timeout=5), "the client hangs up"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_trickles_is_cut_by_the_deadline(server, blob):
+    server.restart(["trickle"])
+    started = time.monotonic()
+    assert RangeReader(quick(timeout_s=0.3)).read(blob, 10, 200) == BLOB[10:210]
+    assert time.monotonic() - started < 5
+
+
+def test_what_is_no_http_is_called_so_and_asked_for_again(server, blob):
+    for ask in (lambda: RangeReader(quick(num_tries=3)).read(blob, 0, 5), lambda: file_size(blob, quick(num_tries=3))):
+        server.restart(["garbage"] * 2)
+        assert ask() in (BLOB[:5], len(BLOB))
+        server.restart(["garbage"] * 9)
+        with pytest.raises(ShardError) as garbage:
+            ask()
+        assert ", but 3 tries failed, the last one with: the reply is not HTTP (Bad status line" in str(garbage.value)
+        assert "\x1b" not in str(garbage.value)
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("gzip", "the server compresses what it sends (Content-Encoding gzip); switch that off"),
+        ("circle", "the server redirects again and again"),
+        ("elsewhere", "the server redirects to what is no HTTP"),
+    ],
+)
+def test_replies_that_asking_again_does_not_mend_are_final(server, blob, fault, words):
+    for ask in (lambda: RangeReader(quick()).read(blob, 0, 5), lambda: file_size(blob, quick())):
+        server.restart([fault, fault])
+        with pytest.raises(ShardError) as refused:
+            ask()
+        assert str(refused.value) == f"{blob} must be readable, but: {words}"
+
+
+def test_a_file_without_a_hash_is_bounded_before_it_is_read(server, blob):
+    server.restart(["claims"])
+    with pytest.raises(ShardError, match=r"must have at most 67108864 bytes, but 1000000000000 are stated"):
+        read_file(blob, quick())
+    assert len(server.requests) == 1
+
+
+def test_an_index_s_claim_of_a_clip_s_length_takes_no_memory(tmp_path):
+    (tmp_path / "a.tar").write_bytes(BLOB)
+    with pytest.raises(RangeError, match=r"must have 1000000000000 bytes at 10, got 4990"):
+        RangeReader().read(str(tmp_path / "a.tar"), 10, 10**12)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name, what in (("pipe", "it is a named pipe"), ("endless", "it is a device"), ("", "it is a folder")):
+        for ask in (lambda place: RangeReader().read(place, 0, 1), file_size, read_file):
+            with pytest.raises(ShardError, match=f"must be readable: {what}, not a"):
+                ask(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(("offset", "why"), [(len(BLOB), "status 416"), (len(BLOB) - 5, "the reply has Content-Range")])
