@@ -251,6 +251,11 @@ class _AdoptJob:
         return self.num_bytes
 
     @cached_property
+    def corpus(self) -> str:
+        """What utterances that name none belong to."""
+        return make_key(self.folder_name)
+
+    @cached_property
     def stamp(self) -> str:
         return self._stamp()
 
@@ -289,7 +294,7 @@ class _AdoptJob:
 
     def doubt(self, note: ShardNote) -> str | None:
         """Return why a note's rows cannot be those of the tar, or None: all but the decoding is done again."""
-        rows = {row.get("audio_offset"): row for row in note.rows}
+        rows, reader = {row.get("audio_offset"): row for row in note.rows}, CellReader(dict(self.labels))
         num_found = num_rejected = 0
         for sample in self._samples():
             num_rejected += len(sample.rejections)
@@ -297,7 +302,7 @@ class _AdoptJob:
                 continue
             num_found += 1
             row = next((rows.pop(sound.offset) for sound in sample.sounds.values() if sound.offset in rows), None)
-            if row is not None and row != self._row_without_decoding(sample, row):
+            if row is not None and row != self._row_without_decoding(sample, row, reader):
                 return f"its row {shown(row['key'], _MAX_SHOWN)} is not what the tar holds"
         if rows:
             return f"{len(rows)} of its rows are about no recording of the tar"
@@ -308,12 +313,12 @@ class _AdoptJob:
             )
         return None
 
-    def _row_without_decoding(self, sample: _Sample, said: dict[str, Any]) -> dict[str, Any] | None:
+    def _row_without_decoding(self, sample: _Sample, said: dict[str, Any], reader: CellReader) -> dict[str, Any] | None:
         """Return the row of a sample, or None if it has none."""
         if len(sample.sounds) != 1 or said["num_samples"] > self.settings.max_duration_s * RATE_HZ:
             return None
         try:
-            utterance = self._utterance(sample, CellReader(dict(self.labels)))
+            utterance = self._utterance(sample, reader)
         except (CellError, CorpusError):
             return None
         about_audio = {"num_samples": said["num_samples"], "pcm_sha256": said["pcm_sha256"]}
@@ -391,7 +396,7 @@ class _AdoptJob:
             cells.setdefault("text", sample.meta["txt"].text)
         utterance = Utterance(
             key=make_key(self.folder_name, *filter(None, sample.name.removeprefix("./").split("/"))),
-            corpus=make_key(self.folder_name),
+            corpus=self.corpus,
             source=sample.name,
             extra={
                 name: value

@@ -63,13 +63,16 @@ def prepare(samples: Float32[np.ndarray, "T *channels"], rate_hz: int) -> Float3
 
 def pcm16(samples: Float32[np.ndarray, " T"]) -> Int16[np.ndarray, " T"]:
     """Return samples as 16-bit integers, clipped to [-1, 1 - 2^-15]."""
-    pcm: np.ndarray = np.clip(np.rint(samples * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+    scaled = samples * _FULL_SCALE
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1, out=scaled)
+    pcm: np.ndarray = scaled.astype(np.int16)
     return pcm
 
 
 def pcm_sha256(pcm: Int16[np.ndarray, " T"]) -> bytes:
     """Return the SHA-256 of the little-endian samples: the same for every encoder."""
-    return hashlib.sha256(pcm.astype("<i2").tobytes()).digest()
+    return hashlib.sha256(np.ascontiguousarray(pcm, dtype="<i2").data).digest()
 
 
 def encode_flac(samples: Float32[np.ndarray, " T"]) -> bytes:

@@ -20,7 +20,8 @@ import numpy as np
 
 from shards.errors import AudioError
 from shards.inputfile import open_regular
-from shards.limits import check_num_chunks, check_num_samples, most_values
+from shards.limits import check_num_samples, most_values
+from shards.shown import shown
 
 HEAD_BYTES = 512
 """Enough of a file to recognise it."""
@@ -28,7 +29,10 @@ _TIMEOUT_S = 900
 _MIN_TIMEOUT_S = 60
 _BYTES_PER_S = 200_000
 """An ffmpeg that is slower than this on a file longer than that is stuck."""
+_MAX_BOXES = 1_000_000
+"""Of MPEG-4; streams that are cut into fragments have two or three a second."""
 _VALUE_BYTES = 4
+_MAX_COMPLAINT = 2_000
 _AU_HEADER = struct.Struct(">4s5I")
 _TS_PACKET_BYTES = 188
 _ROWS_OF_FRAMES = ("aac", "ac3", "eac3", "dts", "loas", "mpeg", "mpegts", "truehd", "wv")
@@ -118,10 +122,10 @@ def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.n
     """
     program = shutil.which("ffmpeg")
     if program is None:
-        shown = Path(name).name
+        base = Path(name).name
         raise AudioError(
             f"audio must be of a format that libsndfile reads, but {name} is {form.title}, which needs ffmpeg on the "
-            f"PATH; install it, or convert: ffmpeg -i {shlex.quote(shown)} {shlex.quote(Path(shown).stem + '.wav')}"
+            f"PATH; install it, or convert: ffmpeg -i {shlex.quote(base)} {shlex.quote(Path(base).stem + '.wav')}"
         )
     if isinstance(source, Path):
         if form is _MOV:
@@ -157,7 +161,9 @@ def _check_boxes(path: Path, name: str) -> None:
         while position + 8 <= size:
             file.seek(position)
             head = file.read(16)
-            check_num_chunks(number := number + 1, name)
+            number += 1
+            if number > _MAX_BOXES:
+                raise AudioError(f"audio must have at most {_MAX_BOXES} boxes, but {name} has more; convert it again")
             num_bytes = int.from_bytes(head[:4], "big")
             if num_bytes == 1:
                 num_bytes = int.from_bytes(head[8:16], "big")
@@ -192,7 +198,11 @@ def _run(program: str, path: Path, form: Foreign, name: str) -> bytes:
         raise AudioError(f"ffmpeg must start to decode {name}, but {program} does not ({error.strerror})") from error
     complaint = done.stderr.decode("utf-8", "replace").replace(f"file:{path}", name).strip()
     if done.returncode or complaint:
-        first = _ADDRESS.sub("", complaint.splitlines()[0])[:200] if complaint else f"exit code {done.returncode}"
+        first = (
+            shown(_ADDRESS.sub("", complaint[:2_000].splitlines()[0]), 200)
+            if complaint
+            else f"exit code {done.returncode}"
+        )
         raise AudioError(
             f"audio must be readable and whole, but ffmpeg decoding {name} as {form.title} failed: {first}"
         )

@@ -49,8 +49,8 @@ MAX_CLIP_S = 86_400
 """Of one utterance: a day."""
 MAX_AUDIO_BYTES = (1 << 31) - 4096
 """Of one utterance as it is stored; Linux reads no more at once."""
-MAX_META_BYTES = 32 << 20
-"""Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take less."""
+MAX_META_BYTES = 8 << 20
+"""Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take half of it."""
 MAX_COLUMN_BYTES = 512 << 20
 """Of one column in one group of rows, unpacked; 131,072 texts of 4,096 bytes."""
 MAX_FOOTER_BYTES = 4 << 20

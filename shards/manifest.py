@@ -27,8 +27,10 @@ from shards.store import file_size, is_url, join, read_file
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
 REJECTED_NAME = "rejected.jsonl"
-MAX_MANIFEST_BYTES = 64 << 20
-"""Names and hashes of 300,000 tars; parsed, JSON takes up to twenty times its size."""
+MAX_MANIFEST_BYTES = 16 << 20
+"""Names and hashes of 90,000 tars, which hold 23 million utterances."""
+_MAX_VALUES = 1 << 20
+"""In a manifest; parsed and found to be of a wrong type, each takes some hundred bytes."""
 _MAX_SHOWN_CHARS = 100
 _AGAIN = "pack or copy the folder again"
 
@@ -121,6 +123,9 @@ def read_manifest(folder: str | Path, remote: RemoteConfig | None = None) -> Man
         if not Path(path).is_file():
             raise ShardError(f"{folder} is not a shard folder: no {MANIFEST_NAME}; pack it with `metaser pack`")
     data = _manifest_data(path, remote)
+    num_values = sum(map(data.count, (b",", b"[", b"{")))
+    if num_values > _MAX_VALUES:
+        raise ShardError(f"{path} must hold at most {_MAX_VALUES} values, but has about {num_values}; {_AGAIN}")
     try:
         content = parse_json(data)
     except JsonTextError as error:
@@ -136,7 +141,7 @@ def read_manifest(folder: str | Path, remote: RemoteConfig | None = None) -> Man
         # Not `content` itself: lists are tuples in JSON only.
         manifest = Manifest.model_validate_json(data, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = shown(".".join(map(str, first["loc"])), _MAX_SHOWN_CHARS)
         raise ShardError(f"{path} is damaged at {where}: {shown(first['msg'], 200)}; {_AGAIN}") from error
     content.pop("sha256", None)

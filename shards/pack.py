@@ -226,11 +226,12 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
 def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
     """Return why an index cannot hold an utterance's metadata, or None."""
     try:
-        canonical_json(utterance.model_dump())
-        row = index_row(utterance)
+        num_bytes = len(canonical_json(utterance.model_dump()))
     except ValueError as error:
         reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
         return Rejection(name, reason, "bad metadata")
+    # Where all is short, no field is long, speaker and session with the corpus before them included.
+    row = index_row(utterance) if num_bytes > MAX_WORD_BYTES // 2 else {}
     for field_name, value in row.items():
         most = MAX_TEXT_BYTES if field_name in LONG_WORDS else MAX_WORD_BYTES
         num_bytes = len(value.encode()) if isinstance(value, str) else 0

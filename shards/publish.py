@@ -75,11 +75,14 @@ MAX_NOTE_BYTES = MAX_TEXT_BYTES
 _LOCK, _OWNER, _PUBLISHING = "lock", "owner", "publishing"
 _STATE_NAME = re.compile(rf"{_LOCK}|\.?(?:{_OWNER}|{_PUBLISHING}|.+\.tar\.json)(?:\.tmp)?", re.DOTALL)
 _PUBLISHED = (INDEX_NAME, REJECTED_NAME, MANIFEST_NAME)
+_SIGNATURE = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\Z')
+_SIGNATURE_BYTES = 77
 _MAX_TRIES = 100
 _READ_BYTES = 1 << 20
 _SHOWN_DOUBT = 300
 _DIGESTS = ("audio_sha256", "pcm_sha256")
 _MIN_FLAT_SAMPLES = 3
+_FULL = 32_767
 _MIN_CLIPS_TO_WARN = 20
 _NUM_SHOWN_DUPLICATES = 5
 _NUM_SHOWN_REASONS = 12
@@ -136,15 +139,17 @@ class AudioCounts(Section):
         """Return the counts with one more clip: as it was decoded, and as 16-bit samples."""
         is_mixed, silent = samples.ndim > 1, silent_channels(samples)
         described = f"channel {', '.join(map(str, silent))} of {name}"
-        is_full = (pcm >= 32_767) | (pcm <= -32_767)
-        runs = np.convolve(is_full, np.ones(_MIN_FLAT_SAMPLES, int)) if is_full.any() else np.zeros(1)
+        highest, lowest = int(pcm.max()), int(pcm.min())
+        runs: np.ndarray = np.zeros(1)
+        if highest >= _FULL or lowest <= -_FULL:
+            runs = np.convolve((pcm >= _FULL) | (pcm <= -_FULL), np.ones(_MIN_FLAT_SAMPLES, int))
         return AudioCounts(
             num_mixed_down=self.num_mixed_down + is_mixed,
             first_mixed_down=self.first_mixed_down or (name if is_mixed else None),
             num_with_silent_channel=self.num_with_silent_channel + bool(silent),
             first_with_silent_channel=self.first_with_silent_channel or (described if silent else None),
             num_clipped=self.num_clipped + bool((runs == _MIN_FLAT_SAMPLES).any()),
-            num_quiet=self.num_quiet + bool(max(int(pcm.max()), -int(pcm.min())) < QUIET_PEAK),
+            num_quiet=self.num_quiet + (max(highest, -lowest) < QUIET_PEAK),
             num_endless=self.num_endless,
             first_endless=self.first_endless,
             num_other_duration=self.num_other_duration,
@@ -188,7 +193,7 @@ class ShardNote(Section):
     sources_sha256: str | None = None
     """Of packed shards: hash of the bytes of all that they were packed from."""
     sha256: str = ""
-    """Of all other fields in canonical JSON; `_write_note` fills it."""
+    """Of all other fields as they are written; `_write_note` puts it behind them."""
 
     @property
     def without_rows(self) -> ShardNote:
@@ -588,9 +593,10 @@ def _note_path(name: str, state: Path) -> Path:
 
 
 def _write_note(note: ShardNote, path: Path) -> ShardNote:
-    """Write a note with its own hash; return it without its rows."""
-    sha256 = _sha256_of(note)
-    data = canonical_json({**note.model_dump(mode="json"), "sha256": sha256})
+    """Write a note with the hash of it all behind it; return it without its rows."""
+    body = canonical_json(note.model_dump(mode="json", exclude={"sha256"}))
+    sha256 = hashlib.sha256(body).hexdigest()
+    data = body[:-1] + f',"sha256":"{sha256}"}}'.encode()
     if len(data) > MAX_NOTE_BYTES:
         raise ShardError(
             f"what is known of one shard must have at most {MAX_NOTE_BYTES} bytes, but of {note.shard.name} there are "
@@ -601,8 +607,21 @@ def _write_note(note: ShardNote, path: Path) -> ShardNote:
     return note.model_copy(update={"rows": (), "sha256": sha256})
 
 
-def _sha256_of(note: ShardNote) -> str:
-    return hashlib.sha256(canonical_json(note.model_dump(mode="json", exclude={"sha256"}))).hexdigest()
+def _note_body(path: Path) -> tuple[bytes, str]:
+    """Return a note without its hash, and the hash, which is right.
+
+    Raises:
+        ShardError: if it is not.
+    """
+    try:
+        data = read_regular(path, max_bytes=MAX_NOTE_BYTES)
+    except OSError as error:
+        raise ShardError(f"{path} must be readable, but is not: {error.strerror}") from error
+    signed = _SIGNATURE.search(data, max(0, len(data) - _SIGNATURE_BYTES))
+    body = data[: -len(signed[0])] + b"}" if signed else b""
+    if signed is None or hashlib.sha256(body).hexdigest() != signed[1].decode():
+        raise ShardError(f"{path} must match its own sha256, but was changed since it was written")
+    return body, signed[1].decode()
 
 
 def _read_note(path: Path) -> ShardNote:
@@ -611,18 +630,12 @@ def _read_note(path: Path) -> ShardNote:
     Raises:
         ShardError: if it is not so.
     """
+    body, sha256 = _note_body(path)
     try:
-        note = ShardNote.model_validate_json(read_regular(path, max_bytes=MAX_NOTE_BYTES))
-        sha256 = _sha256_of(note)
-    except OSError as error:
-        raise ShardError(f"{path} must be readable, but is not: {error.strerror}") from error
+        note = ShardNote.model_validate_json(body).model_copy(update={"sha256": sha256})
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise ShardError(f"{path} is no note at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except ValueError as error:
-        raise ShardError(f"{path} must hold Unicode text and finite numbers, but {error}") from error
-    if note.sha256 != sha256:
-        raise ShardError(f"{path} must match its own sha256, but was changed since it was written")
     for row in note.rows:
         is_counted = type(row.get("num_samples")) is int and row["num_samples"] > 0
         is_digest = all(_is_digest(row.get(name)) for name in _DIGESTS)
@@ -868,10 +881,10 @@ def _numbered_rows(state: Path, notes: Sequence[ShardNote], extra_names: set[str
     """Yield all rows from the notes on disk, adding what stands in `extra` to `extra_names`."""
     for number, note in enumerate(notes):
         path = _note_path(note.shard.name, state)
-        stored = _read_note(path)
-        if stored.sha256 != note.sha256:
+        body, sha256 = _note_body(path)
+        if sha256 != note.sha256:
             raise ShardError(f"{path} must stay as it is until the folder is complete, but was changed; run it again")
-        for row in stored.rows:
+        for row in json.loads(body)["rows"]:
             extra_names.update(json.loads(row["extra"]))
             yield {**row, **{name: bytes.fromhex(row[name]) for name in _DIGESTS}, "shard": number}
 

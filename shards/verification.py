@@ -14,7 +14,7 @@ from shards.config import RemoteConfig
 from shards.corpora.identities import composed
 from shards.errors import AudioError, ShardError
 from shards.index import Index, index_row, label_tables, repeated_key
-from shards.indexfile import parsed_extra, parsed_votes
+from shards.indexfile import MAX_META_BYTES, parsed_extra, parsed_votes
 from shards.inputfile import read_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, ShardRecord
@@ -94,6 +94,8 @@ def rejected_sources(folder: str, manifest: Manifest, remote: RemoteConfig | Non
     kinds: Counter[str] = Counter()
     sources: set[str] = set()
     for number, line in enumerate(data.splitlines(), 1):
+        if len(line) > MAX_META_BYTES:
+            raise ShardError(f"line {number} of {place} must have at most {MAX_META_BYTES} bytes, got {len(line)}")
         try:
             rejection = parse_json(line)
         except JsonTextError as error:

@@ -79,6 +79,7 @@ class _Database:
     notes: list[Note] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._names = frozenset(path.name for path in self.folder.iterdir())
         self._left_out = {tidy(name) for name, field_name in self.options.columns.items() if field_name is None}
 
     def add_table(self, name: str, description: AudformatTable) -> None:
@@ -97,7 +98,7 @@ class _Database:
             self._add(index, self._known_of(index), {**cells, **split})
 
     def _table(self, name: str) -> Table:
-        table = _read_table(self.folder, name, self.options, self._left_out)
+        table = _read_table(self.folder, self._names, name, self.options, self._left_out)
         self.notes += table.notes
         return table
 
@@ -206,9 +207,12 @@ def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
         yield Note(f"{_HEADER} says the licence is {header.license}; --licence TEXT keeps it in the manifest")
 
 
-def _read_table(folder: Path, name: str, options: ReadOptions, left_out: Collection[str]) -> Table:
-    files = {path.name: path for path in folder.iterdir()}
-    path = next((files[file] for suffix in ("csv", "parquet") if (file := f"db.{name}.{suffix}") in files), None)
+def _read_table(
+    folder: Path, files: Collection[str], name: str, options: ReadOptions, left_out: Collection[str]
+) -> Table:
+    # Looked for among the names of the folder: that of a table may hold a path.
+    file = next((file for suffix in ("csv", "parquet") if (file := f"db.{name}.{suffix}") in files), None)
+    path = None if file is None else folder / file
     if path is None:
         raise CorpusError(
             f"{folder} must hold the table {name} as db.{name}.csv or .parquet, but does not; save it in one of these "

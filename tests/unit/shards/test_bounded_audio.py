@@ -267,3 +267,69 @@ def test_a_lack_of_memory_is_one_file_s_error(tmp_path):
     first, second = done.stdout.splitlines()
     assert first.startswith(("audio must fit the memory", "audio must be readable and whole")), first
     assert second == "8000"
+
+
+# ---------------------------------------------------------------- ffmpeg
+
+
+@pytest.fixture
+def fake_ffmpeg(tmp_path, monkeypatch):
+    """Return a function that puts a program called ffmpeg in place, which does what a shell line says."""
+
+    def put(line: str) -> None:
+        program = tmp_path / "bin" / "ffmpeg"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {tmp_path}/arguments\n{line}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    return put
+
+
+MOVIE = struct.pack(">I4s", 16, b"ftyp") + bytes(8)
+
+
+def test_ffmpeg_is_asked_for_no_more_than_a_file_may_hold_and_opens_no_network(tmp_path, fake_ffmpeg, small_limits):
+    (tmp_path / "a.m4a").write_bytes(MOVIE)
+    fake_ffmpeg("head -c 6000000 /dev/zero")
+    with pytest.raises(AudioError, match=r"audio of 16 bytes must take less than 4194368 decoded"):
+        load_file(tmp_path / "a.m4a")
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[arguments.index("-fs") + 1] == str(4 * ((1 << 20) + 16))
+    assert arguments[arguments.index("-protocol_whitelist") + 1] == "file"
+    assert arguments[arguments.index("-f") + 1] == "mov", "never a playlist"
+
+
+def test_an_ffmpeg_that_is_stuck_is_ended(tmp_path, fake_ffmpeg, monkeypatch):
+    (tmp_path / "a.m4a").write_bytes(MOVIE)
+    monkeypatch.setattr("shards.ffmpeg._MIN_TIMEOUT_S", 1)
+    fake_ffmpeg("exec sleep 60")
+    started = time.monotonic()
+    with pytest.raises(AudioError, match=r"must decode .* within 1 s, but took longer"):
+        load_file(tmp_path / "a.m4a")
+    assert time.monotonic() - started < 30
+
+
+def test_what_ffmpeg_says_obeys_no_terminal(tmp_path, fake_ffmpeg):
+    (tmp_path / "a.m4a").write_bytes(MOVIE)
+    fake_ffmpeg("printf '\\033[31mred' >&2; exit 1")
+    with pytest.raises(AudioError, match=r"failed: \\x1b\[31mred"):
+        load_file(tmp_path / "a.m4a")
+
+
+@pytest.mark.parametrize("list_of_files", ["#EXTM3U\nfile:///etc/passwd\n", "ffconcat version 1.0\nfile /etc/passwd\n"])
+def test_lists_of_files_are_no_audio_whatever_they_are_called(tmp_path, fake_ffmpeg, list_of_files):
+    fake_ffmpeg("exit 0")
+    for name in ("a.wav", "a.m4a", "a.mp3"):
+        (tmp_path / name).write_text(list_of_files)
+        with pytest.raises(AudioError, match="must be readable and whole, but decoding"):
+            load_file(tmp_path / name)
+    assert not (tmp_path / "arguments").exists()
+
+
+def test_boxes_by_the_million_are_refused(tmp_path, fake_ffmpeg, monkeypatch):
+    monkeypatch.setattr("shards.ffmpeg._MAX_BOXES", 1_000)
+    fake_ffmpeg("exit 0")
+    (tmp_path / "a.m4a").write_bytes(MOVIE + struct.pack(">I4s", 8, b"free") * 2_000)
+    with pytest.raises(AudioError, match="must have at most 1000 boxes"):
+        load_file(tmp_path / "a.m4a")

@@ -147,12 +147,9 @@ def test_a_note_that_says_something_else_is_never_published(interrupted, way, is
             del holder[name]
         elif isinstance(holder, list):
             holder.insert(name, copy.deepcopy(holder[name]))
-        sha256 = (
-            hashlib.sha256(canonical_json(changed)).hexdigest()
-            if is_signed
-            else json.loads(path.read_bytes())["sha256"]
-        )
-        path.write_bytes(canonical_json({**changed, "sha256": sha256}))
+        body = canonical_json(changed)
+        sha256 = hashlib.sha256(body).hexdigest() if is_signed else json.loads(path.read_bytes())["sha256"]
+        path.write_bytes(body[:-1] + f',"sha256":"{sha256}"}}'.encode())
         # 1 and 1.0 are one number.
         return None if changed == note else True
 
