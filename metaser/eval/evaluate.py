@@ -198,7 +198,8 @@ def _check_finite(spec: TaskSpec, part: Index, logits: torch.Tensor, num_frames_
     Raises:
         TrainingError: if there are some.
     """
-    is_finite = torch.isfinite(logits).all(dim=-1)
+    answers = logits.float() * spec.scale + spec.offset if spec.kind == "regression" else logits
+    is_finite = torch.isfinite(answers).all(dim=-1)
     if spec.kind == "ctc":
         # Behind an utterance's own frames stands anything.
         frames_L = torch.arange(logits.shape[1], device=logits.device)

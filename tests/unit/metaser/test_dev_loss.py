@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tables import index_of
 
 from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask
+from metaser.errors import TrainingError
 from metaser.eval.evaluate import utterance_results
 from metaser.eval.metrics import evaluate_results
 from metaser.model.metaser import MetaSEROutput
@@ -106,3 +107,27 @@ def test_test_sets_of_a_corpus_that_has_several_are_groups() -> None:
     output = MetaSEROutput({"emotion": torch.zeros(3, 2)}, torch.full((3,), NUM_FRAMES))
     results = utterance_results(specs, index, items, output, Targets(specs, index))
     assert [result.groups["split_set"] for result in results] == ["Test1", "Test2", None]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["emotion", "asr", "affect"])
+def test_no_score_is_made_of_answers_that_are_no_numbers(name: str, value: float) -> None:
+    index = index_of(
+        key=["x/a", "x/b", "x/c"],
+        emotion=["a", "b", "a"],
+        text=["ab", "a", "b"],
+        valence=[1.0, 2.0, 3.0],
+        arousal=[1.0, 2.0, 3.0],
+        gender=["male"] * 3,
+    )
+    specs = tuple(spec for spec in resolve_tasks(TASKS, index) if spec.name == name)
+    frames = [NUM_FRAMES] if name == "asr" else []
+    logits = {name: torch.zeros((3, *frames, specs[0].num_outputs))}
+    lengths_B = torch.full((3,), NUM_FRAMES - 1)
+    items, targets = np.arange(3), Targets(specs, index)
+    if name == "asr":
+        logits[name][1, -1] = value  # behind its own frames
+        assert len(list(utterance_results(specs, index, items, MetaSEROutput(logits, lengths_B), targets))) == 3
+    logits[name].flatten(1)[1, 0] = value
+    with pytest.raises(TrainingError, match=f"must answer in numbers, but its {name} of 'x/b' is NaN or infinite"):
+        list(utterance_results(specs, index, items, MetaSEROutput(logits, lengths_B), targets))
