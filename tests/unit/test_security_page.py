@@ -11,8 +11,10 @@ ROW = re.compile(r"^\| [^|]+ \| ([^|]+) \| `([a-z_.]+)\.([A-Z_]+)` \|$", re.MULT
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
-def value_of(text: str) -> float:
-    """Return the number that the page writes as 1 GiB, 10,000 or 2^27."""
+def value_of(text: str) -> float | tuple[float, ...]:
+    """Return what the page writes as 1 GiB, 10,000, 2^27 or 1 to 9."""
+    if " to " in text:
+        return tuple(map(float, text.replace(",", "").split(" to ")))
     number, _, unit = text.replace(",", "").partition(" ")
     base, _, power = number.partition("^")
     value = float(base) ** int(power) if power else float(base)
