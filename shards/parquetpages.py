@@ -58,8 +58,9 @@ def _chunks(group: dict[int, Any], number: int) -> list[Chunk]:
         num_bytes, start, dictionary = (meta.get(field) for field in (7, 9, 11))
         if not isinstance(num_bytes, int) or not isinstance(start, int):
             raise PageError(f"group {number} of its rows does not say where its columns lie")
-        is_first = isinstance(dictionary, int) and 0 < dictionary < start
-        found.append(Chunk(dictionary if is_first else start, num_bytes))
+        if isinstance(dictionary, int) and 0 < dictionary < start:
+            start = dictionary
+        found.append(Chunk(start, num_bytes))
     return found
 
 
@@ -82,7 +83,7 @@ def read_pages(file: IO[bytes] | pa.NativeFile, chunk: Chunk, num_values: int) -
         PageError: if they are no pages.
     """
     start, end = chunk.start, chunk.start + chunk.num_bytes
-    found = unpacked_bytes = 0
+    found = unpacked_bytes = num_pages = 0
     has_dictionary = False
     encodings: list[Any] = []
     while found < num_values and start < end:
@@ -99,13 +100,15 @@ def read_pages(file: IO[bytes] | pa.NativeFile, chunk: Chunk, num_values: int) -
         has_dictionary |= kind == _DICTIONARY
         if kind in (_DATA, _DATA_2):
             values = header.get(5 if kind == _DATA else 8)
-            count = values.get(_NUM_VALUES) if isinstance(values, dict) else None
+            values = values if isinstance(values, dict) else {}
+            count = values.get(_NUM_VALUES)
             if not isinstance(count, int) or count < 0:
                 raise PageError(f"the page before byte {start} does not say how many values it has")
             encodings.append(values.get(_ENCODING if kind == _DATA else _ENCODING_2))
             found += count
-        if len(encodings) > _MAX_PAGES + num_values // _FEW_VALUES:
-            raise PageError(f"{len(encodings)} pages hold {found} of {num_values} values")
+        num_pages += 1
+        if num_pages > _MAX_PAGES + num_values // _FEW_VALUES:
+            raise PageError(f"{num_pages} pages hold {found} of {num_values} values")
     return Pages(found, unpacked_bytes, has_dictionary, bool(encodings) and encodings[0] in _FROM_DICTIONARY)
 
 
