@@ -200,7 +200,7 @@ def test_a_home_is_found_and_written_out(tmp_path, monkeypatch):
     assert experiment.output_dir == f"{tmp_path}/r"
     assert experiment.data.shard_folders == (f"{tmp_path}/a", "https://host/~me/b")
     assert experiment.init_from is None
-    assert experiment.model.encoder.name == f"{tmp_path}/w"
+    assert experiment.model.encoder.name == "~/w"
     assert experiment.stages[0].augment.noise.folder == str(Path("~root/n").expanduser())
     assert f"output_dir: {tmp_path}/r\n" in dump_experiment(experiment)
 
@@ -262,3 +262,9 @@ def test_any_damage_to_a_file_is_taken_or_refused_in_one_sentence(tmp_path, data
         load_experiment(path)
     except ConfigError as error:
         assert len(str(error)) < 10_000
+
+
+@pytest.mark.parametrize("name", ["''", "' '", "'a '", '"a\\nb"'])
+def test_an_encoder_has_a_name(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"model.encoder.*name: String should match pattern"):
+        load_experiment(write(tmp_path, MINIMAL), [f"model.encoder={{kind: huggingface, name: {name}}}"])
