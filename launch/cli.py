@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from launch.output import ReaderGoneError, speak_utf8, writable_output
+from launch.output import ReaderGoneError, no_temporary_files, speak_utf8, writable_output
 from launch.train import train
 from launch.verbs.crossval import crossval
 from launch.verbs.demo import demo
@@ -49,7 +49,10 @@ def exit_code(action: Callable[[], object]) -> int:
     except ReaderGoneError:
         # `metaser inspect ... | head` closes our stdout.
         return 0
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (reason := no_temporary_files()) is not None:
+            say(f"error: {reason}")
+            return 2
         say(f"a bug in MetaSER, on rank {os.environ.get('RANK', '0')}:", *traceback.format_exc().splitlines())
         return 1
     return 0

@@ -30,6 +30,10 @@ def plain_logging(*, is_main: bool = True) -> Iterator[Console]:
 
     # Its bars for loading and saving one small file would stand between our lines.
     disable_progress_bar()
+    # What it and other libraries say holds words of the files that they read.
+    for own in logging.getLogger("transformers").handlers:
+        own.addFilter(ShownRecords())
+    logging.captureWarnings(True)
     console = Console(stderr=True)
     handler: logging.Handler
     if console.is_terminal:
@@ -47,6 +51,7 @@ def plain_logging(*, is_main: bool = True) -> Iterator[Console]:
         yield console
     finally:
         root.removeHandler(handler)
+        logging.captureWarnings(False)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,15 @@ def _over(stream: io.TextIOWrapper, kind: type[io.FileIO]) -> io.TextIOWrapper:
         errors="backslashreplace",
         line_buffering=bool(stream.line_buffering) or kind is _Aside,
     )
+
+
+def no_temporary_files() -> str | None:
+    """Return why no temporary file can be written on this system, None if one can; torch and matplotlib need some."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        return f"temporary files must be writable somewhere, but: {error.strerror}; make room in one, or set TMPDIR"
+    return None
 
 
 def speak_utf8() -> None:

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from metaser.rundir import RunDir, parse_line, read_bytes, writing
 from shards.inputfile import MAX_TEXT_BYTES
+from shards.shown import shown
 
 Line = dict[str, Any]
 
@@ -84,7 +85,7 @@ class Tracker:
         offset = self._stage_offsets.setdefault(stage, self._last_step)
         self._last_step = offset + step
         for name, value in _scalars({key: value for key, value in line.items() if key not in ("stage", "step")}):
-            self._writer.add_scalar(f"stage{stage}/{name}", value, self._last_step)
+            self._writer.add_scalar(shown(f"stage{stage}/{name}"), value, self._last_step)
 
 
 class KeyLog:

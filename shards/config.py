@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,9 +26,16 @@ MIN_HOP_S = 0.02
 
 
 class Section(BaseModel):
-    """Base of every configuration section: unknown keys and infinite numbers are refused, values never change."""
+    """Base of every configuration section: unknown keys and endless numbers are refused, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_whole_numbers(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"{name} must be less than 2^63, got a number of {value.bit_length()} bits")
+        return self
 
 
 def usable_path(text: str) -> str:

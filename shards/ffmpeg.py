@@ -13,12 +13,13 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shards.errors import AudioError
+from shards.errors import AudioError, InputError
 from shards.inputfile import open_regular
 from shards.limits import check_num_samples, most_values
 from shards.shown import shown
@@ -133,9 +134,17 @@ def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.n
         elif form.demuxer not in _ROWS_OF_FRAMES:
             _check_single(source, form, name)
         return _parsed(_run(program, source, form, name), form, source.stat().st_size, name)
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(source)
-        file.flush()
+    with ExitStack() as until_the_end:
+        try:
+            file = until_the_end.enter_context(tempfile.NamedTemporaryFile())
+            file.write(source)
+            file.flush()
+        except OSError as error:
+            # Not an AudioError, which would reject the clip.
+            raise InputError(
+                f"temporary files must be writable to decode {name}, but: {error.strerror}; make room in "
+                f"{tempfile.tempdir or 'one of their folders'}, or set TMPDIR"
+            ) from error
         return decode_foreign(Path(file.name), form, name)
 
 

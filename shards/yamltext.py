@@ -167,7 +167,10 @@ class _Bounded(yaml.SafeLoader):
         try:
             if node.tag == f"{_TAG}int" and len(node.value) > MAX_DIGITS:
                 raise ValueError(f"a number of {len(node.value)} digits is too long, at most {MAX_DIGITS} are read")
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+                raise ValueError(f"a number of more than {MAX_DIGITS} digits is too long")
+            return value
         # Of what is no boolean and no date, PyYAML lets Python's own errors through.
         except (ValueError, KeyError, AttributeError, OverflowError) as error:
             said = str(error) if isinstance(error, ValueError) else f"it is no {node.tag.removeprefix(_TAG)}"

@@ -140,7 +140,7 @@ def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     with _console_log(plan, fold).open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "train", str(path)],
+            [sys.executable, "-m", "launch.cli", "train", str(path.absolute())],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -39,7 +39,7 @@ class HuggingFaceEncoderConfig(Section):
     """A wav2vec 2.0, HuBERT, WavLM or data2vec-audio checkpoint: a local folder or a hub name, never code."""
 
     kind: Literal["huggingface"]
-    name: PathText
+    name: str = Field(pattern=r"^\S(.*\S)?$")
     revision: str | None = None
     freeze_feature_encoder: bool = True
     """Keep the CNN as it is and run it without autograd."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile as sf
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tinyruns import EXPERIMENT, clip, error_line, metaser
 from tones import Tone, pack_items
 
@@ -84,6 +85,9 @@ def test_a_training_shows_them_and_obeys_none(trained):
     check_lines((run / "report/report.json").read_text(), holds_words=False)
     check_markdown((run / "report/report.md").read_text())
     check_markdown((run / "best/README.md").read_text())
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    check_lines("\n".join(events.Tags()["scalars"]), holds_words=False)
     header = (run / "best/README.md").read_text().split("---\n")[1]
     assert yaml.safe_load(header)["language"] == ["de"]
 

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from metaser.config.load import dump_experiment, load_experiment
 from metaser.errors import ConfigError
@@ -136,6 +138,8 @@ def test_relations_between_values_are_checked(tmp_path, change, words):
         pytest.param("seed=" + "[" * 3000, "must be YAML", id="deep"),
         ("stages.0.weights.emotion=.inf", "stages.0.weights.emotion: Input should be a finite number, got inf"),
         ("stages.0.learning_rate.heads=1e999", "Input should be a finite number, got inf"),
+        (f"seed={2**63}", "seed must be less than 2^63, got a number of 64 bits"),
+        ("stages.0.num_steps='" + "9" * 300 + "'", "num_steps must be less than 2^63"),
         ("stages.0.betas=[2, 0.9]", "stages.0.betas.0: Input should be less than 1, got 2"),
         ("stages.0.train=[]", "stages.0.train: Tuple should have at least 1 item"),
     ],
@@ -196,7 +200,7 @@ def test_a_home_is_found_and_written_out(tmp_path, monkeypatch):
     assert experiment.output_dir == f"{tmp_path}/r"
     assert experiment.data.shard_folders == (f"{tmp_path}/a", "https://host/~me/b")
     assert experiment.init_from is None
-    assert experiment.model.encoder.name == f"{tmp_path}/w"
+    assert experiment.model.encoder.name == "~/w"
     assert experiment.stages[0].augment.noise.folder == str(Path("~root/n").expanduser())
     assert f"output_dir: {tmp_path}/r\n" in dump_experiment(experiment)
 
@@ -223,3 +227,44 @@ def test_many_problems_and_long_values_are_cut(tmp_path):
     with pytest.raises(ConfigError, match=r"has 1000 problem.*and 990 more$") as caught:
         load_experiment(path)
     assert len(str(caught.value)) < 5000
+
+
+SIGNS = "ab01.:~-_e \n\t[]{}&*!'\"#,<=|\\\u00e9\u202e\x1b\x85\U0001f600\udc80"
+KEYS = ("seed", "output_dir", "data", "stages.0", "stages.0.num_steps", "tasks.0.labels", "stages.0.weights.emotion")
+ODD = ("9" * 500, "-1", "1e400", ".nan", "[[1]]", "{a: {b: 1}}", "&a [*a]", "!!python/none", "0x" + "f" * 90, "~root")
+VALUES = st.text(SIGNS, max_size=12) | st.sampled_from([*ODD, "null", f"'{'9' * 99}'"])
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(KEYS) | st.text(SIGNS, max_size=6), VALUES), min_size=1, max_size=3))
+def test_any_override_is_taken_or_refused_in_one_sentence(tmp_path, changes):
+    path = tmp_path / "experiment.yaml"
+    if not path.exists():
+        write(tmp_path, MINIMAL)
+    try:
+        experiment = load_experiment(path, [f"{key}={value}" for key, value in changes])
+    except ConfigError as error:
+        assert len(str(error)) < 10_000
+        return
+    assert load_experiment(write(tmp_path, dump_experiment(experiment))) == experiment
+    write(tmp_path, MINIMAL)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_damage_to_a_file_is_taken_or_refused_in_one_sentence(tmp_path, data):
+    text = yaml.safe_dump(MINIMAL)
+    start = data.draw(st.integers(0, len(text)))
+    damaged = text[:start] + data.draw(VALUES) + text[start + data.draw(st.integers(0, 9)) :]
+    path = tmp_path / "damaged.yaml"
+    path.write_bytes(damaged.encode(errors="surrogateescape"))
+    try:
+        load_experiment(path)
+    except ConfigError as error:
+        assert len(str(error)) < 10_000
+
+
+@pytest.mark.parametrize("name", ["''", "' '", "'a '", '"a\\nb"'])
+def test_an_encoder_has_a_name(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"model.encoder.*name: String should match pattern"):
+        load_experiment(write(tmp_path, MINIMAL), [f"model.encoder={{kind: huggingface, name: {name}}}"])

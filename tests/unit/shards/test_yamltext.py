@@ -101,6 +101,7 @@ def test_as_words_everything_is_text_and_as_yaml_1_1_what_others_write():
         ("a: *x", "line 1: found undefined alias"),
         (f"a: {'9' * 101}", "a number of 101 digits is too long"),
         (f"a: 0x{'9' * 5000}", "a number of 5002 digits is too long"),
+        (f"a: 0x{'f' * 98}", "a number of more than 100 digits is too long"),
         (b"a: \xff", "byte 3 is not UTF-8"),
     ],
 )
