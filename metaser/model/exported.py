@@ -119,7 +119,7 @@ def read_export(folder: Path) -> Export:
             _accept_without_sums(folder, config)
         with open_tensors(weights) as opened:
             _check_forms(opened, config, folder)
-            tensors, digest = opened.read()
+            tensors, digest = opened.read_hashed()
         if sums is not None:
             check_sum(weights, digest, sums)
     except TensorFileError as error:

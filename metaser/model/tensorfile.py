@@ -61,26 +61,62 @@ class TensorFile:
     _num_bytes: int
     """Of the tensors."""
 
-    def read(self) -> tuple[dict[str, Tensor], str]:
-        """Return the tensors by name, and the sha256 of the whole file.
+    def read(self) -> dict[str, Tensor]:
+        """Return the tensors by name.
 
         Raises:
             OSError: if the file cannot be read.
             TensorFileError: if it has become shorter, does not fit the memory, or a number in it is not finite.
         """
+        tensors = self._cut(self._data())
+        _refuse_not_finite(tensors)
+        return tensors
+
+    def read_hashed(self) -> tuple[dict[str, Tensor], str]:
+        """Return the tensors by name, and the sha256 of the whole file.
+
+        Raises:
+            OSError: as in `read`.
+            TensorFileError: as in `read`.
+        """
+        data = self._data()
+        tensors = self._cut(data)
+        with ThreadPoolExecutor(1) as pool:
+            # Hashing (1.8 GB/s on the CPU measured) lets other threads run meanwhile.
+            digest = pool.submit(_sha256, self._head, data.numpy().data)
+            _refuse_not_finite(tensors)
+            return tensors, digest.result()
+
+    @property
+    def stamp(self) -> Stamp:
+        """What changes when the file does."""
+        return stamp_of(self._file)
+
+    def _data(self) -> Tensor:
         if self._num_bytes > _memory_bytes():
             raise TensorFileError(f"its tensors have {self._num_bytes} bytes, but the memory {_memory_bytes()}")
         data = torch.empty(self._num_bytes, dtype=torch.uint8)
-        view = data.numpy().data
         self._file.seek(len(self._head))
-        if self._file.readinto(view) != self._num_bytes:
+        if self._file.readinto(data.numpy().data) != self._num_bytes:
             raise TensorFileError(f"it must hold {self._num_bytes} bytes after its header, but has become shorter")
-        tensors = {name: _cut(data, form) for name, form in self.forms.items()}
-        with ThreadPoolExecutor(1) as pool:
-            # Hashing (1.8 GB/s on the CPU measured) lets other threads run, so that one pass costs nothing.
-            digest = pool.submit(_sha256, self._head, view)
-            _refuse_not_finite(tensors)
-            return tensors, digest.result()
+        return data
+
+    def _cut(self, data: Tensor) -> dict[str, Tensor]:
+        return {name: _part(data, form) for name, form in self.forms.items()}
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does, without reading it."""
+
+    inode: int
+    num_bytes: int
+    modified_ns: int
+
+
+def stamp_of(file: BufferedReader) -> Stamp:
+    """Return the stamp of an open file."""
+    status = os.fstat(file.fileno())
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -114,7 +150,7 @@ def _sha256(head: bytes, rest: memoryview) -> str:
     return digest.hexdigest()
 
 
-def _cut(data: Tensor, form: TensorForm) -> Tensor:
+def _part(data: Tensor, form: TensorForm) -> Tensor:
     part = data[form.start : form.end]
     # Other writers than the library may align nothing.
     part = part.clone() if form.start % form.dtype.itemsize else part

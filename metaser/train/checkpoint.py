@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metaser.errors import RunError
-from metaser.model.tensorfile import TensorFileError, open_tensors
+from metaser.model.tensorfile import Stamp, TensorFileError, open_tensors, stamp_of
 from metaser.sums import is_as_sealed, sealed_json
 from metaser.train.state import TrainState
 from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
@@ -60,8 +60,8 @@ class Checkpoint:
 
     path: Path
     state: TrainState
-    sums: Mapping[str, str]
-    """The sha256 of its files."""
+    stamps: Mapping[str, Stamp]
+    """Of its files, as they were when their sha256 was compared: reading large ones twice takes seconds."""
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Return all weights.
@@ -85,7 +85,7 @@ class Checkpoint:
         Raises:
             RunError: as `model_tensors` does.
         """
-        return self._tensors(AVERAGE) if AVERAGE in self.sums else {}
+        return self._tensors(AVERAGE) if AVERAGE in self.stamps else {}
 
     def selected_tensors(self) -> dict[str, Tensor]:
         """Return all weights as they are judged and handed on: averaged where an average was kept.
@@ -99,10 +99,10 @@ class Checkpoint:
         path = self.path / name
         try:
             with open_tensors(path) as file:
-                tensors, digest = file.read()
+                tensors, stamp = file.read(), file.stamp
         except (OSError, TensorFileError) as error:
             raise RunError(f"{path} must hold tensors of a checkpoint, but does not: {error}") from error
-        if digest != self.sums[name]:
+        if stamp != self.stamps[name]:
             raise RunError(f"{path} must stay as it is while it is read, but has changed; start again")
         return tensors
 
@@ -133,7 +133,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         for name, tensors in contents.items():
             save_file(tensors, temporary / name)
-        files = {name: _fingerprint(temporary / name) for name in contents}
+        files = {name: _fingerprint(temporary / name)[0] for name in contents}
         (temporary / MARKER).write_text(sealed_json({"state": state.to_dict(), "files": files}), encoding="utf-8")
         for name in (*contents, MARKER):
             _sync(temporary / name)
@@ -183,8 +183,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         state, files, is_covered = _read_marker(path)
+        stamps = {}
         for name in {MODEL, OPTIMIZER, *files}:
-            got = _fingerprint(path / name)
+            got, stamps[name] = _fingerprint(path / name)
             if got != files[name]:
                 raise RunError(f"{path / name} must have {files[name]}, got {got}")
     except (OSError, ValueError, KeyError) as error:
@@ -195,7 +196,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "training's state is as it was written cannot be checked",
             path / MARKER,
         )
-    return Checkpoint(path, state, {name: found["sha256"] for name, found in files.items()})
+    return Checkpoint(path, state, stamps)
 
 
 def _read_marker(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]], bool]:
@@ -245,9 +246,11 @@ def _selected_step(path: Path) -> int:
         return 0
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> tuple[dict[str, Any], Stamp]:
     with open_regular(path) as file:
-        return {"num_bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        stamp = stamp_of(file)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"num_bytes": stamp.num_bytes, "sha256": digest}, stamp
 
 
 def _sync(path: Path) -> None:
