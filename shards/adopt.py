@@ -394,8 +394,11 @@ class _AdoptJob:
         cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
         if "txt" in sample.meta:
             cells.setdefault("text", sample.meta["txt"].text)
+        parts = [part for part in sample.name.removeprefix("./").split("/") if part]
+        if not parts:
+            raise CorpusError("a key must be a name before the first dot, got none")
         utterance = Utterance(
-            key=make_key(self.folder_name, *filter(None, sample.name.removeprefix("./").split("/"))),
+            key=make_key(self.folder_name, *parts),
             corpus=self.corpus,
             source=sample.name,
             extra={

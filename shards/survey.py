@@ -14,7 +14,7 @@ from shards.config import RemoteConfig
 from shards.errors import ShardError
 from shards.index import Index, duplicate_rows, label_tables, load_index
 from shards.indexfile import INDEX_SCHEMA
-from shards.jsontext import parse_json
+from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, as_written, read_manifest
 from shards.schema import METADATA_FIELDS, SPLITS
 from shards.store import RangeReader, join, read_file
@@ -180,8 +180,13 @@ def verify(
 def _manifest_problems(folder: str, remote: RemoteConfig | None) -> Iterator[str]:
     place = join(folder, MANIFEST_NAME)
     data = read_file(place, remote)
-    if data != as_written(parse_json(data)):
-        yield f"{place} must be written as packing writes it, but was reformatted"
+    try:
+        is_as_written = data == as_written(parse_json(data))
+    except JsonTextError:
+        # A server's second answer need not be its first.
+        is_as_written = False
+    if not is_as_written:
+        yield f"{place} must be written as packing writes it, but was reformatted, or changed since it was first read"
 
 
 def _rows_of(index: Index) -> list[dict[str, Any]]:

@@ -14,6 +14,9 @@ from shards.corpora.identities import tidy
 from shards.corpora.tables import check_columns
 from shards.errors import CorpusError
 from shards.schema import METADATA_FIELDS, Note
+from shards.shown import shown
+
+_MAX_SHOWN = 300
 
 PLACE_FIELDS = ("file", "key", "start", "end", "duration", "channel")
 """Columns that say which audio a row is about."""
@@ -192,9 +195,10 @@ def _no_file(table: Path, names: Sequence[str], ambiguous: Mapping[str, Sequence
             f"{table} must have one column file, but each of {', '.join(candidates)} may be it; say which: "
             f"--map {candidates[0]}=file"
         )
+    first_row = shown(", ".join(filter(None, names)), _MAX_SHOWN) or "empty"
     return CorpusError(
-        f"{table} must have a column file, but its first row is {', '.join(filter(None, names)) or 'empty'}; name the "
-        "audio's column file (path, filename, wav or audio will do, too), or say which it is: --map NAME=file"
+        f"{table} must have a column file, but its first row is {first_row}; name the audio's column file "
+        "(path, filename, wav or audio will do, too), or say which it is: --map NAME=file"
     )
 
 

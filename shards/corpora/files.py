@@ -10,7 +10,9 @@ from shards.corpora.encodings import read_text_in
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.schema import Note, Rejection
+from shards.shown import shown
 
+_MAX_SHOWN = 300
 _BLANKS = " \t\r\n\N{NO-BREAK SPACE}"
 """Not all that `str.strip` takes away: U+0085 is an ellipsis where Windows' text was taken for Latin-1."""
 
@@ -91,9 +93,10 @@ def read_table(
     found = delimited_table(table, options, find_fields, is_key, usual_encoding)
     missing = [column for column in columns if column not in found.columns]
     if missing:
+        present = shown(", ".join(found.columns), _MAX_SHOWN) or "none"
         raise CorpusError(
-            f"{table} must have the columns {', '.join(columns)}, but {', '.join(missing)} is not among its "
-            f"{', '.join(found.columns) or 'none'}; restore the file as published"
+            f"{table} must have the columns {', '.join(columns)}, but {', '.join(missing)} is not among its {present}; "
+            f"restore the file as published"
         )
     yield from found.notes
     for row in found.rows:

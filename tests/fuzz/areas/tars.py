@@ -147,7 +147,8 @@ class Tars(Area):
             need(rows[key]["emotion"] == emotion, f"{key} is {rows[key]['emotion']} after {plan}")
         if plan["kind"] in ("extra", "meta"):
             for name in _NAMES:
-                need(f"a{name}" in rows or f"a{name}" in rejected, f"a{name} was lost without a word after {plan}")
+                is_told = f"a{name}" in rejected or '{"kind":"broken tar"' in rejected
+                need(f"a{name}" in rows or is_told, f"a{name} was lost without a word after {plan}")
         if plan["recipe"] in ("member twice", "json twice", "twice"):
             need(len(rejected.splitlines()) >= 1, f"of two members one was taken without a word after {plan}")
         return ACCEPTED

@@ -126,6 +126,13 @@ def test_a_recording_that_stands_twice_is_rejected_twice_and_others_are_packed(t
     assert {line["source"] for line in rejected} == {"a.tar: u"}
 
 
+def test_a_recording_without_a_name_before_its_first_dot_is_rejected(tmp_path):
+    tar = tar_of([(".flac", RECORDINGS[0]), ("v.flac", RECORDINGS[1]), ("./.json", b"{}")])
+    summary, packed, _ = adopted(tmp_path / "in", tmp_path / "out", a=tar)
+    assert packed == {digest(RECORDINGS[1])}
+    assert summary.num_rejected_by_kind["bad key"] == 1
+
+
 @pytest.mark.parametrize(
     ("parts", "kind", "words"),
     [

@@ -353,6 +353,7 @@ def test_csv_rejects_rows_without_audio(clips, name) -> None:
     ("text", "words"),
     [
         ("take,emotion\na.wav,anger\n", "must have a column file, but its first row is take, emotion"),
+        ("ta\x1bke,\x07\na.wav,anger\n", r"its first row is ta\\x1bke, \\x07; name"),
         ("path,audio\na.wav,a.wav\n", "must have one column file, but each of path, audio may be it"),
         ("", "must have a column file, but its first row is empty"),
         ("file,text,Text\na.wav,x,y\n", "must name each column once, but repeats text"),
