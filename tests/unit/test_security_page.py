@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "security.md"
 ROW = re.compile(r"^\| [^|]+ \| ([^|]+) \| `([a-z_.]+)\.([A-Z_]+)` \|$", re.MULTILINE)
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -32,3 +33,15 @@ def test_the_page_has_the_limits() -> None:
 @pytest.mark.parametrize(("stated", "module", "name"), LIMITS)
 def test_a_limit_is_as_stated(stated: str, module: str, name: str) -> None:
     assert getattr(importlib.import_module(module), name) == value_of(stated)
+
+
+def test_every_limit_of_the_code_is_stated() -> None:
+    """A name that says MAX_ and is no one's private matter bounds what others give."""
+    defined = {
+        f"{'.'.join(path.relative_to(ROOT).with_suffix('').parts)}.{name}"
+        for package in ("shards", "metaser", "launch")
+        for path in (ROOT / package).rglob("*.py")
+        for name in re.findall(r"^(MAX_[A-Z_]+)\b.*=", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    stated = {f"{module}.{name}" for _, module, name in LIMITS}
+    assert defined - stated == {"metaser.eval.figures.MAX_NUMBERED_CELLS"}
