@@ -34,7 +34,7 @@ def write_sums(folder: Path, names: Iterable[str]) -> None:
     Raises:
         OSError: if the disk refuses.
     """
-    (folder / SUMS).write_text(sums_text({name: file_sha256(folder / name) for name in names}))
+    (folder / SUMS).write_text(sums_text({name: file_sha256(folder / name) for name in names}), encoding="utf-8")
 
 
 def sums_text(digests: Mapping[str, str]) -> str:

@@ -561,7 +561,7 @@ def _open_table(place: str, manifest: Manifest, remote: RemoteConfig | None) -> 
             raise ShardError(
                 f"{place} must have sha256 {record.sha256} as {MANIFEST_NAME} says, but has {digest}; {AGAIN}"
             )
-    return IndexFile.open(
+    return IndexFile.opened(
         source,
         place,
         version=manifest.schema_version,

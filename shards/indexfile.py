@@ -120,7 +120,7 @@ class IndexFile:
         self.num_rows = int(file.metadata.num_rows)
 
     @classmethod
-    def open(cls, source: Path | pa.Buffer, place: str, *, version: int, num_shards: int, num_rows: int) -> IndexFile:
+    def opened(cls, source: Path | pa.Buffer, place: str, *, version: int, num_shards: int, num_rows: int) -> IndexFile:
         """Return the table in a file or in memory; its columns are checked as they are read.
 
         Args:

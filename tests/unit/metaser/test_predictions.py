@@ -55,7 +55,7 @@ def answers(
     return st.none() | st.builds(TaskResult, reference, prediction, shares, st.none())
 
 
-shares = st.tuples(*[st.floats(0.001, 1)] * 3).map(lambda three: tuple(share / sum(three) for share in three))
+shares = st.tuples(*[st.floats(0.001, 1)] * len(LABELS)).map(lambda some: tuple(share / sum(some) for share in some))
 pairs = st.tuples(numbers | st.none(), numbers | st.none()).map(lambda pair: None if pair == (None, None) else pair)
 utterances = st.builds(
     lambda speaker, gender, duration_s, emotion, asr, affect: UtteranceResult(

@@ -139,7 +139,7 @@ BAD_ROWS = {
     "must be finite, got 'nan'": "a,c,s,1,bad,bad,nan,1\n",
     "must be finite, got 'inf'": "a,c,s,inf,bad,bad,0.5,0.5\n",
     "could not convert": "a,c,s,1,bad,bad,high,0.5\n",
-    "not as many cells": "a,c,s,1,bad\n",
+    "has 5 cells, but the header": "a,c,s,1,bad\n",
     "key 'a' stands there twice": "a,c,s,1,bad,bad,0.5,0.5\na,c,s,1,bad,bad,0.5,0.5\n",
 }
 
