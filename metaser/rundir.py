@@ -258,7 +258,7 @@ def check_metrics(task: str, metrics: dict[str, Any]) -> None:
         is_right = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
         if name == "ua_interval_95" and isinstance(value, list):
             is_right = len(value) == 2 and all(isinstance(bound, int | float) for bound in value)
-        elif name == "ua_interval_reason":
+        elif name.endswith("_reason"):
             is_right = value is None or isinstance(value, str)
         elif isinstance(value, dict | list):
             # Not read back.

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from metaser.config.schema import ClassificationTask
 from metaser.errors import RunError
 from metaser.eval.crossval import read_fold_report
-from metaser.eval.metrics import TaskResult, UtteranceResult
+from metaser.eval.metrics import TaskResult, UtteranceResult, task_metrics
 from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, read_report, write_report
 from metaser.record import DataRecord, read_material, read_record
@@ -233,3 +233,25 @@ def test_another_record_of_what_was_trained_on_is_refused(tmp_path):
         assert len(read_material(run, DataRecord((), (), {}, None, known))) == 0
     with pytest.raises(RunError, match=r"trained_on\.parquet must have the sha256 that data\.json beside it says"):
         read_material(run, DataRecord((), (), {}, None, ("0" * 64,)))
+
+
+def _answered(task, pairs):
+    return [
+        UtteranceResult(f"a/{number}", "a", f"s{number}", {}, 1.0, {task: TaskResult(*pair, None, None)})
+        for number, pair in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "pairs", "reason"),
+    [
+        (TaskSpec(name="t", kind="regression", fields=("v",), labels=("v",)), [((1.0,), (0.5,))] * 3, "ccc_reason"),
+        (TaskSpec(name="t", kind="ctc", fields=(), labels=("a",)), [("!", "a")] * 3, "wer_reason"),
+    ],
+)
+def test_metrics_that_say_why_a_number_is_missing_are_read_back(tmp_path, spec, pairs, reason):
+    metrics = task_metrics(spec, _answered("t", pairs))
+    assert isinstance(metrics[reason], str)
+    run = RunDir(tmp_path)
+    run.metrics.write_text(json.dumps({"stage": 1, "step": 3, "dev": {"tasks": {"t": metrics}}}) + "\n")
+    assert [line["dev"]["tasks"]["t"] for line in read_metrics(run.metrics)] == [json.loads(json.dumps(metrics))]
