@@ -207,11 +207,11 @@ class Worker:
         self._num_cases = 0
 
     def judge(self, task: Task, limit_s: float) -> Verdict:
-        """Return the verdict on a case; what seems to hang is tried once more, as the machine may be busy."""
+        """Return the verdict on a case; what seems to hang is given thrice the time once, as the machine may be busy."""
         # The command's start takes seconds.
         limit_s = limit_s * 6 if task.is_whole else limit_s
         verdict = self._judge(task, limit_s)
-        return self._judge(task, limit_s) if verdict.outcome == "hang" else verdict
+        return self._judge(task, 3 * limit_s) if verdict.outcome == "hang" else verdict
 
     def _judge(self, task: Task, limit_s: float) -> Verdict:
         if self._connection is None or self._num_cases >= CASES_PER_WORKER:
