@@ -97,7 +97,7 @@ def decode_stored(data: bytes, out: Float32[np.ndarray, " T"]) -> None:
         AudioError: if the bytes are damaged, or hold another number of samples.
     """
     try:
-        with SequentialFile(io.BytesIO(data)) as file:
+        with SequentialFile(data) as file:
             is_ready = (file.samplerate, file.channels, file.frames) == (RATE_HZ, 1, len(out))
             # libsndfile decodes it at the rate that its head states.
             is_ready = is_ready and file.subtype != "OPUS"

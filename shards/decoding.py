@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 import soundfile as sf
@@ -36,8 +37,21 @@ DECODER_ERRORS = (sf.SoundFileError, RuntimeError, ValueError, TypeError, Assert
 """All that soundfile raises for the sake of a file's content."""
 
 
+class _Bytes(io.BytesIO):
+    """Bytes of which none lies before the first: what is raised in a callback is printed and lost.
+
+    A damaged header may send libsndfile there.
+    """
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return super().seek(max(0, offset) if whence == os.SEEK_SET else offset, whence)
+
+
 class SequentialFile(sf.SoundFile):
     """Read from its beginning to its end: soundfile seeks after each read, which many codecs cannot, or not exactly."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(_Bytes(data))
 
     def seekable(self) -> bool:
         """Return False, which keeps soundfile from seeking."""
@@ -167,7 +181,7 @@ def _counted(data: bytes, position: int) -> Stream:
 
 def _decode_stream(stream: Stream, num_bytes: int, num_before: int, name: str) -> tuple[np.ndarray, int]:
     """Return a stream's samples and rate, `num_before` samples of the same file having been decoded."""
-    with SequentialFile(io.BytesIO(stream.data)) as file:
+    with SequentialFile(stream.data) as file:
         if file.format in _UNVERIFIABLE:
             raise AudioError(
                 f"audio must be of a format whose length can be checked, but {name} is {file.format}, data of Matlab "

@@ -166,9 +166,9 @@ class _Beginning(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_END:
-            return self._file.seek(self._num_bytes + offset)
-        return self._file.seek(offset, whence)
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._num_bytes}[whence]
+        # Before the first byte, where a damaged header may send libsndfile, an exception would be printed and lost.
+        return self._file.seek(max(0, origin + offset))
 
     def tell(self) -> int:
         return self._file.tell()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from shards.errors import InputError
+from shards.shown import shown
 
 REPOSITORY = Path(__file__).parents[2]
 LONGEST_SENTENCE = 4000
@@ -181,7 +182,8 @@ def raises_input_error(action: Callable[[], object]) -> bool:
     try:
         action()
     except InputError as error:
-        check_sentence(str(error))
+        # As the command shows it.
+        check_sentence(shown(str(error)))
         return True
     return False
 

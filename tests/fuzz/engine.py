@@ -207,7 +207,7 @@ class Worker:
         self._num_cases = 0
 
     def judge(self, task: Task, limit_s: float) -> Verdict:
-        """Return the verdict on a case; what seems to hang is given thrice the time once, as the machine may be busy."""
+        """Return the verdict on a case; what seems to hang gets thrice the time once, as the machine may be busy."""
         # The command's start takes seconds.
         limit_s = limit_s * 6 if task.is_whole else limit_s
         verdict = self._judge(task, limit_s)

@@ -333,3 +333,15 @@ def test_boxes_by_the_million_are_refused(tmp_path, fake_ffmpeg, monkeypatch):
     (tmp_path / "a.m4a").write_bytes(MOVIE + struct.pack(">I4s", 8, b"free") * 2_000)
     with pytest.raises(AudioError, match="must have at most 1000 boxes"):
         load_file(tmp_path / "a.m4a")
+
+
+@pytest.mark.parametrize("stated", ["  -1024", "-999999", "      0", "9999999"])
+@pytest.mark.parametrize("read", [load_file, lambda path: load_part(path, Part(0.1, 0.2))])
+def test_a_header_that_begins_elsewhere_is_refused_without_another_word(tmp_path, capfd, stated, read):
+    buffer = io.BytesIO()
+    sf.write(buffer, NOISE, 16_000, format="NIST", subtype="PCM_16")
+    path = tmp_path / "x.wav"
+    path.write_bytes(buffer.getvalue().replace(b"   1024", stated.encode(), 1))
+    with pytest.raises(AudioError):
+        read(path)
+    assert capfd.readouterr() == ("", "")
