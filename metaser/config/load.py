@@ -96,14 +96,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     for part in parents:
         node = node[_position(node, part, told)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"override {told} does not fit: {part!r} holds {_told(node)}, not a section")
+            raise ConfigError(f"override {told} does not fit: {_told(part)} holds {_told(node)}, not a section")
     node[_position(node, last, told) if isinstance(node, list) else last] = _parse(text, override)
 
 
 def _position(items: list[Any], part: str, told: str) -> int:
     # Longer numbers are no places, and Python refuses to read very long ones.
     if not part.isdecimal() or len(part) > len(str(len(items))) or int(part) >= len(items):
-        raise ConfigError(f"override {told} must name one of the items 0 to {len(items) - 1}, got {part!r}")
+        raise ConfigError(f"override {told} must name one of the items 0 to {len(items) - 1}, got {_told(part)}")
     return int(part)
 
 
@@ -111,7 +111,7 @@ def _describe(error: ValidationError, whole: str) -> str:
     problems = []
     for problem in error.errors(include_url=False)[:_MAX_PROBLEMS]:
         where = shown(".".join(str(part) for part in problem["loc"]), _MAX_SHOWN) or whole
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _without_middle(problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "extra_forbidden":
             problems.append(f"{where}: unknown key (value {_told(problem['input'])})")
         elif problem["type"] in ("missing", "value_error"):
@@ -120,6 +120,11 @@ def _describe(error: ValidationError, whole: str) -> str:
             problems.append(f"{where}: {message}, got {_told(problem['input'])}")
     further = error.error_count() - len(problems)
     return "; ".join([*problems, f"and {further} more"] if further else problems)
+
+
+def _without_middle(message: str) -> str:
+    """Return what must hold and what came instead, which stand at the ends, without all of the names between them."""
+    return message if len(message) <= 4 * _MAX_SHOWN else f"{message[: 2 * _MAX_SHOWN]} ... {message[-_MAX_SHOWN:]}"
 
 
 def _told(value: Any) -> str:

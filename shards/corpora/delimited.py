@@ -286,7 +286,8 @@ def _swallowed(
 def _name_in(cells: Sequence[str], width: int, file_column: int) -> str:
     """Return what a row has in the column of files; nothing where it is too short to be one of `width`."""
     is_row = len(cells) > file_column and (len(cells) > 1 or width <= 1)
-    return tidy(cells[file_column]).strip('"').strip() if is_row else ""
+    # A row that NUL bytes damage is a row.
+    return tidy(cells[file_column].strip("\0")).strip('"').strip() if is_row else ""
 
 
 def _are_said(quoted: _Reading, literal: _Reading, separator: str, text_column: int | None) -> bool:

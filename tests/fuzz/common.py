@@ -98,7 +98,7 @@ def resign(path: Path) -> None:
                 file = marker.with_name(name)
                 record |= {"num_bytes": file.stat().st_size, "sha256": _sha256(file)}
             tree.pop("sha256", None)
-        except (ValueError, TypeError, LookupError, AttributeError, OSError):
+        except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError):
             return
         digest = hashlib.sha256(json.dumps(tree, indent=1, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()
         marker.write_text(json.dumps({**tree, "sha256": digest}, indent=1, ensure_ascii=False), errors="replace")

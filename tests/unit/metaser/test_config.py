@@ -268,3 +268,10 @@ def test_any_damage_to_a_file_is_taken_or_refused_in_one_sentence(tmp_path, data
 def test_an_encoder_has_a_name(tmp_path, name):
     with pytest.raises(ConfigError, match=r"model.encoder.*name: String should match pattern"):
         load_experiment(write(tmp_path, MINIMAL), [f"model.encoder={{kind: huggingface, name: {name}}}"])
+
+
+def test_a_message_is_of_bounded_length_and_keeps_its_ends(tmp_path):
+    named = {"tasks": [{**MINIMAL["tasks"][0], "name": "x" * 70_000}]}
+    with pytest.raises(ConfigError, match=r"must be one of the tasks .*xxx \.\.\. .*, got 'emotion'") as caught:
+        load_experiment(write(tmp_path, {**MINIMAL, **named, "main_task": "emotion"}))
+    assert len(str(caught.value)) < 1500

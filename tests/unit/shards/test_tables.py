@@ -92,6 +92,12 @@ def test_rows_swallowed_by_a_lone_quote_are_found_in_any_table(audio) -> None:
     assert [u.text for u in found] == ['"Nein', "Gut so", 'Ja"']
 
 
+def test_a_row_with_a_nul_byte_is_not_swallowed_either(audio) -> None:
+    found, rejected, _ = read(audio, 'file,text\n0.wav,"Nein\n1.wav\0,Gut so\n2.wav,Ja"\n')
+    assert [u.text for u in found] == ['"Nein', 'Ja"']
+    assert [r.source for r in rejected] == ["mine.csv row 3"]
+
+
 def test_what_can_be_read_in_two_ways_is_refused_until_it_is_said(audio) -> None:
     table = 'file,text\n0.wav,"well, yes"\n1.wav,"Nein\n2.wav,Ja"\n'
     with pytest.raises(CorpusError, match=r"must be read in one way.*--quotes double or --quotes none"):
