@@ -33,7 +33,6 @@ _BYTES_PER_S = 200_000
 _MAX_BOXES = 1_000_000
 """Of MPEG-4; streams that are cut into fragments have two or three a second."""
 _VALUE_BYTES = 4
-_MAX_COMPLAINT = 2_000
 _AU_HEADER = struct.Struct(">4s5I")
 _TS_PACKET_BYTES = 188
 _ROWS_OF_FRAMES = ("aac", "ac3", "eac3", "dts", "loas", "mpeg", "mpegts", "truehd", "wv")
