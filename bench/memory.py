@@ -23,7 +23,7 @@ import torch
 from metaser.config.schema import LogMelEncoderConfig, ModelConfig, ParallelConfig, StageConfig
 from metaser.distributed import dist_info
 from metaser.model.metaser import build_model
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from metaser.train.engine import Processes, build_engine
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters

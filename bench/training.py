@@ -22,8 +22,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from metaser.config.schema import HuggingFaceEncoderConfig, LearningRates, ModelConfig, ParallelConfig, StageConfig
 from metaser.distributed import dist_info
 from metaser.model.metaser import build_model
-from metaser.targets import TaskTarget
-from metaser.tasks import CTC_SPECIAL, TaskSpec
+from metaser.tasks.ctc import SPECIAL as CTC_SPECIAL
+from metaser.tasks.kind import TaskTarget
+from metaser.tasks.spec import TaskSpec
 from metaser.train.engine import Engine, Processes
 from metaser.train.objective import slot_loss
 from metaser.train.optim import build_optimizer

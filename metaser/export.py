@@ -14,13 +14,14 @@ import numpy as np
 
 from metaser.config.schema import ExperimentConfig, HuggingFaceEncoderConfig, StageConfig
 from metaser.eval.claims import describe_rules
-from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, rounded, selected_value
+from metaser.eval.metrics import rounded, selected_value
 from metaser.markdown import code, plain, table
 from metaser.model.metaser import MetaSERModel
 from metaser.record import DataRecord, PartRecord, read_record
 from metaser.rundir import RunDir, write_whole, writing
 from metaser.start import describe_start, known_start
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
 from shards.config import DataConfig
 from shards.inputfile import MAX_SETTINGS_BYTES, read_regular
@@ -147,7 +148,7 @@ def _summary(config: ExperimentConfig) -> str:
 
 
 def _task_row(spec: TaskSpec) -> list[str]:
-    labels = f"{len(spec.labels) - 2} characters" if spec.kind == "ctc" else ", ".join(spec.labels)
+    labels = kind_of(spec).describe_outputs(spec)
     merged = f" ({', '.join(f'{old} counts as {new}' for old, new in spec.merge.items())})" if spec.merge else ""
     return [spec.name, spec.kind, labels + merged]
 
@@ -290,7 +291,7 @@ def _metrics_table(specs: Sequence[TaskSpec], tasks: Mapping[str, Mapping[str, A
         if metrics is None:
             continue
         values = ", ".join(
-            f"{METRIC_TITLES[name]} {rounded(metrics.get(name))}" for name in HEADLINE_METRICS[spec.kind]
+            f"{metric.title} {rounded(metrics.get(name))}" for name, metric in kind_of(spec).metrics.items()
         )
         rows.append([spec.name, str(metrics["num_utterances"]), values, _interval(metrics)])
     return table(["task", "utterances", "metrics", "UA, 95 % interval"], rows)

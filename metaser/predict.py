@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from metaser.errors import ConfigError
-from metaser.eval.evaluate import greedy_text, predict_task
 from metaser.model.exported import load_export
 from metaser.model.metaser import MetaSERModel
-from metaser.tasks import TaskSpec
-from metaser.windows import WindowOutput, choose_windows, join_frames, join_windows, silent_characters
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.spec import TaskSpec
+from metaser.windows import JoinedOutput, WindowOutput, choose_windows, join_windows
 from shards.corpora.said import SIDES
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
@@ -55,7 +55,7 @@ class FilePrediction:
     file: str
     duration_s: float | None
     tasks: dict[str, dict[str, Any]]
-    """classification: `label` and `probabilities`; ctc: `text`; regression: the fields' values."""
+    """By task what its kind's `answer` returns: `label` and `probabilities`, `text`, the fields' values, `frames`."""
     error: str | None = None
     channel: int | Literal["mix"] | None = None
     """Counted from 1; `mix` is the mean of several."""
@@ -141,7 +141,7 @@ class _Heard(NamedTuple):
     end: int
     tasks: dict[str, dict[str, Any]]
     logits: dict[str, Tensor] | None
-    """Without a batch dimension; ctc: the best character of each frame, which alphabets of thousands cannot fill."""
+    """Without a batch dimension, condensed by each task's kind."""
 
 
 def _predict_track(
@@ -188,7 +188,6 @@ def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> 
     with torch.inference_mode():
         output = model(wave_BT, torch.tensor([len(samples_T)], device=model.device))
     logits = {name: values.cpu() for name, values in output.logits.items()}
-    num_frames_B = output.num_frames_B.cpu()
     for name, values in logits.items():
         if not bool(torch.isfinite(values).all()):
             raise AudioError(
@@ -196,40 +195,23 @@ def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> 
                 f"{start / RATE_HZ:g} s on; its weights or the samples are too large to compute with: correct the "
                 "file, or export the model again"
             )
-    tasks = {
-        spec.name: _answer(spec, *predict_task(spec, logits[spec.name], num_frames_B)[0]) for spec in model.task_specs
-    }
-    for spec in model.task_specs:
-        if spec.kind == "ctc":
-            logits[spec.name] = logits[spec.name].argmax(dim=-1)
-    return _Heard(start, end, tasks, {name: values[0] for name, values in logits.items()})
+    num_frames = dict.fromkeys(logits, int(output.num_frames_B[0]))
+    tasks = _answers(model.task_specs, JoinedOutput(logits, num_frames))
+    condensed = {spec.name: kind_of(spec).condense(logits[spec.name])[0] for spec in model.task_specs}
+    return _Heard(start, end, tasks, condensed)
 
 
 def _joined_tasks(model: MetaSERModel, heard: Sequence[_Heard], windows: Sequence[Window]) -> dict[str, dict[str, Any]]:
-    hop_samples = model.encoder.hop_samples
     outputs = [WindowOutput(window, part.logits) for window, part in zip(windows, heard, strict=True)]
-    pooled = [spec for spec in model.task_specs if spec.kind != "ctc"]
-    whole = join_windows(pooled, outputs, hop_samples=hop_samples)
-    tasks = {}
-    for spec in model.task_specs:
-        if spec.kind == "ctc":
-            best = [None if part.logits is None else part.logits[spec.name] for part in heard]
-            gap = torch.tensor(silent_characters(spec))
-            text = greedy_text(spec, join_frames(windows, best, gap, hop_samples).tolist())
-            tasks[spec.name] = _answer(spec, text, None)
-        else:
-            tasks[spec.name] = _answer(spec, *predict_task(spec, whole.logits[spec.name], whole.num_frames_B)[0])
-    return tasks
+    return _answers(model.task_specs, join_windows(model.task_specs, outputs, hop_samples=model.encoder.hop_samples))
 
 
-def _answer(
-    spec: TaskSpec, prediction: str | tuple[float, ...], probabilities: tuple[float, ...] | None
-) -> dict[str, Any]:
-    if spec.kind == "classification":
-        return {"label": prediction, "probabilities": dict(zip(spec.labels, probabilities or (), strict=True))}
-    if spec.kind == "ctc":
-        return {"text": prediction}
-    return dict(zip(spec.labels, prediction, strict=True))
+def _answers(specs: Sequence[TaskSpec], output: JoinedOutput) -> dict[str, dict[str, Any]]:
+    answers = {}
+    for spec in specs:
+        (said,) = kind_of(spec).predictions(spec, output.logits[spec.name], output.frames_of(spec.name))
+        answers[spec.name] = kind_of(spec).answer(spec, *said)
+    return answers
 
 
 def _notes(file: str, track: Track, channel: int | None, heard: Sequence[_Heard]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.rundir import RunDir, parse_json, read_json, reading, write_whole, writing
 from metaser.sums import file_sha256, sealed_json
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from metaser.train.stage import select_utterances
 from shards.index import Index
 from shards.kinship import Material

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metaser.eval.metrics import interval_over_speakers
+from metaser.tasks.interval import interval_over_speakers
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -12,6 +12,7 @@ from launch.words import say, tell_data, tell_json
 
 if TYPE_CHECKING:
     from metaser.predict import FilePrediction
+    from metaser.tasks.spec import TaskSpec
 
 
 def predict(
@@ -47,10 +48,9 @@ def predict(
         if output_format == "jsonl":
             failed = _print_jsonl(predictions)
         elif output_format == "csv":
-            columns = [f"{spec.name}.{column}" for spec in loaded.task_specs for column in _columns(spec)]
-            failed = _print_csv(predictions, columns, per_window=per_window)
+            failed = _print_csv(predictions, loaded.task_specs, per_window=per_window)
         else:
-            failed = _print_table(predictions, loaded.config.main_task, per_window=per_window)
+            failed = _print_table(predictions, loaded.task_specs, loaded.config.main_task, per_window=per_window)
     if failed:
         raise typer.Exit(2)
 
@@ -85,18 +85,7 @@ def _json_line(prediction: FilePrediction) -> dict[str, Any]:
     return line | prediction.tasks
 
 
-def _columns(spec: Any) -> list[str]:
-    if spec.kind == "classification":
-        return ["label", *(_share_column(label) for label in spec.labels)]
-    return ["text"] if spec.kind == "ctc" else list(spec.labels)
-
-
-def _share_column(label: str) -> str:
-    # A class may be called so, too.
-    return "probability.label" if label == "label" else label
-
-
-def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per_window: bool) -> bool:
+def _print_csv(predictions: Iterator[FilePrediction], specs: Sequence[TaskSpec], *, per_window: bool) -> bool:
     from metaser.eval.predictions import csv_line
     from shards.shown import shown
 
@@ -108,7 +97,7 @@ def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per
 
     failed = False
     times = ["start_s", "end_s"] if per_window else []
-    names = ["file", "duration_s", *columns, "error", "channel", "num_windows", *times]
+    names = ["file", "duration_s", *_csv_columns(specs), "error", "channel", "num_windows", *times]
     write(names)
     for prediction in predictions:
         failed |= prediction.error is not None
@@ -122,36 +111,44 @@ def _print_csv(predictions: Iterator[FilePrediction], columns: list[str], *, per
         if per_window and prediction.windows:
             for window in prediction.windows:
                 times_s = {"start_s": window.start_s, "end_s": window.end_s}
-                write(map((row | times_s | _csv_cells(window.tasks)).get, names))
+                write(map((row | times_s | _csv_cells(specs, window.tasks)).get, names))
         else:
-            write(map((row | _csv_cells(prediction.tasks)).get, names))
+            write(map((row | _csv_cells(specs, prediction.tasks)).get, names))
     return failed
 
 
-def _csv_cells(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    cells: dict[str, Any] = {}
-    for task, values in tasks.items():
-        shares = values.get("probabilities", {})
-        cells |= {f"{task}.{name}": value for name, value in values.items() if name != "probabilities"}
-        cells |= {f"{task}.{_share_column(label)}": share for label, share in shares.items()}
-    return cells
+def _csv_cells(specs: Sequence[TaskSpec], tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the answers by the names of `_csv_columns`; a silent window has none."""
+    from metaser.tasks.kinds import kind_of
+
+    cells = [cell for spec in specs if spec.name in tasks for cell in kind_of(spec).answer_cells(tasks[spec.name])]
+    return dict(zip(_csv_columns(specs), cells, strict=True)) if cells else {}
 
 
-def _print_table(predictions: Iterator[FilePrediction], main_task: str, *, per_window: bool) -> bool:
+def _csv_columns(specs: Sequence[TaskSpec]) -> list[str]:
+    from metaser.tasks.kinds import kind_of
+
+    return [f"{spec.name}.{column}" for spec in specs for column in kind_of(spec).answer_columns(spec)]
+
+
+def _print_table(
+    predictions: Iterator[FilePrediction], specs: Sequence[TaskSpec], main_task: str, *, per_window: bool
+) -> bool:
     from rich.console import Console
 
+    from metaser.tasks.kinds import kind_of
     from shards.shown import shown_table
 
     rows = list(predictions)
     good = [row for row in rows if row.error is None]
     if good:
-        main = good[0].tasks[main_task]
-        labels = list(main.get("probabilities", {}))
-        others = [task for task in good[0].tasks if task != main_task]
+        main = next(spec for spec in specs if spec.name == main_task)
+        others = [spec for spec in specs if spec.name != main_task]
         has_channels = any(row.channel is not None for row in good)
         has_windows = any(len(row.windows) > 1 for row in good)
         where = [*(["channel"] if has_channels else []), *(["windows"] if has_windows or per_window else [])]
-        titles = ["file", *where, *([main_task, *labels] if labels else list(main)), *others]
+        wide = kind_of(main).wide(good[0].tasks[main_task])
+        titles = ["file", *where, *(title or main_task for title in wide), *(spec.name for spec in others)]
         lines = []
         for row in good:
             for part, tasks in _parts(row, per_window=per_window):
@@ -159,7 +156,7 @@ def _print_table(predictions: Iterator[FilePrediction], main_task: str, *, per_w
                     *([str(row.channel or "")] if has_channels else []),
                     *([part] if len(where) > has_channels else []),
                 ]
-                lines.append([row.file, *place, *_cells(tasks, main_task, labels, others)])
+                lines.append([row.file, *place, *_cells(main, others, tasks)])
         Console().print(shown_table(titles, lines))
     for row in rows:
         if row.error is not None:
@@ -174,18 +171,10 @@ def _parts(row: FilePrediction, *, per_window: bool) -> Iterator[tuple[str, dict
         yield f"{window.start_s:.2f}-{window.end_s:.2f} s", window.tasks
 
 
-def _cells(tasks: dict[str, dict[str, Any]], main_task: str, labels: list[str], others: list[str]) -> list[str]:
+def _cells(main: TaskSpec, others: Sequence[TaskSpec], tasks: dict[str, dict[str, Any]]) -> list[str]:
+    from metaser.tasks.kinds import kind_of
+
     if not tasks:
         return ["silent"]
-    values = tasks[main_task]
-    if labels:
-        main = [values["label"], *(f"{values['probabilities'][label]:.3f}" for label in labels)]
-    else:
-        main = [f"{value:.3f}" for value in values.values()]
-    return [*main, *(_brief(tasks[task]) for task in others)]
-
-
-def _brief(values: dict[str, Any]) -> str:
-    if "label" in values:
-        return f"{values['label']} {values['probabilities'][values['label']]:.2f}"
-    return values["text"] if "text" in values else " ".join(f"{value:.2f}" for value in values.values())
+    wide = kind_of(main).wide(tasks[main.name])
+    return [*wide.values(), *(kind_of(spec).brief(tasks[spec.name]) for spec in others)]

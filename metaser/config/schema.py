@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from metaser.config.augment import AugmentConfig
+from metaser.tasks.kinds import AnyTask
 from shards.config import DataConfig, PathText, SamplingConfig, Section
-from shards.labels import AGE_GROUPS, FOUR_EMOTIONS, GENDERS, STYLES
 
 # ---------------------------------------------------------------- model
 
@@ -100,92 +100,6 @@ class ModelConfig(Section):
     head_width: _Width = 128
     """Hidden width of the main task's classifier."""
 
-
-# ---------------------------------------------------------------- tasks
-
-_BUILT_IN_LABELS: dict[str, tuple[str, ...]] = {
-    "emotion": FOUR_EMOTIONS,
-    "gender": GENDERS,
-    "style": STYLES,
-    "age_group": AGE_GROUPS,
-    "intensity": ("normal", "strong"),
-}
-
-
-class CtcTask(Section):
-    """Recognise characters with CTC; the alphabet is that of the training text, case-folded."""
-
-    kind: Literal["ctc"]
-    name: str = "asr"
-    field: str = "text"
-
-
-class ClassificationTask(Section):
-    """Choose one of `labels`."""
-
-    kind: Literal["classification"]
-    name: str
-    field: str = ""
-    """Metadata field; empty means the task's name."""
-    labels: Literal["all"] | tuple[str, ...] = ()
-    """In the order of the logits, any words. `all`: the sorted values of the training utterances of the stages that
-    weigh the task. Empty: the built-in inventory of this field, or (`speaker`, `language`, `session`, `extra.*`) the
-    sorted values of the training set."""
-    merge: dict[str, str] = Field(default_factory=dict)
-    """Metadata values that count as one of the labels: `{excitement: happiness}` is IEMOCAP's usual four-class set."""
-    class_weights: Literal["balanced"] | tuple[PositiveFloat, ...] | None = None
-    """`balanced` weighs by inverse frequency in the training set."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, values: dict[str, object]) -> dict[str, object]:
-        filled = dict(values)
-        filled["field"] = values.get("field") or values.get("name", "")
-        if not values.get("labels"):
-            filled["labels"] = _BUILT_IN_LABELS.get(str(filled["field"]), ())
-        return filled
-
-    @property
-    def listed(self) -> tuple[str, ...]:
-        """The labels as far as the experiment says them; empty where the data does."""
-        return () if self.labels == "all" else self.labels
-
-    @property
-    def has_own_labels(self) -> bool:
-        """Whether someone chose these labels, as opposed to the inventory that the field has anyway."""
-        return self.listed not in ((), _BUILT_IN_LABELS.get(self.field))
-
-    @model_validator(mode="after")
-    def _check(self) -> ClassificationTask:
-        labels = self.listed
-        if len(set(labels)) != len(labels) or len(labels) == 1:
-            raise ValueError(f"labels must be at least two different words, or `all`, got {list(labels)}")
-        strange = sorted(set(self.merge.values()) - set(labels)) if labels else []
-        if strange:
-            raise ValueError(f"merge must lead to labels, which are {list(labels)}, but leads to {strange}")
-        both = sorted(set(self.merge) & {*labels, *self.merge.values()})
-        if both:
-            raise ValueError(f"merge must rename values that are no labels, but {both} are; remove them from one place")
-        if isinstance(self.class_weights, tuple) and not labels:
-            raise ValueError("class_weights as a list follows the order of labels, which must be a list, too")
-        if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(labels):
-            raise ValueError(f"class_weights has {len(self.class_weights)} values for {len(labels)} labels")
-        return self
-
-
-class RegressionTask(Section):
-    """Predict numbers by squared error; CCC is the metric."""
-
-    kind: Literal["regression"]
-    name: str = "affect"
-    fields: tuple[str, ...] = ("valence", "arousal", "dominance")
-    offset: float = 0.0
-    scale: PositiveFloat = 1.0
-    """The model sees (value - offset) / scale."""
-
-
-TaskConfig = Annotated[CtcTask | ClassificationTask | RegressionTask, Field(discriminator="kind")]
 
 # ---------------------------------------------------------------- stages
 
@@ -315,7 +229,7 @@ class ExperimentConfig(Section):
     what else does not fit starts fresh."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
-    tasks: tuple[TaskConfig, ...]
+    tasks: tuple[AnyTask, ...]
     main_task: str = "emotion"
     """The task whose stream co-attends to the others."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)

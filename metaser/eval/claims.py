@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaser.config.schema import ExperimentConfig
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.spec import TaskSpec
 from shards.config import LeaveOneOut, RandomSpeakers, SplitRule
 from shards.errors import SplitError
 from shards.kinship import Kinship
@@ -91,7 +92,7 @@ def kinship_notes(kin: Kinship, specs: Sequence[TaskSpec], main_task: str) -> li
             "with judged ones: dialogue partners of theirs may have trained the model"
         )
     if kin.num_texts:
-        flattered = "WER, CER and perhaps " if any(spec.kind == "ctc" for spec in specs) else "perhaps "
+        flattered = "WER, CER and perhaps " if any(kind_of(spec).is_text for spec in specs) else "perhaps "
         notes.append(_texts_note(kin.num_texts, kin.num_with_text, f"{flattered}{main_task}"))
     return notes
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import NonNegativeInt
 
-from metaser.config.schema import ClassificationTask, ExperimentConfig, StageConfig
+from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
-from metaser.tasks import TaskSpec, count_words
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.spec import TaskConfig, TaskSpec, count_words
 from shards.config import Section
 from shards.filter import select_rows
 from shards.index import Index
@@ -78,7 +79,7 @@ def all_left_out(config: ExperimentConfig, specs: Sequence[TaskSpec], index: Ind
     """
     found = {}
     for spec in specs:
-        if spec.kind == "classification" and spec.fields[0] not in _HELD_APART:
+        if kind_of(spec).has_classes and spec.fields[0] not in _HELD_APART:
             counts = label_counts(spec, index.take(np.flatnonzero(weighing_rows(config, spec.name, index))))
             words = Counter({word: count for word, count in counts.items() if word not in spec.labels})
             found[spec.name] = LeftOut.of(words, counts.total(), words.total())
@@ -105,12 +106,12 @@ def check_labels(
 
     Raises:
         TrainingError: if training has no utterance of a label that someone chose; of a field's own inventory
-            (`ClassificationTask.has_own_labels`) it is a note.
+            (`TaskConfig.has_own_labels`) it is a note.
     """
     left_out = all_left_out(config, specs, index)
     notes = [part.describe(name) for name, part in left_out.items() if part.num_left_out]
     for task, spec in zip(config.tasks, specs, strict=True):
-        if not isinstance(task, ClassificationTask):
+        if not kind_of(spec).has_classes:
             continue
         admitted = weighing_rows(config, task.name, index)
         if not admitted.any():
@@ -125,7 +126,7 @@ def check_labels(
     return notes
 
 
-def _untrained(task: ClassificationTask, spec: TaskSpec, counts: Mapping[str, Counter[str]]) -> list[str]:
+def _untrained(task: TaskConfig, spec: TaskSpec, counts: Mapping[str, Counter[str]]) -> list[str]:
     untrained = [label for label in spec.labels if not counts["train"][label]]
     if not untrained:
         return []

@@ -24,7 +24,6 @@ from metaser.errors import ConfigError, RunError
 from metaser.eval.claims import FoldClaims, pooled_claims
 from metaser.eval.coverage import LeftOut, add_left_out
 from metaser.eval.figures import confusion_figure
-from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
 from metaser.eval.predictions import PREDICTIONS, REPORT, read_covered, read_predictions
 from metaser.eval.report import build_report, write_report
 from metaser.progress import is_finished
@@ -39,7 +38,9 @@ from metaser.rundir import (
     writing,
 )
 from metaser.sums import sealed_json
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.results import UtteranceResult
+from metaser.tasks.spec import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
 from shards.index import Index, load_index
@@ -314,7 +315,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         run={"folder": plan.root.name, "seed": config.seed},
         left_out=add_left_out([report.left_out for report in reports]),
     )
-    metrics = HEADLINE_METRICS[spec.kind]
+    metrics = kind_of(spec).metrics
     folds: list[dict[str, Any]] = [
         {
             "fold": number,

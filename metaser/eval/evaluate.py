@@ -8,13 +8,15 @@ import numpy as np
 import torch
 
 from metaser.errors import TrainingError
-from metaser.eval.metrics import TaskResult, UtteranceResult
 from metaser.model.metaser import MetaSEROutput
-from metaser.targets import Targets, TaskTarget
-from metaser.tasks import CTC_BLANK, CTC_UNKNOWN, TaskSpec
+from metaser.targets import Targets
+from metaser.tasks.kind import TaskTarget
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.results import TaskResult, UtteranceResult
+from metaser.tasks.spec import TaskSpec
 from metaser.train.engine import Processes
 from metaser.train.objective import utterance_losses
-from metaser.windows import WindowOutput, join_windows
+from metaser.windows import JoinedOutput, WindowOutput, join_windows
 from shards.batch import Batch
 from shards.config import DataConfig
 from shards.errors import ShardError
@@ -26,7 +28,6 @@ from shards.windows import FRAME_SAMPLES, Windowing, is_silent
 
 GROUP_FIELDS = ("gender", "age_group", "language", "corpus", "extra.split_set")
 """Results are compared by these; `extra.split_set` tells MSP-Podcast's several test sets apart."""
-UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 Forward = Callable[[Batch], MetaSEROutput]
 
@@ -72,12 +73,11 @@ def evaluate(
             output = forward(on_device)
         if bool(batch.valid_B.all()):
             items = batch.items_B.numpy()
+            said: MetaSEROutput | JoinedOutput | None = output
             if joiner.is_cut(items):
-                whole = joiner.add(batch, output)
-                if whole is None:
-                    continue
-                items, output = items[:1], whole
-            mine.extend(utterance_results(specs, index, items, output, targets))
+                items, said = items[:1], joiner.add(batch, output)
+            if said is not None:
+                mine.extend(utterance_results(specs, index, items, said, targets))
     results = sorted((result for part in processes.gather(mine) for result in part), key=lambda result: result.key)
     expected = sorted(index.values("key"))
     if [result.key for result in results] != expected:
@@ -100,7 +100,7 @@ class _Joiner:
         """Return whether a batch of `items` holds windows of an utterance."""
         return self._windowing is not None and bool(self._index.num_samples[items[0]] > self._windowing.length)
 
-    def add(self, batch: Batch, output: MetaSEROutput) -> MetaSEROutput | None:
+    def add(self, batch: Batch, output: MetaSEROutput) -> JoinedOutput | None:
         """Take in the next windows; return what all of them say once the last is there."""
         if self._windowing is None:
             return None
@@ -124,7 +124,11 @@ class _Joiner:
 
 
 def utterance_results(
-    specs: Sequence[TaskSpec], index: Index, items: np.ndarray, output: MetaSEROutput, targets: Targets
+    specs: Sequence[TaskSpec],
+    index: Index,
+    items: np.ndarray,
+    output: MetaSEROutput | JoinedOutput,
+    targets: Targets,
 ) -> Iterator[UtteranceResult]:
     """Yield what the model's `output` says about the utterances of `index` at `items`, in that order."""
     part = index.take(items)
@@ -134,7 +138,7 @@ def utterance_results(
             spec,
             part,
             output.logits[spec.name],
-            output.num_frames_B,
+            output.frames_of(spec.name),
             target_of[spec.name],
             targets.weights(spec.name, items),
         )
@@ -171,13 +175,8 @@ def _task_results(
     _check_finite(spec, part, logits, num_frames_B)
     losses = utterance_losses(spec, logits, num_frames_B, target.to(logits.device)).cpu().tolist()
     has_label = (target.lengths_B > 0).tolist()
-    predictions = predict_task(spec, logits.cpu(), num_frames_B.cpu())
-    if spec.kind == "regression":
-        references: list[str | tuple[float | None, ...] | None] = [
-            tuple(row) for row in zip(*(part.values(field) for field in spec.fields), strict=True)
-        ]
-    else:
-        references = [None if value is None else spec.label_of(value) for value in part.values(spec.fields[0])]
+    predictions = kind_of(spec).predictions(spec, logits.cpu(), num_frames_B.cpu())
+    references = kind_of(spec).references(spec, part, target, num_frames_B.cpu())
     return [
         TaskResult(
             reference=reference if known else None,
@@ -198,9 +197,8 @@ def _check_finite(spec: TaskSpec, part: Index, logits: torch.Tensor, num_frames_
     Raises:
         TrainingError: if there are some.
     """
-    answers = logits.float() * spec.scale + spec.offset if spec.kind == "regression" else logits
-    is_finite = torch.isfinite(answers).all(dim=-1)
-    if spec.kind == "ctc":
+    is_finite = torch.isfinite(kind_of(spec).numbers(spec, logits)).all(dim=-1)
+    if kind_of(spec).per_frame:
         # Behind an utterance's own frames stands anything.
         frames_L = torch.arange(logits.shape[1], device=logits.device)
         is_finite = (is_finite | (frames_L >= num_frames_B.to(logits.device)[:, None])).all(dim=-1)
@@ -210,32 +208,3 @@ def _check_finite(spec: TaskSpec, part: Index, logits: torch.Tensor, num_frames_
             f"a model must answer in numbers, but its {spec.name} of {key!r} is NaN or infinite: its weights or the "
             "samples are too large to compute with; train it anew, with a lower learning rate if it came to that here"
         )
-
-
-def predict_task(
-    spec: TaskSpec, logits: torch.Tensor, num_frames_B: torch.Tensor
-) -> list[tuple[str | tuple[float, ...], tuple[float, ...] | None]]:
-    """Return each utterance's prediction and, for classification, the probabilities in label order."""
-    if spec.kind == "ctc":
-        best_BL = logits.argmax(dim=-1).tolist()
-        lengths = num_frames_B.tolist()
-        return [(greedy_text(spec, row[:length]), None) for row, length in zip(best_BL, lengths, strict=True)]
-    if spec.kind == "classification":
-        probabilities_BC = logits.float().softmax(dim=-1)
-        return [
-            (spec.labels[number], tuple(row))
-            for number, row in zip(probabilities_BC.argmax(dim=-1).tolist(), probabilities_BC.tolist(), strict=True)
-        ]
-    values_BF = logits.float() * spec.scale + spec.offset
-    return [(tuple(row), None) for row in values_BF.tolist()]
-
-
-def greedy_text(spec: TaskSpec, frames: Sequence[int]) -> str:
-    """Return the text of the best CTC path: repeats merged, blanks dropped (Graves et al. 2006)."""
-    previous = CTC_BLANK
-    characters = []
-    for number in frames:
-        if number not in (previous, CTC_BLANK):
-            characters.append(UNKNOWN_CHARACTER if number == CTC_UNKNOWN else spec.labels[number])
-        previous = number
-    return "".join(characters)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from metaser.errors import RunError
+from metaser.tasks.kinds import KINDS
 from shards.shown import shown
 
 MAX_NUMBERED_CELLS = 200
@@ -26,8 +27,6 @@ _MAX_CURVE_POINTS = 200
 _DPI = 150
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _GREY = "#555555"
-_CURVE_METRICS = ("ua", "cer", "ccc")
-"""The one metric per kind of task that the lower panel shows."""
 
 
 def confusion_figure(labels: Sequence[str], confusion: Sequence[Sequence[int]], path: Path, title: str) -> None:
@@ -96,7 +95,7 @@ def curves_figure(metrics_lines: Iterable[Mapping[str, Any]], path: Path) -> Non
             points = [(offset + line["step"], line.get("losses", {}).get(name)) for line in steps]
             upper.plot(*_thinned(points), color=colour_of[name], linewidth=1.2, label=shown(f"{name} (train)"))
         for name in task_names:
-            for metric in _CURVE_METRICS:
+            for metric in [kind.curve for kind in KINDS.values()]:
                 points = [
                     (offset + line["step"], line["dev"].get("tasks", {}).get(name, {}).get(metric)) for line in devs
                 ]

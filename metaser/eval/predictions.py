@@ -10,19 +10,19 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from metaser.config.schema import RegressionTask, TaskConfig
 from metaser.errors import RunError
-from metaser.eval.metrics import TaskResult, UtteranceResult
 from metaser.rundir import read_bytes
 from metaser.sums import SUMS, SumsError, check_sum, read_sums
-from metaser.tasks import TaskSpec
+from metaser.tasks.kind import exact, finite
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.results import TaskResult, UtteranceResult
+from metaser.tasks.spec import TaskConfig, TaskSpec
 from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
@@ -63,21 +63,16 @@ def predictions_csv(results: Sequence[UtteranceResult], specs: Sequence[TaskSpec
     answered = [spec for spec in specs if any(spec.name in result.tasks for result in results)]
     header = ["key", "corpus", "speaker", *(f"{_GROUP}{field}" for field in fields), "duration_s"]
     for spec in answered:
-        header += [f"{column}.{side}" for column in _columns(spec) for side in ("reference", "prediction")]
-        if spec.kind == "classification":
-            header += [f"{spec.name}.probability.{label}" for label in spec.labels]
+        header += [f"{column}.{side}" for column in kind_of(spec).columns(spec) for side in ("reference", "prediction")]
+        header += [f"{spec.name}.probability.{label}" for label in kind_of(spec).shares(spec)]
     rows: list[list[str | None]] = [[*header]]
     for result in sorted(results, key=lambda result: result.key):
         row = [result.key, result.corpus, result.speaker, *(result.groups.get(field) for field in fields)]
-        row.append(_exact(result.duration_s))
+        row.append(exact(result.duration_s))
         for spec in answered:
             row += _cells(spec, result.tasks.get(spec.name))
         rows.append(row)
     return "".join(csv_line(row) for row in rows)
-
-
-def _columns(spec: TaskSpec) -> list[str]:
-    return [f"{spec.name}.{field}" for field in spec.fields] if spec.kind == "regression" else [spec.name]
 
 
 def csv_line(row: Iterable[object]) -> str:
@@ -113,21 +108,12 @@ def _read(cell: str) -> str:
 
 
 def _cells(spec: TaskSpec, task: TaskResult | None) -> list[str | None]:
-    num_shares = len(spec.labels) if spec.kind == "classification" else 0
+    kind = kind_of(spec)
+    num_shares = len(kind.shares(spec))
     if task is None:
-        return [None] * (2 * len(_columns(spec)) + num_shares)
-    if isinstance(task.prediction, tuple):
-        references = task.reference if isinstance(task.reference, tuple) else (None,) * len(task.prediction)
-        pairs = zip(references, task.prediction, strict=True)
-        return [None if value is None else _exact(value) for pair in pairs for value in pair]
-    reference = None if task.reference is None else str(task.reference)
-    shares = [None] * num_shares if task.probabilities is None else [_exact(share) for share in task.probabilities]
-    return [reference, task.prediction, *shares]
-
-
-def _exact(value: float) -> str:
-    """Return the shortest text that is read as the same number."""
-    return repr(float(value)).removesuffix(".0")
+        return [None] * (2 * len(kind.columns(spec)) + num_shares)
+    shares = [None] * num_shares if task.probabilities is None else [exact(share) for share in task.probabilities]
+    return [*kind.cells(task), *shares]
 
 
 def read_predictions(path: Path, tasks: Sequence[TaskConfig]) -> tuple[list[TaskSpec], list[UtteranceResult]]:
@@ -162,9 +148,10 @@ def _refuse_repeated(what: str, words: Sequence[str]) -> None:
 def _spec(task: TaskConfig, header: Sequence[str]) -> TaskSpec | None:
     prefix = f"{task.name}.probability."
     labels = tuple(name.removeprefix(prefix) for name in header if name.startswith(prefix))
-    fields = task.fields if isinstance(task, RegressionTask) else (task.field,)
+    # Where no label is in the header, the task's field stands for them.
+    fields = task.metadata_fields
     spec = TaskSpec(name=task.name, kind=task.kind, fields=fields, labels=labels or fields)
-    return spec if f"{_columns(spec)[0]}.prediction" in header else None
+    return spec if f"{kind_of(spec).columns(spec)[0]}.prediction" in header else None
 
 
 def _named(header: Sequence[str], row: Sequence[str]) -> dict[str, str]:
@@ -182,42 +169,29 @@ def _result(row: Mapping[str, str], specs: Sequence[TaskSpec]) -> UtteranceResul
         speaker=row["speaker"] or None,
         groups={**groups, "corpus": row["corpus"]},
         # Earlier files have neither groups nor durations.
-        duration_s=_finite(row.get("duration_s") or "0"),
+        duration_s=finite(row.get("duration_s") or "0"),
         tasks=tasks,
     )
 
 
 def _task(row: Mapping[str, str], spec: TaskSpec) -> TaskResult | None:
     """Return the answer; None where a stage's filter kept the utterance from this task."""
-    references = [row[f"{column}.reference"] or None for column in _columns(spec)]
-    predictions = [row[f"{column}.prediction"] for column in _columns(spec)]
+    kind = kind_of(spec)
+    references = [row[f"{column}.reference"] or None for column in kind.columns(spec)]
+    predictions = [row[f"{column}.prediction"] for column in kind.columns(spec)]
     if not any([*references, *predictions]):
         return None
-    if spec.kind == "regression":
-        numbers = tuple(None if value is None else _finite(value) for value in references)
-        is_labelled = any(number is not None for number in numbers)
-        return TaskResult(numbers if is_labelled else None, tuple(map(_finite, predictions)), None, None)
-    if spec.kind == "ctc":
-        return TaskResult(references[0], predictions[0], None, None)
-    cells = [row[f"{spec.name}.probability.{label}"] for label in spec.labels]
-    # Where no label is in the header, the task's field stands for them.
-    for word in (references[0], predictions[0]):
-        if word is not None and word not in spec.labels:
-            raise ValueError(f"{word!r} of {row['key']!r} is no label of {spec.name}")
-    return TaskResult(references[0], predictions[0], _shares(cells, row["key"]), None)
+    cells = [row[f"{spec.name}.probability.{label}"] for label in kind.shares(spec)]
+    try:
+        return kind.parse(spec, references, predictions, _probabilities(cells))
+    except ValueError as error:
+        raise ValueError(f"in the row of {row['key']!r} {error}") from error
 
 
-def _shares(cells: Sequence[str], key: str) -> tuple[float, ...] | None:
+def _probabilities(cells: Sequence[str]) -> tuple[float, ...] | None:
     if not any(cells):
         return None
-    shares = tuple(map(_finite, cells))
+    shares = tuple(map(finite, cells))
     if min(shares) < 0 or abs(sum(shares) - 1) > _ROUNDING:
-        raise ValueError(f"the probabilities of {key!r} must be 0 or more and sum to 1, got a sum of {sum(shares):g}")
+        raise ValueError(f"probabilities must be 0 or more and sum to 1, got a sum of {sum(shares):g}")
     return shares
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"a number must be finite, got {text!r}")
-    return number

@@ -17,12 +17,14 @@ from rich.table import Table
 from metaser import markdown
 from metaser.errors import TrainingError
 from metaser.eval.coverage import LeftOut
-from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, UtteranceResult, rounded, task_metrics, ua_interval_95
+from metaser.eval.metrics import add_interval, rounded, task_metrics
 from metaser.eval.predictions import PREDICTIONS, REPORT, predictions_csv, read_covered
-from metaser.eval.text import TEXT_NORMALISATION
 from metaser.rundir import parse_json, write_whole
 from metaser.sums import SUMS, sums_text
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import all_metrics, kind_of
+from metaser.tasks.results import UtteranceResult
+from metaser.tasks.spec import TaskSpec
+from metaser.tasks.text import TEXT_NORMALISATION
 from shards.jsontext import dump_json
 from shards.shown import shown_text
 
@@ -85,10 +87,7 @@ def build_report(
         metrics = task_metrics(spec, results)
         if metrics is None:
             continue
-        if spec.kind == "classification":
-            metrics["ua_interval_95"], reason = ua_interval_95(spec, results)
-            if reason is not None:
-                metrics["ua_interval_reason"] = reason
+        add_interval(metrics, spec, results)
         tasks[spec.name] = metrics
     main_spec = next(spec for spec in specs if spec.name == main_task)
     return {
@@ -104,7 +103,7 @@ def build_report(
 
 
 def _text_protocol(specs: Sequence[TaskSpec], tasks: Mapping[str, Any]) -> dict[str, str]:
-    judged = [spec.name for spec in specs if spec.kind == "ctc" and spec.name in tasks]
+    judged = [spec.name for spec in specs if kind_of(spec).is_text and spec.name in tasks]
     return {"text_normalisation": TEXT_NORMALISATION} if judged else {}
 
 
@@ -194,7 +193,7 @@ def _fold_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     for name in ("mean", "std"):
         rows.append([name, "", *(rounded(report[name][metric]) for metric in metrics)])
-    return ["fold (test group)", "utterances", *(METRIC_TITLES[metric] for metric in metrics)], rows
+    return ["fold (test group)", "utterances", *(all_metrics()[metric].title for metric in metrics)], rows
 
 
 def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -213,7 +212,7 @@ def _group_tables(spec: TaskSpec, results: Sequence[UtteranceResult]) -> dict[st
 
 
 def _group_row(spec: TaskSpec, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
-    names = HEADLINE_METRICS[spec.kind]
+    names = kind_of(spec).metrics
     # A group without the label (MSP-Podcast's Test3) is said to have none.
     if metrics is None:
         return {"num_utterances": 0, **dict.fromkeys(names)}
@@ -236,9 +235,10 @@ def _task_rows(report: Mapping[str, Any], main_task: str) -> tuple[list[str], li
     """Return column titles and one row of text per task; a metric that no task has gets no column."""
     tasks = report["tasks"]
     names = sorted(tasks, key=lambda name: (name != main_task, name))
-    shown = [metric for metric in METRIC_TITLES if any(metric in tasks[name] for name in names)]
+    metric_of = all_metrics()
+    shown = [metric for metric in metric_of if any(metric in tasks[name] for name in names)]
     has_interval = any(tasks[name].get("ua_interval_95") for name in names)
-    header = ["task", "utterances", *(METRIC_TITLES[metric] for metric in shown)]
+    header = ["task", "utterances", *(metric_of[metric].title for metric in shown)]
     rows = []
     for name in names:
         numbers = (rounded(tasks[name].get(metric)) for metric in shown)
@@ -317,13 +317,14 @@ def _markdown(report: Mapping[str, Any]) -> str:
         ]
         header = ["reference \\ predicted", *metrics["labels"]]
         lines += ["", f"## Confusion of {markdown.plain(main_task)}", "", *_table(header, rows)]
+    metric_of = all_metrics()
     for field, groups in report["groups"].items():
-        shown = [metric for metric in METRIC_TITLES if all(metric in group for group in groups.values())]
+        shown = [metric for metric in metric_of if all(metric in group for group in groups.values())]
         rows = [
             [value, str(group["num_utterances"]), *(rounded(group[metric]) for metric in shown)]
             for value, group in groups.items()
         ]
-        header = [field, "utterances", *(METRIC_TITLES[metric] for metric in shown)]
+        header = [field, "utterances", *(metric_of[metric].title for metric in shown)]
         lines += ["", f"## {markdown.plain(f'{main_task} by {field}')}", "", *_table(header, rows)]
     for title in ("protocol", "run"):
         if report[title]:

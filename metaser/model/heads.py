@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metaser.model.pooling import build_pooling
 
 
-class CtcHead(nn.Module):
+class FrameHead(nn.Module):
     """A linear layer on every frame."""
 
     def __init__(self, width: int, num_outputs: int) -> None:

@@ -30,9 +30,10 @@ from metaser.model.encoder import (
     init_encoder_weights,
     load_encoder,
 )
-from metaser.model.heads import CtcHead, MainHead, UtteranceHead
+from metaser.model.heads import FrameHead, MainHead, UtteranceHead
 from metaser.sums import SUMS, write_sums
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import check_kind, kind_of
+from metaser.tasks.spec import TaskSpec
 from shards.config import Section
 from shards.shown import shown
 
@@ -74,8 +75,10 @@ class Blueprint(Section):
             _check_outputs(task)
         if self.main_task not in names:
             raise ValueError(f"main_task must be one of the tasks {names}, got {self.main_task!r}")
-        if self.main.kind == "ctc":
-            raise ValueError(f"main_task must be a classification or regression, got the ctc task {self.main_task!r}")
+        if kind_of(self.main).per_frame:
+            raise ValueError(
+                f"main_task must be a classification or regression, got the {self.main.kind} task {self.main_task!r}"
+            )
         return self
 
 
@@ -85,15 +88,13 @@ _LARGEST = 1e9
 
 def _check_outputs(task: TaskSpec) -> None:
     """Refuse tasks whose answers would lose or lack a name."""
+    check_kind(task.kind)
     if not task.fields or not task.labels:
         raise ValueError(f"task {task.name!r} must have fields and labels, got {task.fields} and {task.labels}")
     twice = sorted(label for label, count in Counter(task.labels).items() if count > 1)
     if twice or "" in task.labels:
         raise ValueError(f"task {task.name!r} must have labels that differ and are not empty, got {twice or ['']}")
-    if task.kind == "regression" and task.labels != task.fields:
-        raise ValueError(f"task {task.name!r} must have its fields as labels, got {task.fields} and {task.labels}")
-    if task.kind != "regression" and len(task.fields) > 1:
-        raise ValueError(f"task {task.name!r} must have one field, got {task.fields}")
+    kind_of(task).check(task)
     if not 0 < task.scale <= _LARGEST or abs(task.offset) > _LARGEST:
         raise ValueError(
             f"task {task.name!r} must have a scale above 0 and an offset, neither beyond {_LARGEST:g}, got "
@@ -182,9 +183,13 @@ class MetaSEROutput(NamedTuple):
     """Every task's outputs for a batch."""
 
     logits: dict[str, Float[Tensor, "B ..."]]
-    """float32. ctc: `B L C`, classification: `B C`, regression: `B C` with one column per field, offset and scaled."""
+    """float32. `B L C` of kinds of tasks that answer for every frame, `B C` of the others."""
     num_frames_B: Int[Tensor, "B"]
-    """True frames of each utterance: how many of the L columns of ctc logits count."""
+    """True frames of each utterance: how many of the L columns count."""
+
+    def frames_of(self, task: str) -> Int[Tensor, "B"]:
+        """Return how many frames of the task's logits count; all tasks have the same."""
+        return self.num_frames_B
 
 
 class MetaSERModel(PreTrainedModel):
@@ -390,8 +395,8 @@ def build_model(config: ModelConfig, tasks: Sequence[TaskSpec], main_task: str) 
 
 
 def _head(task: TaskSpec, width: int, model: ModelConfig) -> nn.Module:
-    if task.kind == "ctc":
-        return CtcHead(width, task.num_outputs)
+    if kind_of(task).per_frame:
+        return FrameHead(width, task.num_outputs)
     return UtteranceHead(width, task.num_outputs, pooling=model.pooling, dropout=model.head_dropout)
 
 

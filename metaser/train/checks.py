@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from metaser.config.schema import ExperimentConfig
 from metaser.eval.coverage import check_labels
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from metaser.train.augment import check_stretched
 from metaser.train.stage import StageData, experiment_specs, heard_samples, select_utterances, stage_data
 from shards.index import Index

@@ -13,7 +13,8 @@ from torch import Tensor
 from metaser.errors import ModelError
 from metaser.model.exported import WEIGHTS, find_export, read_export
 from metaser.model.metaser import Blueprint, MetaSERModel
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.spec import TaskSpec
 
 _PER_TASK = ("task_scalars", "gate_vectors", "gate_scalars")
 """ARI's parameters with a row for each task."""
@@ -148,7 +149,7 @@ def _head_difference(ours: TaskSpec, theirs: TaskSpec | None) -> str | None:
     if ours.kind != theirs.kind:
         return f"a {theirs.kind} task there"
     if ours.labels != theirs.labels:
-        return "another alphabet there" if ours.kind == "ctc" else f"labels {', '.join(theirs.labels)} there"
+        return kind_of(ours).describe_difference(theirs)
     if (ours.offset, ours.scale) != (theirs.offset, theirs.scale):
         return "another offset or scale there"
     return None

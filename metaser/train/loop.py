@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from metaser.eval.evaluate import evaluate
-from metaser.eval.metrics import evaluate_results, selected_value, ua_interval_95
+from metaser.eval.metrics import add_interval, evaluate_results, selected_value
 from metaser.tracking import KeyLog
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
@@ -171,10 +171,8 @@ class StageLoop:
             for name, metrics in dev["tasks"].items()
         }
         for spec in specs:
-            if spec.kind == "classification" and spec.name in brief:
-                brief[spec.name]["ua_interval_95"], reason = ua_interval_95(spec, results)
-                if reason is not None:
-                    brief[spec.name]["ua_interval_reason"] = reason
+            if spec.name in brief:
+                add_interval(brief[spec.name], spec, results)
         return {**dev, "tasks": brief}
 
     def _save(self) -> None:

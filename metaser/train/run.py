@@ -31,7 +31,7 @@ from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, wri
 from metaser.seeding import seed_generators
 from metaser.start import check_start, describe_start, read_start
 from metaser.targets import Targets
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders

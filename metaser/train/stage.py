@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch.nn import Parameter
 
-from metaser.config.schema import ClassificationTask, ExperimentConfig, StageConfig
+from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import ConfigError, TrainingError
 from metaser.eval.coverage import passes_filter, weighing_rows
-from metaser.eval.metrics import HEADLINE_METRICS
 from metaser.model.metaser import MetaSERModel
 from metaser.targets import Targets, resolve_tasks
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.spec import TaskSpec
 from shards.config import DataConfig
 from shards.index import Index
 from shards.splits import SplitAssignment
@@ -77,7 +77,7 @@ def experiment_specs(config: ExperimentConfig, index: Index, splits: SplitAssign
     trained_on = {
         task.name: index.take(training[weighing_rows(config, task.name, index)[training]])
         for task in config.tasks
-        if isinstance(task, ClassificationTask) and task.labels == "all"
+        if task.takes_all_labels
     }
     return resolve_tasks(config.tasks, index.take(training_rows(config, index, splits)), trained_on)
 
@@ -128,7 +128,7 @@ def _report_cut(stage: StageConfig, specs: tuple[TaskSpec, ...], part: Index, ch
     num_cut = int(is_cut(chosen, data).sum())
     num_left_out = len(select_utterances(stage, specs, part)) - len(chosen)
     if num_cut or num_left_out:
-        texts = [spec.name for spec in specs if spec.kind == "ctc" and spec.name in stage.weighted_tasks]
+        texts = [spec.name for spec in specs if kind_of(spec).needs_whole_clip and spec.name in stage.weighted_tasks]
         log.info(
             "stage %s: %d of %d training utterances are longer than data.window_s %g and heard in windows%s%s",
             stage.name,
@@ -144,7 +144,7 @@ def _refuse_unknown_metric(specs: tuple[TaskSpec, ...], stage: StageConfig, dev:
     known = ["loss"]
     for spec in specs:
         if spec.name in stage.weighted_tasks and dev.present(spec.name).any():
-            known += [f"{spec.name}.{metric}" for metric in ("loss", *HEADLINE_METRICS[spec.kind])]
+            known += [f"{spec.name}.{metric}" for metric in ("loss", *kind_of(spec).metrics)]
     if stage.select not in known:
         raise ConfigError(
             f"stage {stage.name!r} must select by a metric that its dev set yields ({', '.join(known)}), got "
@@ -153,7 +153,7 @@ def _refuse_unknown_metric(specs: tuple[TaskSpec, ...], stage: StageConfig, dev:
 
 
 def _refuse_unknown_labels(spec: TaskSpec, stage: StageConfig, training: Index) -> None:
-    if spec.kind != "classification":
+    if not kind_of(spec).has_classes:
         return
     unknown: Counter[str] = Counter()
     for value, count in training.codes(spec.fields[0]).counts().items():

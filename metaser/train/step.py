@@ -17,11 +17,12 @@ from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
 from metaser.seeding import seed_generators
 from metaser.targets import Targets
-from metaser.tasks import TaskSpec
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.spec import TaskSpec
 from metaser.train.augment import Augmenter, slot_samples
 from metaser.train.engine import Engine
 from metaser.train.masks import draw_masks
-from metaser.train.objective import num_ctc_too_long, slot_loss
+from metaser.train.objective import slot_loss
 from metaser.train.optim import learning_rates, schedule_factor, set_learning_rates
 from metaser.train.scale import LOWEST_SCALE, adapt_loss_scale
 from metaser.train.state import TrainState
@@ -209,9 +210,9 @@ class StepRunner:
             sums["audio_samples"] = float(changes.num_samples_B.sum())
             sums["padded_samples"] = float(on_device.wave_BT.numel())
             sums["ctc_too_long"] = sum(
-                num_ctc_too_long(output.num_frames_B, targets[spec.name])
+                kind_of(spec).num_too_long(output.num_frames_B, targets[spec.name])
                 for spec in self.specs
-                if spec.kind == "ctc" and spec.name in shares
+                if spec.name in shares
             )
         return sums
 

@@ -13,7 +13,7 @@ from metaser.config.schema import CoattentionConfig, ModelConfig, ParallelConfig
 from metaser.distributed import dist_info
 from metaser.errors import TrainingError
 from metaser.model.metaser import build_model
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.checkpoint import newest_checkpoint
 from metaser.train.engine import Processes, build_engine, choose_strategy

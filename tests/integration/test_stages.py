@@ -16,7 +16,7 @@ from metaser.errors import ConfigError, TrainingError
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.seeding import seed_generators
 from metaser.targets import resolve_tasks
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, step_folder
 from shards.index import load_index

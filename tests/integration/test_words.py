@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tinyruns import EXPERIMENT, clip, error_line, metaser
 from tones import Tone, pack_items
 
-from metaser.config.schema import ClassificationTask
 from metaser.eval.predictions import read_predictions
+from metaser.tasks.classification import ClassificationTask
 from shards.shown import shown
 
 WORDS = (

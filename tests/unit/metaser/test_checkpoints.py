@@ -36,7 +36,7 @@ from metaser.errors import ModelError
 from metaser.model.encoder import HuggingFaceEncoder, load_encoder
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.predict import load_model
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 
 torch.set_num_threads(1)
 

@@ -5,9 +5,10 @@ import re
 import pytest
 from tables import index_of
 
-from metaser.config.schema import ClassificationTask, ExperimentConfig
+from metaser.config.schema import ExperimentConfig
 from metaser.errors import TrainingError
 from metaser.eval.coverage import add_left_out, all_left_out, check_labels
+from metaser.tasks.classification import ClassificationTask
 from metaser.train.stage import experiment_specs
 from shards.splits import assign_splits
 

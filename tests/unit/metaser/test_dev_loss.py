@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import index_of
 
-from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask
 from metaser.errors import TrainingError
 from metaser.eval.evaluate import utterance_results
 from metaser.eval.metrics import evaluate_results
 from metaser.model.metaser import MetaSEROutput
 from metaser.targets import Targets, resolve_tasks
-from metaser.tasks import TaskSpec
+from metaser.tasks.classification import ClassificationTask
+from metaser.tasks.ctc import CtcTask
+from metaser.tasks.regression import RegressionTask
+from metaser.tasks.spec import TaskSpec
 from metaser.train.objective import slot_loss
 from shards.index import Index
 

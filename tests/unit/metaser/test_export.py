@@ -15,7 +15,7 @@ from metaser.config.load import parse_experiment
 from metaser.export import model_card
 from metaser.record import DataRecord, FolderRecord, PartRecord
 from metaser.rundir import RunDir
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 
 SPECS = (
     TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("anger", "neutral")),

@@ -21,7 +21,7 @@ from metaser.model.encoder import FAMILIES
 from metaser.model.metaser import COVERED, MetaSERConfig, MetaSERModel, build_model
 from metaser.predict import load_model, predict_files
 from metaser.sums import SUMS, write_sums
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 
 TASKS = (
     TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("anger", "joy")),

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metaser.config.schema import LogMelEncoderConfig
-from metaser.eval.evaluate import greedy_text, predict_task
 from metaser.model.encoder import build_encoder
-from metaser.tasks import TaskSpec
-from metaser.windows import WindowOutput, join_frames, join_windows, silent_characters
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.results import Prediction, Probabilities
+from metaser.tasks.spec import TaskSpec
+from metaser.windows import JoinedOutput, WindowOutput, join_windows
 from shards.windows import FRAME_SAMPLES, Windowing
 
 ASR = TaskSpec(name="asr", kind="ctc", fields=("text",), labels=("<blank>", "<unk>", "a", "b"))
@@ -39,13 +40,17 @@ def joined(outputs):
     return join_windows(SPECS, outputs, hop_samples=ENCODER.hop_samples)
 
 
+def predictions(spec: TaskSpec, output: JoinedOutput) -> list[tuple[Prediction, Probabilities]]:
+    return kind_of(spec).predictions(spec, output.logits[spec.name], output.frames_of(spec.name))
+
+
 def test_one_window_is_left_as_it_is():
     (window,) = Windowing.of_seconds(1.0).cut(9_000)
     output = said(window, female=0.3, frames=torch.randn(ENCODER.num_frames(9_000), 4))
     whole = joined([output])
     for name, logits in output.logits.items():
         assert torch.equal(whole.logits[name][0], logits)
-    assert whole.num_frames_B.tolist() == [ENCODER.num_frames(9_000)]
+    assert whole.frames_of("asr").tolist() == [ENCODER.num_frames(9_000)]
 
 
 def test_seconds_weigh():
@@ -64,7 +69,7 @@ def test_seconds_weigh():
         math.exp(sum(s * math.log(p) for s, p in zip((1.0, 0.75, 0.75), values, strict=True)) / 2.5)
         for values in (shares, [1 - share for share in shares])
     )
-    ((label, probabilities),) = predict_task(GENDER, whole.logits["gender"], whole.num_frames_B)
+    ((label, probabilities),) = predictions(GENDER, whole)
     assert label == "female"
     assert probabilities == pytest.approx((female / (female + male), male / (female + male)))
 
@@ -90,7 +95,7 @@ def test_silence_parts_letters_and_weighs_nothing():
         said(windows[2], female=0.9, frames=letters),
     ]
     whole = joined(outputs)
-    assert predict_task(ASR, whole.logits["asr"], whole.num_frames_B) == [("aa", None)]
+    assert predictions(ASR, whole) == [("aa", None)]
     assert whole.logits["gender"].softmax(dim=-1)[0].tolist() == pytest.approx([0.9, 0.1])
     assert len(joined(outputs[:2]).logits["asr"][0]) == len(letters)
 
@@ -107,10 +112,12 @@ def test_evaluation_and_prediction_hear_the_same_in_a_silence(letters, is_silent
         for window, part in zip(windows, parts, strict=True)
     ]
     whole = join_windows((spec,), outputs, hop_samples=ENCODER.hop_samples)
-    ((evaluated, _),) = predict_task(spec, whole.logits["asr"], whole.num_frames_B)
-    best = [None if part is None else part.argmax(dim=-1) for part in parts]
-    gap = torch.tensor(silent_characters(spec))
-    predicted = greedy_text(spec, join_frames(windows, best, gap, ENCODER.hop_samples).tolist())
+    ((evaluated, _),) = predictions(spec, whole)
+    condensed = [
+        WindowOutput(window, None if part is None else {"asr": kind_of(spec).condense(part)})
+        for window, part in zip(windows, parts, strict=True)
+    ]
+    ((predicted, _),) = predictions(spec, join_windows((spec,), condensed, hop_samples=ENCODER.hop_samples))
     words = "".join("-" if silent else "a" for silent in is_silent).strip("-")
     expected = "".join(letters).join("a" for word in words.split("-") if word)
     assert evaluated == predicted == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +16,9 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from uacoverage import WORLDS, coverage
 
 from metaser.errors import ConfigError, TrainingError
-from metaser.eval.metrics import (
-    TaskResult,
-    UtteranceResult,
-    evaluate_results,
-    selected_value,
-    task_metrics,
-    ua_interval_95,
-)
-from metaser.tasks import TaskSpec
+from metaser.eval.metrics import add_interval, evaluate_results, selected_value, task_metrics
+from metaser.tasks.results import TaskResult, UtteranceResult
+from metaser.tasks.spec import TaskSpec
 
 LABELS = ("anger", "happiness", "neutral", "sadness")
 EMOTION = TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=LABELS)
@@ -35,6 +30,12 @@ def utterance(number: int, name: str, task: TaskResult, speaker: str | None = "o
     return UtteranceResult(
         key=f"made/{number:04d}", corpus="made", speaker=speaker, groups={}, duration_s=1.0, tasks={name: task}
     )
+
+
+def ua_interval(results: Sequence[UtteranceResult]) -> tuple[list[float] | None, str | None]:
+    metrics: dict[str, Any] = {}
+    add_interval(metrics, EMOTION, results)
+    return metrics["ua_interval_95"], metrics.get("ua_interval_reason")
 
 
 def emotion_results(
@@ -104,7 +105,7 @@ def test_order_does_not_matter(pairs: list[tuple[str, str]], shuffler: random.Ra
     results = emotion_results(pairs, speakers)
     shuffled = shuffler.sample(results, len(results))
     assert task_metrics(EMOTION, results) == task_metrics(EMOTION, shuffled)
-    assert ua_interval_95(EMOTION, results) == ua_interval_95(EMOTION, shuffled)
+    assert ua_interval(results) == ua_interval(shuffled)
 
 
 number = st.floats(-5, 5).map(lambda value: round(value, 3))
@@ -148,7 +149,7 @@ def test_interval_of_even_speakers_is_students_over_their_ua() -> None:
         for label in LABELS[:2]
     ]
     speakers = [speaker for speaker in right for _ in range(20)]
-    bounds, reason = ua_interval_95(EMOTION, emotion_results(pairs, speakers))
+    bounds, reason = ua_interval(emotion_results(pairs, speakers))
     assert reason is None
     values = np.array(list(right.values())) / 10
     assert bounds == pytest.approx(stats.t.interval(0.95, 5, values.mean(), stats.sem(values)))
@@ -159,7 +160,7 @@ def test_interval_of_perfect_predictions_is_no_certainty() -> None:
     for count in (6, 60):
         pairs = [(label, label) for label in LABELS for _ in range(count)]
         results = emotion_results(pairs, [f"speaker{number % 6}" for number in range(len(pairs))])
-        bounds, _ = ua_interval_95(EMOTION, results)
+        bounds, _ = ua_interval(results)
         assert bounds is not None and bounds[1] == 1.0
         lower_bounds.append(bounds[0])
     assert 0.8 < lower_bounds[0] < 0.95 < lower_bounds[1] < 1
@@ -171,11 +172,11 @@ def test_interval_depends_on_the_speakers() -> None:
         ("anger" if row < 4 else "neutral", "anger" if row < 4 else "neutral") for row in range(8) for _ in range(50)
     ]
     pairs = [(true, "sadness") if row // 50 in (0, 4) else (true, said) for row, (true, said) in enumerate(pairs)]
-    by_speaker, reason = ua_interval_95(EMOTION, emotion_results(pairs, [f"speaker{row // 50}" for row in range(400)]))
+    by_speaker, reason = ua_interval(emotion_results(pairs, [f"speaker{row // 50}" for row in range(400)]))
     assert reason is None and by_speaker is not None
     assert 0.2 <= by_speaker[0] <= 0.5 and by_speaker[1] == 1.0
     # Were utterances independent (each its own speaker), the interval would be many times narrower.
-    by_utterance, _ = ua_interval_95(EMOTION, emotion_results(pairs, [f"speaker{row}" for row in range(400)]))
+    by_utterance, _ = ua_interval(emotion_results(pairs, [f"speaker{row}" for row in range(400)]))
     assert by_utterance is not None
     assert 0.70 < by_utterance[0] < 0.75 < by_utterance[1] < 0.80
 
@@ -183,7 +184,7 @@ def test_interval_depends_on_the_speakers() -> None:
 @given(label_pairs)
 def test_interval_holds_the_ua_and_lies_between_zero_and_one(pairs: list[tuple[str, str]]) -> None:
     results = emotion_results(pairs, [f"s{row % 6}" for row in range(len(pairs))])
-    bounds, reason = ua_interval_95(EMOTION, results)
+    bounds, reason = ua_interval(results)
     assert (bounds is None) == (reason is not None)
     if bounds is not None:
         metrics = task_metrics(EMOTION, results)
@@ -194,12 +195,12 @@ def test_interval_holds_the_ua_and_lies_between_zero_and_one(pairs: list[tuple[s
 def test_interval_needs_five_known_speakers_and_two_of_each_class() -> None:
     pairs = [("anger", "anger")] * 8
     four = emotion_results(pairs, [f"speaker{row % 4}" for row in range(8)])
-    assert ua_interval_95(EMOTION, four) == (None, "it needs at least 5 speakers, there are 4")
+    assert ua_interval(four) == (None, "it needs at least 5 speakers, there are 4")
     some = emotion_results(pairs, [None, None, *(f"speaker{row}" for row in range(6))])
-    assert ua_interval_95(EMOTION, some) == (None, "2 of 8 utterances have no speaker")
+    assert ua_interval(some) == (None, "2 of 8 utterances have no speaker")
     pairs = [*pairs, ("sadness", "anger"), ("sadness", "anger")]
     one = emotion_results(pairs, [*(f"speaker{row}" for row in range(8)), "speaker1", "speaker1"])
-    assert ua_interval_95(EMOTION, one) == (None, "only one speaker has utterances of sadness")
+    assert ua_interval(one) == (None, "only one speaker has utterances of sadness")
 
 
 # ---------------------------------------------------------------- ctc

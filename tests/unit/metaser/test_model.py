@@ -23,7 +23,7 @@ from metaser.config.schema import (
 )
 from metaser.errors import ConfigError, ModelError
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 
 ARI_FORMS = get_args(AriForm)
 COATTENTION_FORMS = get_args(CoattentionForm)

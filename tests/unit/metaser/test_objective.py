@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from tables import index_of
 from torch.nn import functional
 
-from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask
 from metaser.errors import TrainingError
 from metaser.targets import Targets, resolve_tasks
-from metaser.tasks import CTC_UNKNOWN
-from metaser.train.objective import num_ctc_too_long, slot_loss, utterance_losses
+from metaser.tasks.classification import ClassificationTask
+from metaser.tasks.ctc import UNKNOWN as CTC_UNKNOWN
+from metaser.tasks.ctc import CtcTask
+from metaser.tasks.kinds import kind_of
+from metaser.tasks.regression import RegressionTask
+from metaser.train.objective import slot_loss, utterance_losses
 from shards.errors import FilterError
 
 TASKS = (
@@ -167,7 +170,7 @@ def test_transcripts_longer_than_their_frames_give_zero_and_are_counted():
     losses = utterance_losses(specs[0], logits["asr"], num_frames, found["asr"])
     assert math.isfinite(losses[0].item()) and losses[0].item() > 0
     assert losses[1].item() == 0, "'aa' needs a blank between its letters: three frames"
-    assert num_ctc_too_long(num_frames, found["asr"]) == 1
+    assert kind_of(specs[0]).num_too_long(num_frames, found["asr"]) == 1
 
 
 def test_characters_unseen_in_training_become_unknown():

@@ -16,7 +16,7 @@ from metaser.config.schema import (
 )
 from metaser.model.encoder import HuggingFaceEncoder
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from metaser.train.optim import build_optimizer, schedule_factor, set_learning_rates
 
 fractions = st.floats(0, 1)

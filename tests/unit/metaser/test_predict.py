@@ -14,11 +14,11 @@ from transformers import WavLMConfig
 
 from metaser.config.schema import CoattentionConfig, LogMelEncoderConfig, ModelConfig
 from metaser.errors import ConfigError, ModelError
-from metaser.eval.evaluate import greedy_text
 from metaser.model.encoder import HuggingFaceEncoder
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.predict import choose_channel, predict_files
-from metaser.tasks import TaskSpec
+from metaser.tasks.ctc import greedy_text
+from metaser.tasks.spec import TaskSpec
 from metaser.windows import choose_windows
 from shards.schema import RATE_HZ
 from shards.windows import Windowing

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaser.config.schema import ClassificationTask, CtcTask, RegressionTask
 from metaser.errors import RunError
-from metaser.eval.metrics import TaskResult, UtteranceResult
 from metaser.eval.predictions import predictions_csv, read_predictions
-from metaser.tasks import TaskSpec
+from metaser.tasks.classification import ClassificationTask
+from metaser.tasks.ctc import CtcTask
+from metaser.tasks.regression import RegressionTask
+from metaser.tasks.results import TaskResult, UtteranceResult
+from metaser.tasks.spec import TaskSpec
 from shards.shown import shown
 
 LABELS = ("anger", 'quo"ted, label', "n\u00e9\rutral", "=1+1\x1b")

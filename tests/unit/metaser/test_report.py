@@ -15,9 +15,9 @@ from rich.console import Console
 from metaser.errors import RunError, TrainingError
 from metaser.eval.coverage import LeftOut
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
-from metaser.eval.metrics import TaskResult, UtteranceResult
 from metaser.eval.report import UNKNOWN_GROUP, build_report, render_table, write_report
-from metaser.tasks import TaskSpec
+from metaser.tasks.results import TaskResult, UtteranceResult
+from metaser.tasks.spec import TaskSpec
 
 EMOTION = TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("anger", "neutral"))
 GENDER = TaskSpec(name="gender", kind="classification", fields=("gender",), labels=("female", "male"))

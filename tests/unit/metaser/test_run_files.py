@@ -9,16 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from metaser.config.schema import ClassificationTask
 from metaser.errors import RunError
 from metaser.eval.crossval import read_fold_report
-from metaser.eval.metrics import TaskResult, UtteranceResult, task_metrics
+from metaser.eval.metrics import task_metrics
 from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, read_report, write_report
 from metaser.record import DataRecord, read_material, read_record
 from metaser.rundir import RunDir, RunLock, last_holder, lock_holder, parse_line, read_json
 from metaser.sums import SUMS, file_sha256, is_as_sealed, sealed_json
-from metaser.tasks import TaskSpec
+from metaser.tasks.classification import ClassificationTask
+from metaser.tasks.results import TaskResult, UtteranceResult
+from metaser.tasks.spec import TaskSpec
 from metaser.tracking import Tracker, read_metrics
 from shards.kinship import Material
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaser.eval.text import lacks_word_boundaries, score_text, score_words
-from metaser.tasks import fold_text
+from metaser.tasks.text import fold_text, lacks_word_boundaries, score_text, score_words
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metaser.targets import Targets
-from metaser.tasks import TaskSpec
+from metaser.tasks.spec import TaskSpec
 from shards.config import LeaveOneOut, RandomSpeakers
 from shards.errors import CorpusError
 from shards.index import Index, load_index

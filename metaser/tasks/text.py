@@ -1,11 +1,9 @@
-"""What WER and CER compare: one normalisation of reference and prediction, stated in every report."""
+"""Transcripts: what CTC learns, and what WER and CER compare, one normalisation that every report states."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-
-from metaser.tasks import fold_text
 
 TEXT_NORMALISATION = (
     "case-folded, Unicode NFKC, punctuation to blanks but apostrophes inside words, single blanks; in scripts without "
@@ -23,6 +21,11 @@ _UNSPACED = (
 )
 _BLANK_INSIDE = re.compile(rf"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
 _HAS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+
+
+def fold_text(text: str) -> str:
+    """Return `text` case-folded with single blanks: what CTC learns."""
+    return " ".join(text.casefold().split())
 
 
 def score_text(text: str) -> str:

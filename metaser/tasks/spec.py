@@ -1,32 +1,49 @@
-"""Tasks with everything the data decides filled in: labels, alphabets, class weights.
+"""A task as an experiment wants it (`TaskConfig`), and with everything the data decides filled in (`TaskSpec`).
 
-A configured task (`metaser.config.schema`) says what is wanted; a `TaskSpec` is what the model is built for and what is
-stored in its config.json.
+A `TaskSpec` is what the model is built for and what is stored in its config.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from pydantic import Field
 
 from shards.config import Section
 
-CTC_BLANK = 0
-CTC_UNKNOWN = 1
-CTC_SPECIAL = ("<blank>", "<unk>")
+
+class TaskConfig(Section):
+    """One task as an experiment wants it; its kind's own class adds what that kind needs."""
+
+    kind: str
+    name: str
+
+    @property
+    def metadata_fields(self) -> tuple[str, ...]:
+        """The metadata fields that the task reads."""
+        raise NotImplementedError
+
+    @property
+    def has_own_labels(self) -> bool:
+        """Whether someone chose these labels, as opposed to the inventory that the field has anyway."""
+        return False
+
+    @property
+    def takes_all_labels(self) -> bool:
+        """Whether the training utterances of the stages that weigh the task decide its labels."""
+        return False
 
 
 class TaskSpec(Section):
     """One task as the model knows it."""
 
     name: str
-    kind: Literal["ctc", "classification", "regression"]
+    kind: str
     fields: tuple[str, ...]
-    """Metadata fields it reads: one for ctc and classification."""
+    """Metadata fields it reads: several for regression, one for the other kinds."""
     labels: tuple[str, ...]
-    """classification: classes in logit order; ctc: `<blank>`, `<unk>`, then the alphabet; regression: the fields."""
+    """What the outputs mean, in their order: classes; ctc: `<blank>`, `<unk>`, then the alphabet; regression: the
+    fields."""
     merge: dict[str, str] = Field(default_factory=dict)
     """classification: metadata values that count as another one."""
     class_weights: tuple[float, ...] | None = None
@@ -54,8 +71,3 @@ def count_words(counts: Mapping[str, int], at_most: int = 12) -> str:
 def loss_denominator(total_weight: float) -> float:
     """Return what a task's summed losses are divided by: the weight of the labels present, 1 where none is."""
     return total_weight if total_weight > 0 else 1.0
-
-
-def fold_text(text: str) -> str:
-    """Return `text` case-folded with single blanks: what CTC learns; `metaser.eval.text` says what is compared."""
-    return " ".join(text.casefold().split())
