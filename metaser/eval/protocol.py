@@ -18,7 +18,6 @@ from metaser.eval.claims import describe_rules, kinship_facts, kinship_notes, re
 from metaser.eval.coverage import all_left_out, passes_filter
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
-from metaser.tasks.results import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
 from metaser.model.exported import load_export
@@ -27,6 +26,7 @@ from metaser.record import DataRecord, is_own_folder, material, read_material, r
 from metaser.rundir import RunDir, writing
 from metaser.start import describe_start, is_same_shards, known_start, start_facts, start_notes
 from metaser.targets import Targets
+from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.engine import Processes, autocast

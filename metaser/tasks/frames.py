@@ -70,27 +70,26 @@ class _Intervals(TaskTargets):
     """Intervals as fractions of the clip, which hold for every speed that it is played at."""
 
     def __init__(self, spec: TaskSpec, index: Index, is_whole: np.ndarray) -> None:
-        self._is_labelled = is_whole & np.fromiter(
-            (bool(text and text.strip()) for text in index.stream(spec.fields[0])), bool, len(index)
-        )
-        self._index = index
-        self._field = spec.fields[0]
+        texts = [text if text and text.strip() else None for text in index.stream(spec.fields[0])]
+        found = [parse_intervals(text) if text else [] for text in texts]
+        self._is_labelled = is_whole & np.array([text is not None for text in texts], bool)
         self.weights = self._is_labelled.astype(float)
+        # Flat, because ten million lists of pairs would take gigabytes.
+        self._ends = np.cumsum([len(intervals) for intervals in found])
+        self._bounds = np.array([pair for intervals in found for pair in intervals], np.float32).reshape(-1, 2)
+        self._durations_s = index.duration_s.astype(np.float32)
 
+    @override
     def lookup(self, items: np.ndarray) -> TaskTarget:
         import torch
 
-        part = self._index.take(items)
-        rows = [
-            np.array(parse_intervals(text), np.float32).reshape(-1, 2) / duration_s if is_labelled else np.zeros((0, 2))
-            for text, duration_s, is_labelled in zip(
-                part.values(self._field), part.duration_s, self._is_labelled[items].tolist(), strict=True
-            )
-        ]
-        bounds_BI2 = np.full((len(rows), max(1, *map(len, rows)), 2), np.nan, np.float32)
-        for place, row in zip(bounds_BI2, rows, strict=True):
-            place[: len(row)] = row
-        return TaskTarget(torch.from_numpy(bounds_BI2), torch.from_numpy(self._is_labelled[items].astype(np.int64)))
+        starts = np.where(items > 0, self._ends[items - 1], 0)
+        is_labelled = self._is_labelled[items]
+        counts = np.where(is_labelled, self._ends[items] - starts, 0)
+        bounds_BI2 = np.full((len(items), max(1, int(counts.max(initial=0))), 2), np.nan, np.float32)
+        for row, (item, start, count) in enumerate(zip(items, starts, counts, strict=True)):
+            bounds_BI2[row, :count] = self._bounds[start : start + count] / self._durations_s[item]
+        return TaskTarget(torch.from_numpy(bounds_BI2), torch.from_numpy(is_labelled.astype(np.int64)))
 
 
 class FrameLabels(TaskKind[FramesTask]):
@@ -219,10 +218,11 @@ def parse_frames(text: str) -> np.ndarray:
     Raises:
         ValueError: if it is no such text.
     """
-    runs = [
-        (int(number), {"0": False, "1": True}[value]) for number, _, value in (w.partition("*") for w in text.split())
-    ]
-    return np.repeat(np.array([value for _, value in runs], bool), [number for number, _ in runs])
+    runs = [_RUN.fullmatch(run) for run in text.split()]
+    if None in runs:
+        raise ValueError(f"frames must look like '12*0 40*1', got {text[:100]!r}")
+    matches = [run for run in runs if run is not None]
+    return np.repeat(np.array([run[2] == "1" for run in matches], bool), [int(run[1]) for run in matches])
 
 
 def _frames_inside(bounds_BI2: Tensor, num_frames_B: Tensor, num_frames: int) -> Tensor:

@@ -279,7 +279,7 @@ def test_error_rates_are_better_when_low() -> None:
 @pytest.mark.parametrize("select", ["emotion.cer", "gender.ua", "ua", "emotion.confusion"])
 def test_unknown_selection_names_what_there_is(select: str) -> None:
     measured = evaluate_results([EMOTION], emotion_results([("anger", "anger")]), weights={"emotion": 1.0})
-    message = rf"yields \(loss, emotion\.ua, emotion\.wa, emotion\.macro_f1, emotion\.loss\), got '{select}'"
+    message = rf"yields \(loss, emotion\.wa, emotion\.ua, emotion\.macro_f1, emotion\.loss\), got '{select}'"
     with pytest.raises(ConfigError, match=message):
         selected_value(measured, select)
 
