@@ -125,7 +125,8 @@ def work(clips: int) -> None:
     from metaser.config.schema import ParallelConfig
     from metaser.distributed import dist_info
     from metaser.model.metaser import build_model
-    from metaser.train.engine import Engine, Processes
+    from metaser.processes import Processes
+    from metaser.train.engine import Engine
     from metaser.train.optim import build_optimizer
     from metaser.train.stage import freeze_all_but, select_parameters
 

@@ -23,8 +23,9 @@ import torch
 from metaser.config.schema import LogMelEncoderConfig, ModelConfig, ParallelConfig, StageConfig
 from metaser.distributed import dist_info
 from metaser.model.metaser import build_model
+from metaser.processes import Processes
 from metaser.tasks.spec import TaskSpec
-from metaser.train.engine import Processes, build_engine
+from metaser.train.build import build_engine
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters
 from shards.batch import collate
@@ -105,7 +106,7 @@ def run_rank(rank: int, port: int, way: dict[str, str], num_steps: int, pipe: Co
             "parameters_m": num_parameters / 1e6,
         }
     )
-    processes.wait()
+    processes.barrier()
     processes.close()
 
 

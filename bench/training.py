@@ -22,10 +22,11 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from metaser.config.schema import HuggingFaceEncoderConfig, LearningRates, ModelConfig, ParallelConfig, StageConfig
 from metaser.distributed import dist_info
 from metaser.model.metaser import build_model
+from metaser.processes import Processes
 from metaser.tasks.ctc import SPECIAL as CTC_SPECIAL
 from metaser.tasks.kind import TaskTarget
 from metaser.tasks.spec import TaskSpec
-from metaser.train.engine import Engine, Processes
+from metaser.train.engine import Engine
 from metaser.train.objective import slot_loss
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters

@@ -14,9 +14,9 @@ from pydantic import Field, NonNegativeInt, TypeAdapter
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.rundir import RunDir, parse_json, read_json, reading, write_whole, writing
+from metaser.stagedata import select_utterances
 from metaser.sums import file_sha256, sealed_json
 from metaser.tasks.spec import TaskSpec
-from metaser.train.stage import select_utterances
 from shards.index import Index
 from shards.kinship import Material
 from shards.manifest import read_manifest

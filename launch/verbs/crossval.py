@@ -40,7 +40,8 @@ def crossval(
     """Train and evaluate every fold, then show one table; the same command runs what is missing."""
     from metaser.config.load import load_experiment
     from metaser.errors import ConfigError
-    from metaser.eval.crossval import check_folds, plan_folds
+    from metaser.eval.crossval import plan_folds
+    from metaser.train.checks import check_folds
 
     if cluster is None and (dry_run or follow):
         raise ConfigError("--dry-run and --follow belong to --cluster, which is not given")

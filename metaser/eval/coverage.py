@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import NonNegativeInt
 
-from metaser.config.schema import ExperimentConfig, StageConfig
+from metaser.config.schema import ExperimentConfig
 from metaser.errors import TrainingError
+from metaser.stagedata import weighing_rows
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskConfig, TaskSpec, count_words
 from shards.config import Section
-from shards.filter import select_rows
 from shards.index import Index
 from shards.schema import SPLITS
 from shards.splits import SplitAssignment
@@ -48,20 +48,6 @@ class LeftOut(Section):
             f"{task}: {self.num_left_out} of {self.num_utterances} utterances are left out by labels: "
             f"{count_words(self.words)}"
         )
-
-
-def passes_filter(stage: StageConfig, index: Index) -> np.ndarray:
-    """Return which utterances the stage's filter admits, shape (num_utterances,), bool."""
-    return np.ones(len(index), dtype=bool) if stage.filter is None else select_rows(index, stage.filter)
-
-
-def weighing_rows(config: ExperimentConfig, task: str, index: Index) -> np.ndarray:
-    """Return which rows the filter of some stage that weighs `task` admits, shape (num_utterances,)."""
-    admitted = np.zeros(len(index), dtype=bool)
-    for stage in config.stages:
-        if task in stage.weighted_tasks:
-            admitted |= passes_filter(stage, index)
-    return admitted
 
 
 def label_counts(spec: TaskSpec, index: Index) -> Counter[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import re
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +41,6 @@ from metaser.tasks.kinds import kind_of
 from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from shards.config import LeaveOneOut
-from shards.errors import InputError
 from shards.index import Index, load_index
 from shards.splits import SplitAssignment, assign_splits
 
@@ -109,58 +107,18 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     root = root.parent if _FOLD.fullmatch(root.name) else root
     plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
     # What the first fold cannot be split by, none can.
-    _splits_of(plan.experiment(0), index)
+    fold_splits(plan.experiment(0), index)
     return plan
 
 
-def _splits_of(config: ExperimentConfig, index: Index) -> SplitAssignment:
+def fold_splits(config: ExperimentConfig, index: Index) -> SplitAssignment:
+    """Return who is trained on, and who is judged, in the fold that is the experiment `config`."""
     return assign_splits(
         index,
         config.data.splits,
         allow_speaker_overlap=config.data.allow_speaker_overlap,
         allow_recording_overlap=config.data.allow_recording_overlap,
     )
-
-
-def check_folds(plan: CrossValidation) -> list[str]:
-    """Do for every fold the checks that its training would begin with; return what a user should know before.
-
-    Raises:
-        ConfigError: if a fold cannot be trained, naming all such folds and why.
-    """
-    from metaser.start import check_start, read_start
-    from metaser.train.checks import check_data
-
-    index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
-    start = None if plan.config.init_from is None else read_start(plan.config.init_from)
-    folds_of: dict[str, list[int]] = defaultdict(list)
-    failing: dict[str, list[int]] = defaultdict(list)
-    for fold in range(len(plan.groups)):
-        config = plan.experiment(fold)
-        try:
-            splits = _splits_of(config, index)
-            data = check_data(config, index, splits, num_processes=config.parallel.expected_num_processes or 1)
-            if start is not None and not plan.run(fold).is_run():
-                check_start(start, config, index, splits)
-            for note in data.notes:
-                folds_of[note].append(fold)
-        except InputError as error:
-            failing[str(error)].append(fold)
-    if failing:
-        num_failing = sum(map(len, failing.values()))
-        reasons = "; ".join(f"{_name_folds(plan, folds)}: {reason}" for reason, folds in failing.items())
-        raise ConfigError(
-            f"every fold must be able to train before the first starts, but {num_failing} of {len(plan.groups)} are "
-            f"not: {reasons}"
-        )
-    return [f"{_name_folds(plan, folds)}: {note}" for note, folds in folds_of.items()]
-
-
-def _name_folds(plan: CrossValidation, folds: Sequence[int]) -> str:
-    if len(folds) == len(plan.groups):
-        return "every fold"
-    names = ", ".join(f"{fold} ({plan.groups[fold]})" for fold in folds)
-    return f"fold {names}" if len(folds) == 1 else f"folds {names}"
 
 
 def check_crossval(plan: CrossValidation, *, is_queued: bool = False) -> None:

@@ -9,13 +9,12 @@ import torch
 
 from metaser.errors import TrainingError
 from metaser.model.metaser import MetaSEROutput
+from metaser.processes import Processes
 from metaser.targets import Targets
 from metaser.tasks.kind import TaskTarget
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.results import TaskResult, UtteranceResult
 from metaser.tasks.spec import TaskSpec
-from metaser.train.engine import Processes
-from metaser.train.objective import utterance_losses
 from metaser.windows import JoinedOutput, WindowOutput, join_windows
 from shards.batch import Batch
 from shards.config import DataConfig
@@ -78,7 +77,7 @@ def evaluate(
                 items, said = items[:1], joiner.add(batch, output)
             if said is not None:
                 mine.extend(utterance_results(specs, index, items, said, targets))
-    results = sorted((result for part in processes.gather(mine) for result in part), key=lambda result: result.key)
+    results = sorted((result for part in processes.all_gather(mine) for result in part), key=lambda result: result.key)
     expected = sorted(index.values("key"))
     if [result.key for result in results] != expected:
         raise TrainingError(f"evaluation must see each of {len(expected)} utterances once, got {len(results)} results")
@@ -173,7 +172,7 @@ def _task_results(
     weights_B: np.ndarray,
 ) -> list[TaskResult]:
     _check_finite(spec, part, logits, num_frames_B)
-    losses = utterance_losses(spec, logits, num_frames_B, target.to(logits.device)).cpu().tolist()
+    losses = kind_of(spec).losses(spec, logits.float(), num_frames_B, target.to(logits.device)).cpu().tolist()
     has_label = (target.lengths_B > 0).tolist()
     predictions = kind_of(spec).predictions(spec, logits.cpu(), num_frames_B.cpu())
     references = kind_of(spec).references(spec, part, target, num_frames_B.cpu())

@@ -14,23 +14,23 @@ import numpy as np
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import DistInfo
 from metaser.errors import ModelError, RunError
+from metaser.eval.card import write_card
 from metaser.eval.claims import describe_rules, kinship_facts, kinship_notes, refuse_kinship
-from metaser.eval.coverage import all_left_out, passes_filter
+from metaser.eval.coverage import all_left_out
 from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.report import build_report, write_report
-from metaser.export import write_card
+from metaser.eval.start import describe_start, is_same_shards, known_start, start_facts, start_notes
 from metaser.model.exported import load_export
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
+from metaser.processes import Processes, autocast
 from metaser.record import DataRecord, is_own_folder, material, read_material, read_record, used_rows
 from metaser.rundir import RunDir, writing
-from metaser.start import describe_start, is_same_shards, known_start, start_facts, start_notes
+from metaser.stagedata import passes_filter, select_utterances
 from metaser.targets import Targets
 from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
-from metaser.train.engine import Processes, autocast
-from metaser.train.stage import select_utterances
 from metaser.windows import choose_windows
 from shards.batch import Batch
 from shards.config import DataConfig, SplitRule, StoredSplit

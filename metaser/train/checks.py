@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metaser.config.schema import ExperimentConfig
+from metaser.errors import ConfigError
 from metaser.eval.coverage import check_labels
+from metaser.eval.crossval import CrossValidation, fold_splits
+from metaser.eval.start import check_start, read_start
+from metaser.stagedata import StageData, experiment_specs, heard_samples, select_utterances, stage_data
 from metaser.tasks.spec import TaskSpec
 from metaser.train.augment import check_stretched
-from metaser.train.stage import StageData, experiment_specs, heard_samples, select_utterances, stage_data
-from shards.index import Index
+from shards.errors import InputError
+from shards.index import Index, load_index
 from shards.plan import check_longest, check_sizes
 from shards.splits import SplitAssignment
 
@@ -44,3 +50,41 @@ def check_data(config: ExperimentConfig, index: Index, splits: SplitAssignment, 
     for stage, part in zip(config.stages, stages, strict=True):
         check_stretched(stage.augment, heard_samples(part.training, config.data), max_slot_s)
     return CheckedData(specs, stages, notes)
+
+
+def check_folds(plan: CrossValidation) -> list[str]:
+    """Do for every fold the checks that its training would begin with; return what a user should know before.
+
+    Raises:
+        ConfigError: if a fold cannot be trained, naming all such folds and why.
+    """
+    index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
+    start = None if plan.config.init_from is None else read_start(plan.config.init_from)
+    folds_of: dict[str, list[int]] = defaultdict(list)
+    failing: dict[str, list[int]] = defaultdict(list)
+    for fold in range(len(plan.groups)):
+        config = plan.experiment(fold)
+        try:
+            splits = fold_splits(config, index)
+            data = check_data(config, index, splits, num_processes=config.parallel.expected_num_processes or 1)
+            if start is not None and not plan.run(fold).is_run():
+                check_start(start, config, index, splits)
+            for note in data.notes:
+                folds_of[note].append(fold)
+        except InputError as error:
+            failing[str(error)].append(fold)
+    if failing:
+        num_failing = sum(map(len, failing.values()))
+        reasons = "; ".join(f"{_name_folds(plan, folds)}: {reason}" for reason, folds in failing.items())
+        raise ConfigError(
+            f"every fold must be able to train before the first starts, but {num_failing} of {len(plan.groups)} are "
+            f"not: {reasons}"
+        )
+    return [f"{_name_folds(plan, folds)}: {note}" for note, folds in folds_of.items()]
+
+
+def _name_folds(plan: CrossValidation, folds: Sequence[int]) -> str:
+    if len(folds) == len(plan.groups):
+        return "every fold"
+    names = ", ".join(f"{fold} ({plan.groups[fold]})" for fold in folds)
+    return f"fold {names}" if len(folds) == 1 else f"folds {names}"

@@ -65,7 +65,7 @@ class StageLoop:
             StopNow: if so.
         """
         flags = torch.tensor(reason_flags(self.stop_request.look()))
-        self._stop_for(strongest_reason(self.runner.engine.processes.sum(flags).tolist()))
+        self._stop_for(strongest_reason(self.runner.engine.processes.all_reduce(flags).tolist()))
 
     def _stop_for(self, reason: str | None) -> None:
         if reason is not None:

@@ -22,25 +22,28 @@ from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.distributed import DistInfo
 from metaser.errors import RunError
+from metaser.eval.card import model_card
 from metaser.eval.protocol import evaluate_run_split
-from metaser.export import export_model, hear_as_trained, model_card
+from metaser.eval.start import check_start, describe_start, read_start
+from metaser.export import export_model, hear_as_trained
 from metaser.model.metaser import MetaSERModel, build_model
+from metaser.processes import Processes
 from metaser.provenance import git_state, installed_packages
 from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, writing
 from metaser.seeding import seed_generators
-from metaser.start import check_start, describe_start, read_start
+from metaser.stagedata import StageData, heard_samples, is_cut
 from metaser.targets import Targets
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters
+from metaser.train.build import build_engine
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
 from metaser.train.checks import check_data
-from metaser.train.engine import Processes, build_engine
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
-from metaser.train.stage import StageData, freeze_all_but, heard_samples, is_cut, select_parameters
+from metaser.train.stage import freeze_all_but, select_parameters
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest

@@ -96,7 +96,9 @@ class StepRunner:
         sums = self.forward_backward(step, batches)
         norm = self.engine.step()
         problems = [problem for batch in batches for problem in batch.problems]
-        shared = self.engine.processes.sum(torch.tensor([*sums.values(), float(len(problems)), *reason_flags(stop)]))
+        shared = self.engine.processes.all_reduce(
+            torch.tensor([*sums.values(), float(len(problems)), *reason_flags(stop)])
+        )
         numbers = shared.tolist()
         flags = numbers[len(sums) + 1 :]
         totals = dict(zip((*sums, "problems"), numbers, strict=False))
@@ -239,7 +241,7 @@ class StepRunner:
             )
 
     def _count_problems(self, state: TrainState, problems: Sequence[str]) -> None:
-        everyone = sorted({problem for part in self.engine.processes.gather(list(problems)) for problem in part})
+        everyone = sorted({problem for part in self.engine.processes.all_gather(list(problems)) for problem in part})
         state.bad_keys = sorted({*state.bad_keys, *everyone})
         allowed = int(self.config.data.max_bad_fraction * len(self.index))
         if len(state.bad_keys) > allowed:

@@ -10,12 +10,14 @@ from tinyruns import EXACT, ranks
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import dist_info
 from metaser.model.metaser import build_model
+from metaser.processes import Processes
 from metaser.seeding import seed_generators
+from metaser.stagedata import stage_data, training_rows
 from metaser.targets import Targets, resolve_tasks
 from metaser.train.augment import Augmenter
-from metaser.train.engine import Processes, build_engine
+from metaser.train.build import build_engine
 from metaser.train.optim import build_optimizer
-from metaser.train.stage import freeze_all_but, select_parameters, stage_data, training_rows
+from metaser.train.stage import freeze_all_but, select_parameters
 from metaser.train.step import StepRunner
 from shards.index import load_index
 from shards.plan import Schedule

@@ -13,10 +13,11 @@ from metaser.config.schema import CoattentionConfig, ModelConfig, ParallelConfig
 from metaser.distributed import dist_info
 from metaser.errors import TrainingError
 from metaser.model.metaser import build_model
+from metaser.processes import Processes, choose_strategy
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
+from metaser.train.build import build_engine
 from metaser.train.checkpoint import newest_checkpoint
-from metaser.train.engine import Processes, build_engine, choose_strategy
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters
 

@@ -11,9 +11,10 @@ from tinyruns import ALONE, losses
 from metaser.config.load import load_experiment
 from metaser.config.schema import AdapterConfig, ModelConfig
 from metaser.errors import ConfigError, ModelError
-from metaser.eval.crossval import check_folds, plan_folds
+from metaser.eval.crossval import plan_folds
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.tasks.spec import TaskSpec
+from metaser.train.checks import check_folds
 from metaser.train.initial import load_initial_weights
 from metaser.train.run import train
 from shards.errors import SplitError

@@ -8,8 +8,8 @@ from tables import index_of
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import TrainingError
 from metaser.eval.coverage import add_left_out, all_left_out, check_labels
+from metaser.stagedata import experiment_specs
 from metaser.tasks.classification import ClassificationTask
-from metaser.train.stage import experiment_specs
 from shards.splits import assign_splits
 
 FOUR = ["anger", "happiness", "neutral", "sadness"]

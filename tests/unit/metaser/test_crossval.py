@@ -9,7 +9,6 @@ from launch.verbs.crossval import crossval
 from metaser.errors import ConfigError, RunError
 from metaser.eval.crossval import (
     check_crossval,
-    check_folds,
     fold_runs,
     plan_folds,
     read_crossval,
@@ -18,6 +17,7 @@ from metaser.eval.crossval import (
     write_crossval,
 )
 from metaser.rundir import RunDir, RunLock
+from metaser.train.checks import check_folds
 from shards.errors import SplitError
 
 LEAVE_ONE_OUT = "data.splits=[{policy: leave_one_out, field: speaker}]"

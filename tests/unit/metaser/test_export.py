@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tinyruns import EXPERIMENT
 
 from metaser.config.load import parse_experiment
-from metaser.export import model_card
+from metaser.eval.card import model_card
 from metaser.record import DataRecord, FolderRecord, PartRecord
 from metaser.rundir import RunDir
 from metaser.tasks.spec import TaskSpec

@@ -13,8 +13,9 @@ from metaser.config.schema import (
 )
 from metaser.errors import ConfigError, TrainingError
 from metaser.model.metaser import build_model
+from metaser.stagedata import select_utterances, stage_data, training_rows
 from metaser.tasks.spec import TaskSpec
-from metaser.train.stage import freeze_all_but, select_parameters, select_utterances, stage_data, training_rows
+from metaser.train.stage import freeze_all_but, select_parameters
 from shards.config import StoredSplit
 from shards.errors import FilterError
 from shards.splits import assign_splits

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from metaser.distributed import DistInfo
 from shards.shown import shown
 
-BEAT_S = 2.0
+HEARTBEAT_S = 2.0
 SILENT_S = 40.0
 """A process that has not been heard of for so long is dead."""
 GRACE_S = 10.0
@@ -80,7 +80,7 @@ class Watch:
         origin = [self._info.rank, self._where(), words] if death is None else [death.rank, death.where, death.words]
         with suppress(RuntimeError):  # the others may be gone already
             self._store.set(f"ended/{self._info.rank}", json.dumps(origin))
-        time.sleep(2 * BEAT_S)
+        time.sleep(2 * HEARTBEAT_S)
 
     def death(self, timeout_s: float) -> Death | None:
         """Return the first process found dead, waiting for the finding up to `timeout_s`."""
@@ -97,7 +97,7 @@ class Watch:
 
     def _run(self) -> None:
         beat = 0
-        while not self._stopped.wait(BEAT_S if beat else 0):
+        while not self._stopped.wait(HEARTBEAT_S if beat else 0):
             beat += 1
             try:
                 values = [beat, self._host, os.getpid(), self._position]
