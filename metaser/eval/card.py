@@ -291,7 +291,7 @@ def _use(config: ExperimentConfig) -> list[str]:
     return [
         "Input is mono audio at 16 kHz. `metaser predict FOLDER some.wav` prints what the model says of "
         f"{plain(config.main_task)}; in Python:",
-        "`MetaSERModel.from_pretrained(FOLDER)` from `metaser.model.metaser`.",
+        "`from metaser import MetaSERModel`, then `MetaSERModel.from_pretrained(FOLDER)`.",
     ]
 
 

@@ -1,0 +1,72 @@
+"""The examples of docs/extending, built as they stand there, from outside the packages: one file and one line each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import soundfile as sf
+from tinyruns import Speech, dev_metrics, losses, pack_clips, read_json
+
+from metaser.predict import load_model, predict_files
+from metaser.tasks.kinds import KINDS
+from shards.corpora import base
+from shards.index import load_index
+from shards.pack import pack_corpus
+from shards.survey import verify
+
+PAGES = Path(__file__).parents[2] / "docs" / "extending"
+
+
+def example(page: str, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the one module that a page shows, imported as `name`."""
+    (code,) = re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(), re.DOTALL)
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(compile(code, f"{page}.md", "exec"), module.__dict__)
+    return module
+
+
+def test_a_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    example("corpus", "shards.corpora.talk", monkeypatch)
+    monkeypatch.setattr(base, "CORPORA", (*base.CORPORA, "talk"))
+    source = tmp_path / "talk"
+    source.mkdir()
+    for number, name in enumerate(("s01_f_happy_1", "s01_f_calm_2", "s02_m_happy_1", "notes")):
+        samples, rate_hz = Speech(120.0, 3.0, 0.5, number).load()
+        sf.write(source / f"{name}.wav", samples, rate_hz)
+    done = pack_corpus("talk", source, tmp_path / "out", num_workers=1, on_bad="skip")
+    assert (done.num_utterances, dict(done.num_rejected_by_kind)) == (3, {"unknown name": 1})
+    assert not verify([tmp_path / "out"])
+    index = load_index([tmp_path / "out"])
+    assert sorted(index.values("emotion")) == ["calm", "happiness", "happiness"]
+    assert set(index.values("speaker")) == {"talk:s01", "talk:s02"}
+
+
+def test_a_kind_of_task(corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(KINDS, "sign", example("task", "sign", monkeypatch).Sign())
+    shards = pack_clips(tmp_path / "shards", valence=-2.0)
+    run = corpus.train(
+        tmp_path / "run",
+        f"data.shards={shards}",
+        "tasks=[{name: emotion, kind: classification}, {name: cheerful, kind: sign, field: valence}]",
+        "stages.0.weights={cheerful: 1.0}",
+        "stages.0.select=cheerful.hits",
+        "stages.1.weights={emotion: 1.0, cheerful: 0.1}",
+    )
+    assert losses(run)[0][-1]["cheerful"] > 0
+    assert {dev["tasks"]["cheerful"]["num_utterances"] for *_, dev in dev_metrics(run)} == {6}
+    report = read_json(run / "report/report.json")
+    with (run / "report/predictions.csv").open() as file:
+        said = [row["cheerful.prediction"].lstrip("'") for row in csv.DictReader(file)]
+    assert report["tasks"]["cheerful"]["hits"] == said.count("-") / len(said)
+    assert "hits" in (run / "report/report.md").read_text() and "hits" in (run / "best/README.md").read_text()
+    samples, rate_hz = Speech(120.0, 3.0, 0.5, 1).load()
+    sf.write(tmp_path / "a.wav", samples, rate_hz)
+    (answer,) = predict_files(load_model(run), [str(tmp_path / "a.wav")])
+    assert answer.tasks["cheerful"]["sign"] in ("+", "-") and json.dumps(answer.tasks)
