@@ -136,11 +136,11 @@ class Processes:
             watch.stop()
         except RuntimeError as error:
             # A collective operation broke, probably: the watch knows within seconds whether someone died.
-            death = watch.death(timeout_s=2 * HEARTBEAT_S)
-            watch.announce(f"{type(error).__name__}: {error}", death=death)
-            if death is None:
+            failure = watch.failure(timeout_s=2 * HEARTBEAT_S)
+            watch.announce(f"{type(error).__name__}: {error}", failure=failure)
+            if failure is None:
                 raise
-            raise TrainingError(str(death)) from error
+            raise TrainingError(str(failure)) from error
         except BaseException as error:
             watch.announce(f"{type(error).__name__}: {error}")
             raise

@@ -31,23 +31,23 @@ EXIT_CODE = 2
 
 
 @dataclass(frozen=True)
-class Death:
+class FailureReport:
     """A process that ended before the others."""
 
     rank: int
     where: str
-    words: str
+    reason: str
 
     def __str__(self) -> str:
         """Return the one sentence that every other process ends with."""
         return (
             f"all processes must live until the training is done, but rank {self.rank} ({self.where}) has ended: "
-            f"{self.words}; start again to continue from the last checkpoint"
+            f"{self.reason}; start again to continue from the last checkpoint"
         )
 
 
 class Watch:
-    """Beats for this process and listens for the others, in a thread of its own."""
+    """Sends this process's heartbeat and listens to those of the others, in a thread of its own."""
 
     def __init__(self, info: DistInfo) -> None:
         """Start; the processes must have met."""
@@ -56,7 +56,7 @@ class Watch:
         self._store: Any = dist.distributed_c10d._get_default_store().clone()
         self._position = "before its first step"
         self._host = socket.gethostname()
-        self._death: Death | None = None
+        self._failure: FailureReport | None = None
         self._found = threading.Event()
         self._stopped = threading.Event()
         self._heard: dict[int, tuple[int, float]] = {}
@@ -70,22 +70,23 @@ class Watch:
         """Say where this process stands: its last words, should it be killed."""
         self._position = position
 
-    def announce(self, words: str, *, death: Death | None = None) -> None:
-        """Tell the others why this process ends, by itself or because of another's `death`, and let them hear it.
+    def announce(self, reason: str, *, failure: FailureReport | None = None) -> None:
+        """Tell the others why this process ends, by itself or because another did (`failure`); return when all know.
 
-        Rank 0 may take the store with it; and a process that is gone before all have looked is blamed in place of the
-        one whose death ended it.
+        It must not be gone before: rank 0 would take the store with it, and the others would name this process instead
+        of the one that failed first.
         """
-        words = " ".join(words.split())[-2000:]
-        origin = [self._info.rank, self._where(), words] if death is None else [death.rank, death.where, death.words]
+        own = FailureReport(self._info.rank, self._where(), " ".join(reason.split())[-2000:])
+        first = own if failure is None else failure
+        origin = [first.rank, first.where, first.reason]
         with suppress(RuntimeError):  # the others may be gone already
             self._store.set(f"ended/{self._info.rank}", json.dumps(origin))
         time.sleep(2 * HEARTBEAT_S)
 
-    def death(self, timeout_s: float) -> Death | None:
+    def failure(self, timeout_s: float) -> FailureReport | None:
         """Return the first process found dead, waiting for the finding up to `timeout_s`."""
         self._found.wait(timeout_s)
-        return self._death
+        return self._failure
 
     def stop(self) -> None:
         """Watch no longer; from here on the others may end. A process that fails goes on watching to its end."""
@@ -102,28 +103,28 @@ class Watch:
             try:
                 values = [beat, self._host, os.getpid(), self._position]
                 self._store.set(f"alive/{self._info.rank}", json.dumps(values))
-                self._death = self._find_death()
+                self._failure = self._find_failure()
             except RuntimeError as error:
                 # Rank 0 or the launcher held the store.
                 words = f"the store where the processes met is gone ({' '.join(str(error).split())[:200]})"
-                self._death = self._find_killed() or Death(0, "or the launcher", words)
-            if self._death is not None:
+                self._failure = self._find_killed() or FailureReport(0, "or the launcher", words)
+            if self._failure is not None:
                 break
-        if self._death is None:
+        if self._failure is None:
             return
         self._found.set()
         if not self._stopped.wait(GRACE_S):
             # The main thread waits in an operation that will never end.
-            print(f"error: {shown(str(self._death))}", file=sys.stderr, flush=True)
+            print(f"error: {shown(str(self._failure))}", file=sys.stderr, flush=True)
             os._exit(EXIT_CODE)
 
-    def _find_death(self) -> Death | None:
+    def _find_failure(self) -> FailureReport | None:
         now = time.monotonic()
         for rank in range(self._info.num_processes):
             if rank == self._info.rank:
                 continue
             if self._store.check([f"ended/{rank}"]):
-                return Death(*json.loads(self._store.get(f"ended/{rank}")))
+                return FailureReport(*json.loads(self._store.get(f"ended/{rank}")))
             if not self._store.check([f"alive/{rank}"]):
                 continue
             beat, host, pid, position = json.loads(self._store.get(f"alive/{rank}"))
@@ -133,14 +134,14 @@ class Watch:
                 self._known[rank] = (pid, position)
             if now - self._heard[rank][1] > SILENT_S:
                 words = f"nothing was heard of it for {SILENT_S:.0f} s, {position}"
-                return Death(rank, f"pid {pid} on {host}", words)
+                return FailureReport(rank, f"pid {pid} on {host}", words)
         return self._find_killed()
 
-    def _find_killed(self) -> Death | None:
+    def _find_killed(self) -> FailureReport | None:
         for rank, (pid, position) in self._known.items():
             if not _is_running(pid):
                 words = f"it was killed, or died without a word, {position}"
-                return Death(rank, f"pid {pid} on {self._host}", words)
+                return FailureReport(rank, f"pid {pid} on {self._host}", words)
         return None
 
 
