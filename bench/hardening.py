@@ -165,8 +165,10 @@ def checkpoint(folder: Path) -> None:
 
     found = newest_checkpoint(folder / "run" / "stage1" / "checkpoints")
     assert found is not None
-    found.model_tensors()
-    found.optimizer_tensors()
+    for tensors in (found.model_tensors(), found.optimizer_tensors()):
+        # As a model takes them: what is only mapped has not been read.
+        for tensor in tensors.values():
+            tensor.clone()
 
 
 def metrics(folder: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metaser.errors import RunError
@@ -99,10 +99,12 @@ class Checkpoint:
         path = self.path / name
         try:
             with open_tensors(path) as file:
-                tensors, stamp = file.read(), file.stamp
-        except (OSError, TensorFileError) as error:
+                is_unchanged = file.stamp == self.stamps[name]
+                # Mapped: the processes of a node share the pages, where copies of a large model would fill its memory.
+                tensors = load_file(path) if is_unchanged else {}
+        except (OSError, TensorFileError, SafetensorError) as error:
             raise RunError(f"{path} must hold tensors of a checkpoint, but does not: {error}") from error
-        if stamp != self.stamps[name]:
+        if not is_unchanged:
             raise RunError(f"{path} must stay as it is while it is read, but has changed; start again")
         return tensors
 
