@@ -16,7 +16,8 @@ from pydantic import Field, TypeAdapter
 from metaser.config.load import load_experiment
 from metaser.config.schema import StageConfig
 from metaser.errors import RunError
-from metaser.rundir import LockHolder, RunDir, Stage, Step, lock_holder, parse_json, parse_line, reading
+from metaser.lines import Chain, Stage, Step, read_lines
+from metaser.rundir import LockHolder, RunDir, lock_holder, parse_json, reading
 from shards.inputfile import open_regular
 
 _TAIL_BYTES = 200_000
@@ -124,8 +125,12 @@ def _last_steps(path: Path) -> list[_Step]:
         except FileNotFoundError:
             return []
     # What follows the last line break is being written; what precedes the first may be half a line.
-    whole = lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]
-    return [parse_json(line, _validate_step, str(path)) for line in whole if "loss" in parse_line(line, str(path))]
+    is_whole = size <= _TAIL_BYTES
+    whole = lines[:-1] if is_whole else lines[1:-1]
+    read = read_lines(((line, str(path)) for line in whole), Chain(is_at_start=is_whole))
+    return [
+        parse_json(data, _validate_step, str(path)) for data, line in zip(whole, read, strict=True) if "loss" in line
+    ]
 
 
 def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:

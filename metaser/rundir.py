@@ -9,11 +9,11 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 
-from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from metaser.errors import RunError
@@ -205,72 +205,6 @@ def parse_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Pars
             f"{where} is damaged: {shown(place, 100)}{shown(first['msg'], 200)}, got "
             f"{shown(repr(first['input']), 60)}; restore it or move it away"
         ) from None
-
-
-Stage = Annotated[int, Field(gt=0, lt=2**31)]
-Step = Annotated[int, Field(ge=0, lt=2**53)]
-_LONGEST_NUMBER = 20
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    loss: float | None = None
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """What is read back of a line; the rest is for people and TensorBoard."""
-
-    stage: Stage
-    step: Step
-    loss: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
-    dev: _Evaluation | None = None
-
-
-_validate_line = TypeAdapter(_Line).validate_json
-
-
-def parse_line(data: bytes, where: str) -> dict[str, Any]:
-    """Return a line of `metrics.jsonl` or of a key log, which stands in `where`: an object with `stage` and `step`.
-
-    Raises:
-        RunError: if it is damaged.
-    """
-    parsed = parse_json(data, _validate_line, where)
-    try:
-        for task, metrics in parsed.dev.tasks.items() if parsed.dev is not None else ():
-            check_metrics(task, metrics)
-        line: dict[str, Any] = json.loads(data, parse_int=_short_int)
-    except ValueError as error:
-        raise RunError(f"{where} is damaged: {error}; restore it or move it away") from None
-    return line
-
-
-def check_metrics(task: str, metrics: dict[str, Any]) -> None:
-    """Refuse metrics that are no numbers.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    for name, value in metrics.items():
-        is_right = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        if name == "ua_interval_95" and isinstance(value, list):
-            is_right = len(value) == 2 and all(isinstance(bound, int | float) for bound in value)
-        elif name.endswith("_reason"):
-            is_right = value is None or isinstance(value, str)
-        elif isinstance(value, dict | list):
-            # Not read back.
-            continue
-        if not is_right:
-            raise ValueError(f"{shown(name, 40)} of {shown(task, 40)} must be a number, got {shown(repr(value), 60)}")
-
-
-def _short_int(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise ValueError(f"it holds a number of {len(digits)} digits")
-    return int(digits)
 
 
 def existing_run(path: str | Path) -> RunDir:

@@ -27,10 +27,10 @@ from metaser.eval.figures import confusion_figure
 from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
 from metaser.eval.predictions import PREDICTIONS, REPORT, read_covered, read_predictions
 from metaser.eval.report import build_report, write_report
+from metaser.lines import check_metrics
 from metaser.progress import is_finished
 from metaser.rundir import (
     RunDir,
-    check_metrics,
     lock_holder,
     parse_json,
     read_json,
