@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -33,6 +32,7 @@ from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
 from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval, write_whole
+from metaser.sums import sealed_json
 from shards.shown import shown
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _LAUNCHER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCA
 
 @dataclass(frozen=True)
 class Submission:
-    """One line of a run's `jobs/submissions.json`."""
+    """One entry of a run's `jobs/submissions.json`."""
 
     time: str
     job_id: str
@@ -60,7 +60,14 @@ class Submission:
     """Commit and difference of the code at the time of submission."""
 
 
-_validate_submissions = TypeAdapter(list[Submission]).validate_json
+@dataclass(frozen=True)
+class _Submissions:
+    """What `jobs/submissions.json` holds; earlier versions wrote the list alone."""
+
+    submissions: list[Submission]
+
+
+_validate_submissions = TypeAdapter(_Submissions | list[Submission]).validate_json
 
 
 # ---------------------------------------------------------------- the sbatch file
@@ -415,19 +422,20 @@ def _record(run: RunDir, job: TrainingJob, queued: Job[None], cluster: ClusterCo
         job_id=str(queued.job_id),
         executor=executor,
         host=os.uname().nodename,
-        command=sys.argv,
+        command=[shown(argument) for argument in sys.argv],
         experiment=job.experiment,
         output=str(queued.paths.stdout),
         cluster=cluster.model_dump(mode="json"),
         git=git_state(),
     )
     records = [*_submissions(run), submission]
-    write_whole(run.submissions, json.dumps([asdict(record) for record in records], indent=1))
+    write_whole(run.submissions, sealed_json(asdict(_Submissions(records))))
     return submission
 
 
 def _submissions(run: RunDir) -> list[Submission]:
-    return read_json(run.submissions, _validate_submissions) or []
+    found = read_json(run.submissions, _validate_submissions) or []
+    return found if isinstance(found, list) else found.submissions
 
 
 def last_submission(run: RunDir) -> Submission | None:

@@ -17,7 +17,7 @@ from metaser.config.load import load_experiment
 from metaser.config.schema import StageConfig
 from metaser.errors import RunError
 from metaser.lines import Chain, Stage, Step, read_lines
-from metaser.rundir import LockHolder, RunDir, lock_holder, parse_json, reading
+from metaser.rundir import LockHolder, RunDir, lock_holder, reading, validated_json
 from shards.inputfile import open_regular
 
 _TAIL_BYTES = 200_000
@@ -129,7 +129,9 @@ def _last_steps(path: Path) -> list[_Step]:
     whole = lines[:-1] if is_whole else lines[1:-1]
     read = read_lines(((line, str(path)) for line in whole), Chain(is_at_start=is_whole))
     return [
-        parse_json(data, _validate_step, str(path)) for data, line in zip(whole, read, strict=True) if "loss" in line
+        validated_json(data, _validate_step, str(path))
+        for data, line in zip(whole, read, strict=True)
+        if "loss" in line
     ]
 
 

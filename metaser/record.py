@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
-from metaser.rundir import RunDir, parse_json, read_json, reading, write_whole, writing
+from metaser.rundir import RunDir, read_json, reading, validated_json, write_whole, writing
 from metaser.sums import file_sha256, sealed_json
 from metaser.tasks import TaskSpec
 from metaser.train.stage import select_utterances
@@ -105,7 +105,7 @@ def read_record(run: RunDir) -> DataRecord | None:
     """
     record = read_json(run.data, _validate)
     if record is not None and record.protocol:
-        parse_json(json.dumps(record.protocol).encode(), _validate_protocol, f"protocol in {run.data}")
+        validated_json(json.dumps(record.protocol).encode(), _validate_protocol, f"protocol in {run.data}")
     return record
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -17,9 +16,9 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from metaser.errors import RunError
-from metaser.sums import SEAL, is_as_sealed, is_sealed
+from metaser.sums import SEAL, is_as_sealed, is_sealed, sealed_json
 from shards.inputfile import open_regular, read_regular
-from shards.jsontext import RepeatedNameError, unique
+from shards.jsontext import JsonTextError, parse_json
 from shards.shown import shown
 
 MAX_JSON_BYTES = 1 << 28
@@ -178,19 +177,21 @@ def read_json(path: Path, validate: Callable[..., Parsed]) -> Parsed | None:
         RunError: if it cannot be read or does not hold what it must.
     """
     data = read_bytes(path)
-    if data is None:
-        return None
-    parsed = parse_json(data, validate, str(path))
-    try:
-        values = json.loads(data, object_pairs_hook=unique)
-    except RepeatedNameError as error:
-        raise RunError(f"{path} is damaged: {error}; restore it or move it away") from None
-    if isinstance(values, dict) and is_sealed(values) and not is_as_sealed(values, data):
-        raise RunError(f"{path} is damaged: it is not what its {SEAL} is of; restore it or move it away")
-    return parsed
+    return None if data is None else _whole(data, validate, path)
 
 
-def parse_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Parsed:
+def _whole(data: bytes, validate: Callable[..., Parsed], path: Path) -> Parsed:
+    if not is_as_sealed(data):
+        try:
+            values = parse_json(data)
+        except JsonTextError as error:
+            raise RunError(f"{path} is damaged: {error}; restore it or move it away") from None
+        if is_sealed(values):
+            raise RunError(f"{path} is damaged: it is not what its {SEAL} is of; restore it or move it away")
+    return validated_json(data, validate, str(path))
+
+
+def validated_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Parsed:
     """Return the JSON in `data`, which stands in `where`; no value is taken for one of another type.
 
     Raises:
@@ -249,7 +250,7 @@ class RunLock:
             raise RunError(f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir")
         self._file.truncate(0)
         holder = LockHolder(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID"))
-        self._file.write(json.dumps(asdict(holder)))
+        self._file.write(sealed_json(asdict(holder)))
         self._file.flush()
 
     def _taken(self) -> bool:
@@ -313,7 +314,7 @@ def last_holder(run: RunDir) -> LockHolder | None:
     """
     path = _lock_path(run)
     data = read_bytes(path)
-    return parse_json(data, _validate_holder, str(path)) if data else None
+    return _whole(data, _validate_holder, path) if data else None
 
 
 def _last_holder_named(run: RunDir) -> LockHolder:

@@ -90,21 +90,30 @@ def check_sum(path: Path, digest: str, sums: Mapping[str, str]) -> None:
 
 
 def sealed_json(values: Mapping[str, Any]) -> str:
-    """Return a JSON object whose last entry is the sha256 of the rest, which holds no entry of that name."""
-    digest = hashlib.sha256(_json(values).encode()).hexdigest()
-    return _json({**values, SEAL: digest})
+    """Return a JSON object whose last entry is the sha256 of the rest, which is not empty and has none of that name."""
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    return text.removesuffix(_END) + _seal(text.encode())
 
 
-def is_sealed(values: Mapping[str, Any]) -> bool:
-    """Return whether `values` end with a seal, be it under a damaged name; what earlier versions wrote does not."""
+def is_as_sealed(data: bytes) -> bool:
+    """Return whether `data` is byte by byte what `sealed_json` wrote."""
+    rest, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    return seal == _seal(rest + _END.encode()).encode()
+
+
+def is_sealed(values: object) -> bool:
+    """Return whether JSON ends with a seal, be it under a damaged name; what earlier versions wrote does not."""
+    if not isinstance(values, dict):
+        return False
     last = list(values.values())[-1] if values else None
     return SEAL in values or (isinstance(last, str) and _DIGEST.fullmatch(last) is not None)
 
 
-def is_as_sealed(values: Mapping[str, Any], data: bytes) -> bool:
-    """Return whether `data`, which was read as `values`, is byte by byte what `sealed_json` wrote."""
-    return sealed_json({name: value for name, value in values.items() if name != SEAL}).encode() == data
+_END = "\n}"
 
 
-def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1, ensure_ascii=False)
+def _seal(rest: bytes) -> str:
+    return f',\n "{SEAL}": "{hashlib.sha256(rest).hexdigest()}"{_END}'
+
+
+_SEAL_BYTES = len(_seal(b""))

@@ -32,9 +32,9 @@ from metaser.progress import is_finished
 from metaser.rundir import (
     RunDir,
     lock_holder,
-    parse_json,
     read_json,
     reading,
+    validated_json,
     write_whole,
     writing,
 )
@@ -272,7 +272,7 @@ def read_fold_report(run: RunDir) -> FoldReport:
     data = read_covered(path)
     if data is None:
         raise RunError(f"a finished fold must have its report, but {path} is gone; train the fold again")
-    report = parse_json(data, _validate_report, str(path))
+    report = validated_json(data, _validate_report, str(path))
     try:
         for task, metrics in report.tasks.items():
             check_metrics(task, metrics)

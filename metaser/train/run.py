@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import sys
@@ -30,6 +29,7 @@ from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, writing
 from metaser.seeding import seed_generators
 from metaser.start import check_start, describe_start, read_start
+from metaser.sums import sealed_json
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
@@ -405,15 +405,23 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
         log.warning("%d recordings stand in more than one split, under different names: %s", len(groups), keys)
 
 
-_validate_starts = TypeAdapter(list[dict[str, Any]]).validate_json
+@dataclass(frozen=True)
+class _Environment:
+    """What `environment.json` holds; earlier versions wrote the list alone."""
+
+    starts: list[dict[str, Any]]
+
+
+_validate_environment = TypeAdapter(_Environment | list[dict[str, Any]]).validate_json
 
 
 def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWeights | None) -> None:
-    starts = read_json(run.environment, _validate_starts) or []
+    found = read_json(run.environment, _validate_environment) or []
+    starts = found if isinstance(found, list) else found.starts
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": sys.argv,
+            "command": [shown(argument) for argument in sys.argv],
             "host": platform.node(),
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -425,7 +433,7 @@ def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWei
             "packages": installed_packages(),
         }
     )
-    write_whole(run.environment, json.dumps(starts, indent=1))
+    write_whole(run.environment, sealed_json({"starts": starts}))
 
 
 class _RunLog(logging.FileHandler):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from metaser.config.schema import ClassificationTask
+from metaser.distributed import DistInfo
 from metaser.errors import RunError
 from metaser.eval.crossval import read_fold_report
 from metaser.eval.metrics import TaskResult, UtteranceResult, task_metrics
@@ -18,9 +20,10 @@ from metaser.eval.report import build_report, read_report, write_report
 from metaser.lines import parse_line
 from metaser.record import DataRecord, read_material, read_record
 from metaser.rundir import RunDir, RunLock, last_holder, lock_holder, read_json
-from metaser.sums import SUMS, file_sha256, is_as_sealed, sealed_json
+from metaser.sums import SUMS, file_sha256, is_as_sealed, is_sealed, sealed_json
 from metaser.tasks import TaskSpec
 from metaser.tracking import Tracker, read_metrics
+from metaser.train.run import _append_environment
 from shards.kinship import Material
 
 anything = st.recursive(
@@ -34,10 +37,15 @@ _validate = TypeAdapter(dict[str, object]).validate_json
 # ---------------------------------------------------------------- seals
 
 
-@given(st.dictionaries(st.text().filter(lambda name: name != "sha256"), anything, max_size=4))
+@given(st.dictionaries(st.text().filter(lambda name: name != "sha256"), anything, min_size=1, max_size=4))
 def test_what_is_sealed_is_read(values):
     text = sealed_json(values)
-    assert is_as_sealed(json.loads(text), text.encode())
+    assert is_as_sealed(text.encode())
+    found = json.loads(text)
+    assert is_sealed(found)
+    digest = found.pop("sha256")
+    assert found == values
+    assert digest == sha256(json.dumps(values, indent=1, ensure_ascii=False).encode()).hexdigest()
 
 
 @given(values=st.dictionaries(st.sampled_from("abc"), anything, min_size=1), data=st.data())
@@ -51,14 +59,23 @@ def test_no_changed_byte_of_what_is_sealed_is_believed(tmp_path_factory, values,
         read_json(path, _validate)
 
 
+@given(st.dictionaries(st.sampled_from("abc"), anything, min_size=1))
+def test_what_is_sealed_is_not_believed_in_another_form(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("sealed") / "data.json"
+    path.write_text(json.dumps(json.loads(sealed_json(values))))
+    with pytest.raises(RunError, match=r"data\.json is damaged: it is not what its sha256 is of"):
+        read_json(path, _validate)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (b'{"a": 1, "a": 2}', "it names a twice"),
-        (b"[" * 100_000, "Invalid JSON"),
-        (b'{"a": "\\ud800"}', "Invalid JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "Invalid JSON"),
-        (b"\xff", "Invalid JSON"),
+        (b"[" * 100_000, "it is deeper than 64"),
+        (b'{"a": "\\ud800"}', "it holds half a character"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "it holds a number of 5000 digits"),
+        (b"\xff", "byte 0 is not UTF-8"),
+        (b'[{"time": "2', "Unterminated string"),
     ],
 )
 def test_json_that_no_run_writes(tmp_path, text, words):
@@ -219,6 +236,28 @@ def test_a_holder_that_is_no_process_is_refused(tmp_path, pid):
     (tmp_path / ".lock").write_text(f'{{"host": "a", "pid": {pid}}}')
     with pytest.raises(RunError, match=r"\.lock is damaged: pid: "):
         last_holder(RunDir(tmp_path))
+
+
+def test_no_changed_byte_of_who_holds_the_lock_is_believed(tmp_path):
+    run = RunDir(tmp_path)
+    RunLock(run).release()
+    path = tmp_path / ".lock"
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(RunError, match=r"\.lock is damaged: "):
+            last_holder(run)
+
+
+def test_the_list_of_starts_that_an_earlier_version_wrote_goes_on_sealed(tmp_path):
+    run = RunDir(tmp_path)
+    run.environment.write_text('[{"host": "first"}]')
+    for _ in range(2):
+        _append_environment(run, DistInfo(0, 1, 0), None)
+    assert is_as_sealed(run.environment.read_bytes())
+    first, *later = json.loads(run.environment.read_text())["starts"]
+    assert first == {"host": "first"}
+    assert len(later) == 2
 
 
 def test_a_holder_s_words_are_shown_and_not_obeyed(tmp_path):
