@@ -32,7 +32,7 @@ from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
 from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval, write_whole
-from metaser.sums import sealed_json
+from metaser.sums import sealed_json, sealed_yaml
 from shards.shown import shown
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def write_experiment(run: RunDir, experiment: ExperimentConfig) -> Path:
     path = run.jobs / f"experiment-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.yaml"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_experiment(experiment), encoding="utf-8")
+        path.write_text(sealed_yaml(dump_experiment(experiment)), encoding="utf-8")
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
     return path

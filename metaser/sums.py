@@ -1,4 +1,4 @@
-"""Checksums of what is read back: `SHA256SUMS` beside files that lie together, a seal inside a JSON file.
+"""Checksums of what is read back: `SHA256SUMS` beside files that lie together, a seal inside a JSON or YAML file.
 
 `SHA256SUMS` is what `sha256sum` writes and `sha256sum -c` checks. Whoever reads the files back compares what it has
 read: every byte of every file counts, and every byte of the checksums.
@@ -117,3 +117,24 @@ def _seal(rest: bytes) -> str:
 
 
 _SEAL_BYTES = len(_seal(b""))
+
+
+_HEAD = "# sha256 of all below: "
+_HEAD_LINE = re.compile(rb".{%d}[0-9a-f]{64}" % len(_HEAD), re.DOTALL)
+
+
+def sealed_yaml(text: str) -> str:
+    """Return YAML under a comment that is the sha256 of it: what is cut off at its end is missed, too."""
+    return f"{_head(text.encode())}{text}"
+
+
+def is_sound_yaml(data: bytes) -> bool:
+    """Return whether YAML is what the comment above it is the sha256 of, or has neither that nor a damaged one."""
+    if not data.startswith(_HEAD.encode()) and not _HEAD_LINE.match(data):
+        return True
+    length = len(_head(b""))
+    return data[:length] == _head(data[length:]).encode()
+
+
+def _head(rest: bytes) -> str:
+    return f"{_HEAD}{hashlib.sha256(rest).hexdigest()}\n"

@@ -29,7 +29,7 @@ from metaser.record import write_record
 from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, writing
 from metaser.seeding import seed_generators
 from metaser.start import check_start, describe_start, read_start
-from metaser.sums import sealed_json
+from metaser.sums import sealed_json, sealed_yaml
 from metaser.targets import Targets
 from metaser.tasks import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
@@ -118,7 +118,7 @@ def _record_start(
 ) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
-        write_whole(run.config, dump_experiment(config))
+        write_whole(run.config, sealed_yaml(dump_experiment(config)))
     with writing(run.environment):
         _append_environment(run, info, initial_weights)
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from metaser.config.load import load_experiment
 from metaser.config.schema import ClassificationTask
 from metaser.distributed import DistInfo
-from metaser.errors import RunError
+from metaser.errors import ConfigError, RunError
 from metaser.eval.crossval import read_fold_report
 from metaser.eval.metrics import TaskResult, UtteranceResult, task_metrics
 from metaser.eval.predictions import read_predictions
@@ -20,7 +21,7 @@ from metaser.eval.report import build_report, read_report, write_report
 from metaser.lines import parse_line
 from metaser.record import DataRecord, read_material, read_record
 from metaser.rundir import RunDir, RunLock, last_holder, lock_holder, read_json
-from metaser.sums import SUMS, file_sha256, is_as_sealed, is_sealed, sealed_json
+from metaser.sums import SUMS, file_sha256, is_as_sealed, is_sealed, sealed_json, sealed_yaml
 from metaser.tasks import TaskSpec
 from metaser.tracking import Tracker, read_metrics
 from metaser.train.run import _append_environment
@@ -82,6 +83,34 @@ def test_json_that_no_run_writes(tmp_path, text, words):
     (tmp_path / "data.json").write_bytes(text)
     with pytest.raises(RunError, match=f"data.json is damaged: .*{words}"):
         read_json(tmp_path / "data.json", _validate)
+
+
+EXPERIMENT = """
+output_dir: x
+data: {shards: y}
+model: {coattention: {form: none}}
+tasks: [{name: emotion, kind: classification}]
+stages:
+  - {name: first, train: [heads], weights: {emotion: 1}, num_steps: 10}
+"""
+
+
+@given(st.data())
+def test_no_changed_byte_of_an_experiment_is_believed(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    content = sealed_yaml(EXPERIMENT).encode()
+    path.write_bytes(content)
+    experiment = load_experiment(path)
+    if data.draw(st.booleans()):
+        changed = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        at = data.draw(st.integers(0, len(content) - 1))
+        changed = content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :]
+    path.write_bytes(changed)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_experiment(path)
+    path.write_bytes(content[content.index(b"\n") + 1 :])
+    assert load_experiment(path) == experiment
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
