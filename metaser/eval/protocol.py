@@ -21,8 +21,7 @@ from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.metrics import UtteranceResult
 from metaser.eval.report import build_report, write_report
 from metaser.export import write_card
-from metaser.model.exported import load_export
-from metaser.model.metaser import MetaSERModel, MetaSEROutput
+from metaser.model.metaser import MetaSERModel, MetaSEROutput, load_export
 from metaser.record import DataRecord, is_own_folder, material, read_material, read_record, used_rows
 from metaser.rundir import RunDir, writing
 from metaser.start import describe_start, is_same_shards, known_start, start_facts, start_notes
