@@ -31,7 +31,16 @@ from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
-from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval, write_whole
+from metaser.rundir import (
+    RunDir,
+    last_holder,
+    lock_holder,
+    read_json,
+    reading,
+    refuse_crossval,
+    refuse_output_dir,
+    write_whole,
+)
 from metaser.sums import sealed_json, sealed_yaml
 from shards.shown import shown
 
@@ -200,9 +209,9 @@ def check_run_folder(run: RunDir) -> None:
         RunError: saying by whom.
         ClusterError: if SLURM does not say whether an earlier job is alive.
     """
+    if not refuse_output_dir(run):
+        return
     with reading(run.root):
-        if not run.root.is_dir():
-            return
         refuse_crossval(run)
     holder = lock_holder(run)
     job = None if holder is not None else live_job(run)

@@ -18,7 +18,7 @@ from metaser.config.schema import StageConfig
 from metaser.errors import RunError
 from metaser.lines import Chain, Stage, Step, read_lines
 from metaser.rundir import LockHolder, RunDir, lock_holder, reading, validated_json
-from shards.inputfile import open_regular
+from shards.inputfile import is_there, open_regular
 
 _TAIL_BYTES = 200_000
 _RECENT_STEPS = 50
@@ -93,7 +93,7 @@ def is_finished(run: RunDir) -> bool:
         RunError: if another file of it cannot.
     """
     with reading(run.root):
-        if not run.is_run() or not (run.report / "report.json").is_file():
+        if not run.is_run() or not is_there(run.report / "report.json"):
             return False
     last = load_experiment(run.config).stages
     steps = _last_steps(run.metrics)

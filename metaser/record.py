@@ -18,6 +18,7 @@ from metaser.sums import file_sha256, sealed_json
 from metaser.tasks import TaskSpec
 from metaser.train.stage import select_utterances
 from shards.index import Index
+from shards.inputfile import is_there
 from shards.kinship import Material
 from shards.manifest import read_manifest
 from shards.schema import SPLITS
@@ -176,7 +177,7 @@ def write_record(
         started_from, of_start = start
         made = made.joined(of_start)
     digests: tuple[str, ...] = ()
-    if run.trained_on.exists():
+    if is_there(run.trained_on):
         made = made.joined(read_material(run, earlier))
         digests = (file_sha256(run.trained_on),)
     record = DataRecord(folders, parts, splits.protocol, started_from)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from metaser.errors import RunError
 from metaser.sums import SEAL, is_as_sealed, is_sealed, sealed_json
-from shards.inputfile import open_regular, read_regular
+from shards.inputfile import MISSING, is_there, open_regular, read_regular, why_no_folder
 from shards.jsontext import JsonTextError, parse_json
 from shards.shown import shown
 
@@ -113,7 +113,11 @@ class RunDir:
 
     def is_run(self) -> bool:
         """Return whether a training has started here."""
-        return self.config.is_file()
+        return is_there(self.config)
+
+    def is_crossval(self) -> bool:
+        """Return whether this is the folder of a whole cross-validation."""
+        return is_there(self.crossval)
 
 
 @contextmanager
@@ -208,6 +212,28 @@ def validated_json(data: bytes, validate: Callable[..., Parsed], where: str) -> 
         ) from None
 
 
+def refuse_no_folder(path: str | Path) -> None:
+    """Refuse what is no folder in the place of a run's.
+
+    Raises:
+        RunError: saying why it is none.
+    """
+    if (why := why_no_folder(path)) is not None:
+        raise RunError(f"RUN must be a run's folder, but {str(path)!r} {why}")
+
+
+def refuse_output_dir(run: RunDir) -> bool:
+    """Refuse what is no folder where a run shall be written; return whether there is one already.
+
+    Raises:
+        RunError: saying why it is none.
+    """
+    why = why_no_folder(run.root)
+    if why not in (None, MISSING) or (why == MISSING and is_there(run.root)):
+        raise RunError(f"output_dir must be a folder, but {str(run.root)!r} {why}")
+    return why is None
+
+
 def existing_run(path: str | Path) -> RunDir:
     """Return the run at `path`.
 
@@ -215,10 +241,9 @@ def existing_run(path: str | Path) -> RunDir:
         RunError: if it does not exist or is not a run's folder.
     """
     run = RunDir(Path(path))
+    refuse_no_folder(path)
     with reading(run.root):
-        exists, is_run = run.root.is_dir(), run.is_run()
-    if not exists:
-        raise RunError(f"RUN must be a run's folder, but {str(path)!r} does not exist")
+        is_run = run.is_run()
     if not is_run:
         raise RunError(f"RUN must be a run's folder, but {str(path)!r} holds no config.yaml")
     return run
@@ -332,7 +357,7 @@ def refuse_crossval(run: RunDir) -> None:
     Raises:
         RunError: if it is one.
     """
-    if run.crossval.is_file():
+    if run.is_crossval():
         raise RunError(
             f"a run must have a folder of its own, but {str(run.root)!r} holds a cross-validation; choose another "
             "output_dir"

@@ -34,6 +34,7 @@ from metaser.rundir import (
     lock_holder,
     read_json,
     reading,
+    refuse_output_dir,
     validated_json,
     write_whole,
     writing,
@@ -43,6 +44,7 @@ from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
 from shards.index import Index, load_index
+from shards.inputfile import is_there
 from shards.splits import SplitAssignment, assign_splits
 
 _FOLD = re.compile(r"fold(0|[1-9][0-9]*)")
@@ -127,11 +129,15 @@ def check_folds(plan: CrossValidation) -> list[str]:
     Raises:
         ConfigError: if a fold cannot be trained, naming all such folds and why.
     """
+    from metaser.model.exported import find_export
     from metaser.start import check_start, read_start
     from metaser.train.checks import check_data
 
     index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
-    start = None if plan.config.init_from is None else read_start(plan.config.init_from)
+    start = None
+    if plan.config.init_from is not None:
+        find_export(plan.config.init_from, setting="init_from")
+        start = read_start(plan.config.init_from)
     folds_of: dict[str, list[int]] = defaultdict(list)
     failing: dict[str, list[int]] = defaultdict(list)
     for fold in range(len(plan.groups)):
@@ -171,11 +177,11 @@ def check_crossval(plan: CrossValidation, *, is_queued: bool = False) -> None:
         RunError: saying which of them.
     """
     run = RunDir(plan.root)
+    if not refuse_output_dir(run):
+        return
     with reading(plan.root):
-        if not run.root.is_dir():
-            return
-        is_crossval = run.crossval.is_file()
-        is_run = run.is_run() or run.submissions.exists() or (not is_crossval and lock_holder(run) is not None)
+        is_crossval = run.is_crossval()
+        is_run = run.is_run() or is_there(run.submissions) or (not is_crossval and lock_holder(run) is not None)
     if is_run:
         raise RunError(
             f"a cross-validation must have a folder of its own, but {str(plan.root)!r} holds a run; choose another "

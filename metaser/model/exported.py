@@ -26,7 +26,7 @@ from metaser.model.encoder import FAMILIES
 from metaser.model.tensorfile import TensorFile, TensorFileError, open_tensors
 from metaser.sums import SUMS, SumsError, check_sum, read_sums
 from shards.errors import InputError
-from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
+from shards.inputfile import MAX_SETTINGS_BYTES, MISSING, is_there, open_regular, read_regular, why_no_folder
 from shards.shown import shown
 
 if TYPE_CHECKING:
@@ -63,20 +63,20 @@ def find_export(path: str | Path, *, setting: str) -> Path:
     """
     folder = Path(path)
     try:
-        if not folder.is_dir():
-            raise ModelError(
-                f"{setting} must be a run's folder or an exported model's, but {str(path)!r} is not a folder"
-            )
-        if not (folder / CONFIG).is_file() and (folder / "best" / CONFIG).is_file():
+        if (why := why_no_folder(folder)) is not None:
+            raise ModelError(f"{setting} must be a run's folder or an exported model's, but {str(path)!r} {why}")
+        if not is_there(folder / CONFIG) and is_there(folder / "best" / CONFIG):
             folder = folder / "best"
         for name in COVERED:
-            if not (folder / name).exists():
+            if not is_there(folder / name):
                 raise ModelError(
                     f"{setting} must be an exported model's folder, or that of a run whose last stage was evaluated, "
                     f"but {str(folder)!r} holds no {name}"
                 )
-    except (OSError, ValueError) as error:
-        # A name that is too long, or with a zero byte.
+    except OSError as error:
+        raise ModelError(f"{setting} must be a readable folder, but {str(path)!r} is not: {error.strerror}") from error
+    except ValueError as error:
+        # A name with a zero byte.
         raise ModelError(f"{setting} must be a readable folder, but {str(path)!r} is not: {error}") from error
     return folder
 
@@ -89,9 +89,12 @@ def export_folder(name: str | Path, wanted: Sequence[str], options: Mapping[str,
     Raises:
         ModelError: if there is none.
     """
+    why = why_no_folder(name)
+    if why is None:
+        return Path(name)
+    if why != MISSING:
+        raise ModelError(f"an exported model must be a folder or a model on the hub, but {str(name)!r} {why}")
     try:
-        if Path(name).is_dir():
-            return Path(name)
         return Path(snapshot_download(str(name), allow_patterns=[*wanted, SUMS], **options))
     except (OSError, ValueError) as error:
         # HFValidationError, too, is a ValueError.

@@ -26,7 +26,7 @@ from metaser.export import export_model, hear_as_trained, model_card
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.provenance import git_state, installed_packages
 from metaser.record import write_record
-from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, writing
+from metaser.rundir import RunDir, RunLock, read_json, reading, refuse_output_dir, write_whole, writing
 from metaser.seeding import seed_generators
 from metaser.start import check_start, describe_start, read_start
 from metaser.sums import sealed_json, sealed_yaml
@@ -103,10 +103,10 @@ def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resum
 
 
 def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock:
+    refuse_output_dir(run)
     with reading(run.root):
-        if run.root.exists() and not run.root.is_dir():
-            raise RunError(f"output_dir must be a folder, but {str(run.root)!r} is a file")
-    if run.is_run():
+        is_run = run.is_run()
+    if is_run:
         if resume == "never":
             raise RunError(f"--resume never needs an empty run folder, but {str(run.root)!r} already holds a run")
         refuse_changes(load_experiment(run.config), config, run)

@@ -5,10 +5,12 @@ import os
 import shutil
 
 import pytest
-from tinyruns import error_line, metaser
+from fuzz.area import run_here
+from tinyruns import REPOSITORY, error_line, metaser
 
 from metaser.rundir import RunDir, RunLock
 
+CLUSTER = str(REPOSITORY / "configs/cluster/local_test.yaml")
 BAD_LINES = {
     "garbage": b"garbage\n",
     "zeros": b"\0" * 512 + b"\n",
@@ -145,19 +147,95 @@ def test_what_lies_beside_the_runs_is_named_and_they_are_shown(finished, tmp_pat
     empty.mkdir()
     done = metaser("status", log, finished, empty, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"left out, because no run lies there: '{log}', '{empty}'\n"
+    assert done.stderr == (
+        f"left out: RUN must be a run's folder, but '{log}' is a file, not a folder\n"
+        f"left out: RUN must be a run's folder, but '{empty}' holds neither config.yaml nor a submission\n"
+    )
     assert str(finished) in done.stdout
     said = error_line(metaser("status", log, empty, folder=tmp_path))
-    assert f"RUN must be a run's folder, got '{log}', '{empty}'" in said
+    assert f"'{log}' is a file, not a folder; RUN must be a run's folder, but '{empty}' holds neither" in said
 
 
-def test_an_output_dir_that_is_too_long(corpus, tmp_path):
-    done = metaser("train", corpus.yaml, f"output_dir={tmp_path / ('x' * 300)}", folder=tmp_path)
-    assert "must be readable, but is not: File name too long" in error_line(done)
+def no_folders(folder):
+    """Return names that are no folder's, and what is to be said of each."""
+    (folder / "file").touch()
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("nowhere")
+    return {
+        "x" * 300: "cannot be looked at: File name too long",
+        str(folder / "file"): "is a file, not a folder",
+        str(folder / "pipe"): "is neither a folder nor a file",
+        str(folder / "loop"): "cannot be looked at: Too many levels of symbolic links",
+        str(folder / "loop/x"): "cannot be looked at: Too many levels of symbolic links",
+        str(folder / "file/x"): "cannot be looked at: Not a directory",
+        str(folder / "dangling"): "does not exist",
+    }
 
 
-@pytest.mark.parametrize("verb", ["status", "stop", "evaluate"])
-def test_a_name_that_is_too_long(tmp_path, verb):
-    assert f"{'x' * 300} must be readable, but is not: File name too long" in error_line(
-        metaser(verb, "x" * 300, folder=tmp_path)
-    )
+def said_here(*arguments):
+    """Return the one sentence of a command that is refused, run in this process: many of them start nothing."""
+    said = run_here(arguments)
+    assert said.code == 2, said
+    (line,) = said.err.splitlines()
+    return line
+
+
+def test_what_is_no_folder_is_told_by_every_verb(corpus, finished, tmp_path):
+    wav = tmp_path / "a.wav"
+    for name, words in no_folders(tmp_path).items():
+        for verb in ("status", "stop", "evaluate"):
+            assert f"RUN must be a run's folder, but {name!r} {words}" in said_here(verb, name)
+        assert f"MODEL must be a run's folder or an exported model's, but {name!r} {words}" in said_here(
+            "predict", name, wav
+        )
+        where = f"output_dir={name}"
+        told = f"output_dir must be a folder, but {name!r} {words}"
+        assert told in said_here("train", corpus.yaml, where)
+        assert told in said_here("submit", corpus.yaml, where, "--local", "--cluster", CLUSTER)
+        init = f"init_from must be a run's folder or an exported model's, but {name!r} {words}"
+        assert init in said_here("train", corpus.yaml, f"output_dir={tmp_path / 'new'}", f"init_from={name}")
+        folds = "data.splits=[{policy: leave_one_out}]"
+        assert told in said_here("crossval", corpus.yaml, where, folds)
+        assert init in said_here("crossval", corpus.yaml, f"output_dir={tmp_path / 'new'}", folds, f"init_from={name}")
+    assert not (tmp_path / "new/config.yaml").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "submit", "crossval"])
+def test_what_is_no_file_of_settings_is_told(verb, tmp_path):
+    more = ("--cluster", CLUSTER) if verb == "submit" else ()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    names = {
+        "x" * 300: "File name too long",
+        str(tmp_path / "folder"): "it is a folder, not a file",
+        str(tmp_path / "loop"): "Too many levels of symbolic links",
+    }
+    for name, words in names.items():
+        assert f"CONFIG must be a readable YAML file, but {name!r} is not: {words}" in said_here(verb, name, *more)
+
+
+def test_a_run_whose_files_are_no_files_is_one_and_they_are_told(corpus, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for name in ("config.yaml", "best/config.json"):
+        path = run / name
+        kept = path.read_bytes()
+        path.unlink()
+        path.symlink_to(path.name)
+        said = said_here("evaluate", run)
+        assert path.name in said
+        assert "Too many levels of symbolic links" in said
+        path.unlink()
+        path.write_bytes(kept)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may look everywhere")
+def test_a_folder_that_may_not_be_entered_is_told(finished, tmp_path):
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    outer.chmod(0)
+    try:
+        for verb in ("status", "stop", "evaluate"):
+            assert "cannot be looked at: Permission denied" in said_here(verb, outer / "run")
+    finally:
+        outer.chmod(0o700)

@@ -118,7 +118,7 @@ WAVLM, LFS = b'{"model_type": "wavlm"}', b"version https://git-lfs.github.com/sp
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (None, "init_from must be a run's folder or an exported model's, but .* is not a folder"),
+        (None, "init_from must be a run's folder or an exported model's, but .* does not exist"),
         ({}, "holds no config.json"),
         ({"config.yaml": b"x"}, "holds no config.json"),
         ({"config.json": b"{}"}, "holds no model.safetensors"),
