@@ -81,15 +81,13 @@ def exit_code(action: Callable[[], object]) -> int:
         logging.lastResort.addFilter(_SHOWN)
     try:
         with writable_output():
-            action()
+            return _end_of(action)
     except InputError as error:
         say(f"error: {error}")
         return 2
     except ReaderGoneError:
         # `metaser inspect ... | head` closes our stdout.
         return 0
-    except typer.Exit as end:
-        return end.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:
@@ -98,6 +96,14 @@ def exit_code(action: Callable[[], object]) -> int:
             return 2
         say(f"a bug in MetaSER, on rank {os.environ.get('RANK', '0')}:", *traceback.format_exc().splitlines())
         return 1
+
+
+def _end_of(action: Callable[[], object]) -> int:
+    """Run `action`; return the exit code that it ends with itself."""
+    try:
+        action()
+    except typer.Exit as end:
+        return end.exit_code
     return 0
 
 

@@ -206,6 +206,12 @@ def test_a_stdout_that_is_full_is_one_sentence(program):
     )
 
 
+def test_an_error_is_told_whether_or_not_the_answer_before_it_was_read():
+    for redirection in (">/dev/full", "> >(true)"):
+        done = printing("import time; time.sleep(0.2); print('y'); raise InputError('x')", redirection)
+        assert (done.returncode, done.stderr) == (2, b"error: x\n"), redirection
+
+
 def test_a_stdout_that_is_closed_is_one_sentence():
     done = printing("tell('x')", ">&-")
     assert done.returncode == 2
