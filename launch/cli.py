@@ -30,7 +30,7 @@ from shards.errors import InputError
 from shards.shown import ShownRecords
 
 # typer offers no other name for it in all of its versions.
-_TyperError = typer.BadParameter.__mro__[2]
+_TyperError: Any = typer.BadParameter.__mro__[2]
 
 
 class UsageError(InputError):

@@ -45,8 +45,8 @@ def status(
             refused[path] = error
     if not states:
         raise RunError("; ".join(map(str, refused.values())))
-    for error in refused.values():
-        say(f"left out: {error}")
+    for why in refused.values():
+        say(f"left out: {why}")
     if json:
         tell_json([_finite(asdict(state)) for state in states], indent=1)
     else:

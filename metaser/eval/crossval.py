@@ -85,6 +85,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
         ConfigError: if no split rule has folds, or the rule's groups are not those of one corpus.
         SplitError: if the rules do not fit the shards.
         ShardError: if the shards cannot be read.
+        RunError: if something other than a folder lies where the folds shall.
     """
     rules = config.data.splits
     position = next((i for i, rule in enumerate(rules) if isinstance(rule, LeaveOneOut)), None)
@@ -108,6 +109,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     root = Path(config.output_dir)
     # An experiment may be that of its first fold, folder included.
     root = root.parent if _FOLD.fullmatch(root.name) else root
+    refuse_output_dir(RunDir(root))
     plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
     # What the first fold cannot be split by, none can.
     _splits_of(plan.experiment(0), index)

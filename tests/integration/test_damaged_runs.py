@@ -8,9 +8,12 @@ import pytest
 from fuzz.area import run_here
 from tinyruns import REPOSITORY, error_line, metaser
 
+from launch.submission import last_submission
 from metaser.rundir import RunDir, RunLock
+from metaser.sums import sealed_json
 
 CLUSTER = str(REPOSITORY / "configs/cluster/local_test.yaml")
+FOLDS = "data.splits=[{policy: leave_one_out}]"
 BAD_LINES = {
     "garbage": b"garbage\n",
     "zeros": b"\0" * 512 + b"\n",
@@ -28,6 +31,15 @@ DAMAGE = {
     "config.yaml, no YAML": ("config.yaml", b"a: [\n"),
     **{f"{name}, a folder": (name, None) for name in ("metrics.jsonl", ".lock", "jobs/submissions.json")},
 }
+
+
+LOGGED = ("log_keys=true", "stages.0.num_steps=2", "stages.1.num_steps=2")
+
+
+@pytest.fixture(scope="module")
+def logged(corpus, tmp_path_factory):
+    """A short run that keeps what it read."""
+    return corpus.train(tmp_path_factory.mktemp("logged") / "run", *LOGGED)
 
 
 def damaged(finished, folder, name, data):
@@ -89,6 +101,37 @@ def test_train_again_on_a_damaged_record_of_starts(corpus, finished, tmp_path, d
     said = error_line(metaser("train", corpus.yaml, f"output_dir={run}", folder=tmp_path))
     assert f"{run}/environment.json is damaged" in said
     assert (run / "environment.json").read_bytes() == data
+
+
+def changed_digit(path):
+    """Change a digit in the middle of the file, or a byte where it is no text."""
+    content = bytearray(path.read_bytes())
+    digits = [at for at, byte in enumerate(content) if byte in b"0123456789"] if path.suffix != ".parquet" else []
+    content[digits[len(digits) // 2] if digits else len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "data.json", "environment.json", "metrics.jsonl", "trained_on.parquet", "keys/rank-0.jsonl"]
+)
+def test_no_changed_digit_of_what_a_training_reads_back_is_believed(logged, corpus, tmp_path, name):
+    run = shutil.copytree(logged, tmp_path / "run")
+    changed_digit(run / name)
+    assert str(run / name) in said_here("train", corpus.yaml, f"output_dir={run}", *LOGGED)
+
+
+@pytest.mark.parametrize("name", ["jobs/submissions.json", ".lock", "metrics.jsonl", "config.yaml"])
+def test_no_changed_digit_of_what_status_reads_is_believed(logged, tmp_path, name):
+    run = shutil.copytree(logged, tmp_path / "run")
+    (run / "jobs").mkdir()
+    job = {"time": "1", "job_id": "17", "executor": "slurm", "host": "a", "command": [], "experiment": "x"}
+    submissions = {"submissions": [{**job, "output": "x", "cluster": {}, "git": None}]}
+    (run / "jobs/submissions.json").write_text(sealed_json(submissions))
+    assert last_submission(RunDir(run)).job_id == "17"
+    changed_digit(run / name)
+    ((_, state),) = states_of(run, folder=tmp_path).items()
+    assert state["state"] == "damaged"
+    assert str(run / name) in state["damage"]
 
 
 def crossval(finished, root, *names):
@@ -177,7 +220,7 @@ def said_here(*arguments):
     """Return the one sentence of a command that is refused, run in this process: many of them start nothing."""
     said = run_here(arguments)
     assert said.code == 2, said
-    (line,) = said.err.splitlines()
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
     return line
 
 
@@ -193,11 +236,16 @@ def test_what_is_no_folder_is_told_by_every_verb(corpus, finished, tmp_path):
         told = f"output_dir must be a folder, but {name!r} {words}"
         assert told in said_here("train", corpus.yaml, where)
         assert told in said_here("submit", corpus.yaml, where, "--local", "--cluster", CLUSTER)
-        init = f"init_from must be a run's folder or an exported model's, but {name!r} {words}"
-        assert init in said_here("train", corpus.yaml, f"output_dir={tmp_path / 'new'}", f"init_from={name}")
-        folds = "data.splits=[{policy: leave_one_out}]"
-        assert told in said_here("crossval", corpus.yaml, where, folds)
-        assert init in said_here("crossval", corpus.yaml, f"output_dir={tmp_path / 'new'}", folds, f"init_from={name}")
+        assert told in said_here("crossval", corpus.yaml, where, FOLDS)
+
+
+def test_what_is_no_folder_to_start_from_is_told(corpus, tmp_path):
+    name = str(tmp_path / "loop")
+    words = no_folders(tmp_path)[name]
+    told = f"init_from must be a run's folder or an exported model's, but {name!r} {words}"
+    for verb, *more in (("train",), ("crossval", FOLDS)):
+        said = said_here(verb, corpus.yaml, f"output_dir={tmp_path / 'new'}", f"init_from={name}", *more)
+        assert told in said
     assert not (tmp_path / "new/config.yaml").exists()
 
 
