@@ -356,7 +356,7 @@ MISTAKES = {
     "address": ({"partition": "nowhere", "nodes": 1}, "the name of node 'metaser-nowhere' must resolve to an address"),
     "environment file": (
         {"environment_file": "no/such.sh"},
-        "environment_file must be a file, but 'no/such.sh' is not one",
+        "environment_file must be a file, but 'no/such.sh' is not: No such file or directory",
     ),
 }
 
