@@ -201,6 +201,11 @@ def test_predictions_that_no_model_makes(tmp_path, words):
         read_predictions(path, TASKS)
 
 
+def test_predictions_that_are_gone_are_one_sentence(tmp_path):
+    with pytest.raises(RunError, match=r"predictions\.csv is damaged: it is gone; evaluate the fold again"):
+        read_predictions(tmp_path / "predictions.csv", TASKS)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """The report of a fold that was judged on one utterance."""
