@@ -17,8 +17,7 @@ from torch import Tensor
 
 from metaser.errors import ConfigError
 from metaser.eval.evaluate import greedy_text, predict_task
-from metaser.model.exported import load_export
-from metaser.model.metaser import MetaSERModel
+from metaser.model.metaser import MetaSERModel, load_export
 from metaser.tasks import TaskSpec
 from metaser.windows import WindowOutput, choose_windows, join_frames, join_windows, silent_characters
 from shards.corpora.said import SIDES

@@ -27,14 +27,15 @@ from metaser.eval.figures import confusion_figure
 from metaser.eval.metrics import HEADLINE_METRICS, UtteranceResult
 from metaser.eval.predictions import PREDICTIONS, REPORT, read_covered, read_predictions
 from metaser.eval.report import build_report, write_report
+from metaser.lines import check_metrics
 from metaser.progress import is_finished
 from metaser.rundir import (
     RunDir,
-    check_metrics,
     lock_holder,
-    parse_json,
     read_json,
     reading,
+    refuse_output_dir,
+    validated_json,
     write_whole,
     writing,
 )
@@ -43,6 +44,7 @@ from metaser.tasks import TaskSpec
 from shards.config import LeaveOneOut
 from shards.errors import InputError
 from shards.index import Index, load_index
+from shards.inputfile import is_there
 from shards.splits import SplitAssignment, assign_splits
 
 _FOLD = re.compile(r"fold(0|[1-9][0-9]*)")
@@ -83,6 +85,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
         ConfigError: if no split rule has folds, or the rule's groups are not those of one corpus.
         SplitError: if the rules do not fit the shards.
         ShardError: if the shards cannot be read.
+        RunError: if something other than a folder lies where the folds shall.
     """
     rules = config.data.splits
     position = next((i for i, rule in enumerate(rules) if isinstance(rule, LeaveOneOut)), None)
@@ -106,6 +109,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     root = Path(config.output_dir)
     # An experiment may be that of its first fold, folder included.
     root = root.parent if _FOLD.fullmatch(root.name) else root
+    refuse_output_dir(RunDir(root))
     plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
     # What the first fold cannot be split by, none can.
     _splits_of(plan.experiment(0), index)
@@ -127,11 +131,15 @@ def check_folds(plan: CrossValidation) -> list[str]:
     Raises:
         ConfigError: if a fold cannot be trained, naming all such folds and why.
     """
+    from metaser.model.exported import find_export
     from metaser.start import check_start, read_start
     from metaser.train.checks import check_data
 
     index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
-    start = None if plan.config.init_from is None else read_start(plan.config.init_from)
+    start = None
+    if plan.config.init_from is not None:
+        find_export(plan.config.init_from, setting="init_from")
+        start = read_start(plan.config.init_from)
     folds_of: dict[str, list[int]] = defaultdict(list)
     failing: dict[str, list[int]] = defaultdict(list)
     for fold in range(len(plan.groups)):
@@ -171,11 +179,11 @@ def check_crossval(plan: CrossValidation, *, is_queued: bool = False) -> None:
         RunError: saying which of them.
     """
     run = RunDir(plan.root)
+    if not refuse_output_dir(run):
+        return
     with reading(plan.root):
-        if not run.root.is_dir():
-            return
-        is_crossval = run.crossval.is_file()
-        is_run = run.is_run() or run.submissions.exists() or (not is_crossval and lock_holder(run) is not None)
+        is_crossval = run.is_crossval()
+        is_run = run.is_run() or is_there(run.submissions) or (not is_crossval and lock_holder(run) is not None)
     if is_run:
         raise RunError(
             f"a cross-validation must have a folder of its own, but {str(plan.root)!r} holds a run; choose another "
@@ -272,7 +280,7 @@ def read_fold_report(run: RunDir) -> FoldReport:
     data = read_covered(path)
     if data is None:
         raise RunError(f"a finished fold must have its report, but {path} is gone; train the fold again")
-    report = parse_json(data, _validate_report, str(path))
+    report = validated_json(data, _validate_report, str(path))
     try:
         for task, metrics in report.tasks.items():
             check_metrics(task, metrics)

@@ -20,7 +20,7 @@ from metaser.eval.coverage import LeftOut
 from metaser.eval.metrics import HEADLINE_METRICS, METRIC_TITLES, UtteranceResult, rounded, task_metrics, ua_interval_95
 from metaser.eval.predictions import PREDICTIONS, REPORT, predictions_csv, read_covered
 from metaser.eval.text import TEXT_NORMALISATION
-from metaser.rundir import parse_json, write_whole
+from metaser.rundir import validated_json, write_whole
 from metaser.sums import SUMS, sums_text
 from metaser.tasks import TaskSpec
 from shards.jsontext import dump_json
@@ -141,7 +141,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
         RunError: if it is damaged.
     """
     data = read_covered(folder / REPORT)
-    return None if data is None else parse_json(data, _validate_report, str(folder / REPORT))
+    return None if data is None else validated_json(data, _validate_report, str(folder / REPORT))
 
 
 _validate_report = TypeAdapter(dict[str, Any]).validate_json

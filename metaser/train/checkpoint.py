@@ -24,7 +24,7 @@ from torch import Tensor
 
 from metaser.errors import RunError
 from metaser.model.tensorfile import Stamp, TensorFileError, open_tensors, stamp_of
-from metaser.sums import is_as_sealed, sealed_json
+from metaser.sums import is_as_sealed, is_sealed, sealed_json
 from metaser.train.state import TrainState
 from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
 from shards.jsontext import parse_json
@@ -211,7 +211,7 @@ def _read_marker(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]], boo
     data = read_regular(path / MARKER, max_bytes=MAX_SETTINGS_BYTES)
     values = parse_json(data)
     marker = _Marker.model_validate(values)
-    if marker.sha256 is not None and not is_as_sealed(values, data):
+    if is_sealed(values) and not is_as_sealed(data):
         raise ValueError(f"{MARKER} is not what its sha256 is of: it is damaged, or was changed")
     state = TrainState.from_dict(marker.state)
     if path.name != step_folder(path, state.step).name:
