@@ -74,8 +74,14 @@ def make_input(folder: Path) -> None:
         (adopted / path.name).write_bytes(path.read_bytes())
     (folder / "experiment.yaml").write_text(_EXPERIMENT.replace("FOLDER", str(folder)).replace("WIDTH", str(WIDTH)))
     train(folder)
-    line = (folder / "run" / "metrics.jsonl").read_bytes().splitlines()[0]
-    (folder / "metrics.jsonl").write_bytes((line + b"\n") * NUM_LINES)
+    line = json.loads((folder / "run" / "metrics.jsonl").read_bytes().splitlines()[0])
+    is_sealed = line.pop("seal", None) is not None
+    lines = [json.dumps(line).encode()] * NUM_LINES
+    if is_sealed:
+        from metaser.lines import Chain
+
+        lines = list(map(Chain().sealed, lines))
+    (folder / "metrics.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
 
 
 _EXPERIMENT = """
@@ -165,8 +171,10 @@ def checkpoint(folder: Path) -> None:
 
     found = newest_checkpoint(folder / "run" / "stage1" / "checkpoints")
     assert found is not None
-    found.model_tensors()
-    found.optimizer_tensors()
+    for tensors in (found.model_tensors(), found.optimizer_tensors()):
+        # As a model takes them: what is only mapped has not been read.
+        for tensor in tensors.values():
+            tensor.clone()
 
 
 def metrics(folder: Path) -> None:

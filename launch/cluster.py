@@ -24,6 +24,7 @@ from pydantic import (
 
 from shards.config import PathText, Section, usable_path
 from shards.errors import InputError
+from shards.inputfile import open_regular
 from shards.shown import shown
 
 COMMAND_TIMEOUT_S = 60
@@ -321,11 +322,9 @@ def check_cluster(cluster: ClusterConfig) -> None:
 
 def _check_file(path: str) -> None:
     try:
-        is_file = Path(path).is_file()
+        open_regular(path).close()
     except OSError as error:
         raise ClusterError(f"environment_file must be a file, but {path!r} is not: {error.strerror}") from error
-    if not is_file:
-        raise ClusterError(f"environment_file must be a file, but {path!r} is not one")
 
 
 def num_gpus(gres: str) -> int:

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import InputError
@@ -42,6 +42,11 @@ def writable_output() -> Iterator[None]:
         sys.stderr = _over(sys.__stderr__, _Aside)
     try:
         yield
+    except Exception:
+        # What went wrong is told, not that the answer before it cannot be.
+        with suppress(OutputError, ReaderGoneError):
+            sys.stdout.flush()
+        raise
     finally:
         sys.stdout.flush()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -32,7 +31,17 @@ from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
 from metaser.provenance import git_state
-from metaser.rundir import RunDir, last_holder, lock_holder, read_json, reading, refuse_crossval, write_whole
+from metaser.rundir import (
+    RunDir,
+    last_holder,
+    lock_holder,
+    read_json,
+    reading,
+    refuse_crossval,
+    refuse_output_dir,
+    write_whole,
+)
+from metaser.sums import sealed_json, sealed_yaml
 from shards.shown import shown
 
 if TYPE_CHECKING:
@@ -43,7 +52,7 @@ _LAUNCHER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCA
 
 @dataclass(frozen=True)
 class Submission:
-    """One line of a run's `jobs/submissions.json`."""
+    """One entry of a run's `jobs/submissions.json`."""
 
     time: str
     job_id: str
@@ -60,7 +69,14 @@ class Submission:
     """Commit and difference of the code at the time of submission."""
 
 
-_validate_submissions = TypeAdapter(list[Submission]).validate_json
+@dataclass(frozen=True)
+class _Submissions:
+    """What `jobs/submissions.json` holds; earlier versions wrote the list alone."""
+
+    submissions: list[Submission]
+
+
+_validate_submissions = TypeAdapter(_Submissions | list[Submission]).validate_json
 
 
 # ---------------------------------------------------------------- the sbatch file
@@ -193,9 +209,9 @@ def check_run_folder(run: RunDir) -> None:
         RunError: saying by whom.
         ClusterError: if SLURM does not say whether an earlier job is alive.
     """
+    if not refuse_output_dir(run):
+        return
     with reading(run.root):
-        if not run.root.is_dir():
-            return
         refuse_crossval(run)
     holder = lock_holder(run)
     job = None if holder is not None else live_job(run)
@@ -308,7 +324,7 @@ def write_experiment(run: RunDir, experiment: ExperimentConfig) -> Path:
     path = run.jobs / f"experiment-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.yaml"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(dump_experiment(experiment), encoding="utf-8")
+        path.write_text(sealed_yaml(dump_experiment(experiment)), encoding="utf-8")
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
     return path
@@ -415,19 +431,20 @@ def _record(run: RunDir, job: TrainingJob, queued: Job[None], cluster: ClusterCo
         job_id=str(queued.job_id),
         executor=executor,
         host=os.uname().nodename,
-        command=sys.argv,
+        command=[shown(argument) for argument in sys.argv],
         experiment=job.experiment,
         output=str(queued.paths.stdout),
         cluster=cluster.model_dump(mode="json"),
         git=git_state(),
     )
     records = [*_submissions(run), submission]
-    write_whole(run.submissions, json.dumps([asdict(record) for record in records], indent=1))
+    write_whole(run.submissions, sealed_json(asdict(_Submissions(records))))
     return submission
 
 
 def _submissions(run: RunDir) -> list[Submission]:
-    return read_json(run.submissions, _validate_submissions) or []
+    found = read_json(run.submissions, _validate_submissions) or []
+    return found if isinstance(found, list) else found.submissions
 
 
 def last_submission(run: RunDir) -> Submission | None:

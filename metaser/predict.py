@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from metaser.errors import ConfigError
-from metaser.model.exported import load_export
-from metaser.model.metaser import MetaSERModel
+from metaser.model.metaser import MetaSERModel, load_export
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 from metaser.windows import JoinedOutput, WindowOutput, choose_windows, join_windows

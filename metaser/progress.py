@@ -16,8 +16,9 @@ from pydantic import Field, TypeAdapter
 from metaser.config.load import load_experiment
 from metaser.config.schema import StageConfig
 from metaser.errors import RunError
-from metaser.rundir import LockHolder, RunDir, Stage, Step, lock_holder, parse_json, parse_line, reading
-from shards.inputfile import open_regular
+from metaser.lines import Chain, Stage, Step, read_lines
+from metaser.rundir import LockHolder, RunDir, lock_holder, reading, validated_json
+from shards.inputfile import is_there, open_regular
 
 _TAIL_BYTES = 200_000
 _RECENT_STEPS = 50
@@ -92,7 +93,7 @@ def is_finished(run: RunDir) -> bool:
         RunError: if another file of it cannot.
     """
     with reading(run.root):
-        if not run.is_run() or not (run.report / "report.json").is_file():
+        if not run.is_run() or not is_there(run.report / "report.json"):
             return False
     last = load_experiment(run.config).stages
     steps = _last_steps(run.metrics)
@@ -124,8 +125,14 @@ def _last_steps(path: Path) -> list[_Step]:
         except FileNotFoundError:
             return []
     # What follows the last line break is being written; what precedes the first may be half a line.
-    whole = lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]
-    return [parse_json(line, _validate_step, str(path)) for line in whole if "loss" in parse_line(line, str(path))]
+    is_whole = size <= _TAIL_BYTES
+    whole = lines[:-1] if is_whole else lines[1:-1]
+    read = read_lines(((line, str(path)) for line in whole), Chain(is_at_start=is_whole))
+    return [
+        validated_json(data, _validate_step, str(path))
+        for data, line in zip(whole, read, strict=True)
+        if "loss" in line
+    ]
 
 
 def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:

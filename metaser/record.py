@@ -13,11 +13,12 @@ from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
-from metaser.rundir import RunDir, parse_json, read_json, reading, write_whole, writing
+from metaser.rundir import RunDir, read_json, reading, validated_json, write_whole, writing
 from metaser.stagedata import select_utterances
 from metaser.sums import file_sha256, sealed_json
 from metaser.tasks.spec import TaskSpec
 from shards.index import Index
+from shards.inputfile import is_there
 from shards.kinship import Material
 from shards.manifest import read_manifest
 from shards.schema import SPLITS
@@ -105,7 +106,7 @@ def read_record(run: RunDir) -> DataRecord | None:
     """
     record = read_json(run.data, _validate)
     if record is not None and record.protocol:
-        parse_json(json.dumps(record.protocol).encode(), _validate_protocol, f"protocol in {run.data}")
+        validated_json(json.dumps(record.protocol).encode(), _validate_protocol, f"protocol in {run.data}")
     return record
 
 
@@ -176,7 +177,7 @@ def write_record(
         started_from, of_start = start
         made = made.joined(of_start)
     digests: tuple[str, ...] = ()
-    if run.trained_on.exists():
+    if is_there(run.trained_on):
         made = made.joined(read_material(run, earlier))
         digests = (file_sha256(run.trained_on),)
     record = DataRecord(folders, parts, splits.protocol, started_from)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 
-from pydantic import Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from metaser.errors import RunError
-from metaser.sums import SEAL, is_as_sealed, is_sealed
-from shards.inputfile import open_regular, read_regular
-from shards.jsontext import RepeatedNameError, unique
+from metaser.sums import SEAL, is_as_sealed, is_sealed, sealed_json
+from shards.inputfile import MISSING, is_there, open_regular, read_regular, why_no_folder
+from shards.jsontext import JsonTextError, parse_json
 from shards.shown import shown
 
 MAX_JSON_BYTES = 1 << 28
@@ -114,7 +113,11 @@ class RunDir:
 
     def is_run(self) -> bool:
         """Return whether a training has started here."""
-        return self.config.is_file()
+        return is_there(self.config)
+
+    def is_crossval(self) -> bool:
+        """Return whether this is the folder of a whole cross-validation."""
+        return is_there(self.crossval)
 
 
 @contextmanager
@@ -178,19 +181,21 @@ def read_json(path: Path, validate: Callable[..., Parsed]) -> Parsed | None:
         RunError: if it cannot be read or does not hold what it must.
     """
     data = read_bytes(path)
-    if data is None:
-        return None
-    parsed = parse_json(data, validate, str(path))
-    try:
-        values = json.loads(data, object_pairs_hook=unique)
-    except RepeatedNameError as error:
-        raise RunError(f"{path} is damaged: {error}; restore it or move it away") from None
-    if isinstance(values, dict) and is_sealed(values) and not is_as_sealed(values, data):
-        raise RunError(f"{path} is damaged: it is not what its {SEAL} is of; restore it or move it away")
-    return parsed
+    return None if data is None else _whole(data, validate, path)
 
 
-def parse_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Parsed:
+def _whole(data: bytes, validate: Callable[..., Parsed], path: Path) -> Parsed:
+    if not is_as_sealed(data):
+        try:
+            values = parse_json(data)
+        except JsonTextError as error:
+            raise RunError(f"{path} is damaged: {error}; restore it or move it away") from None
+        if is_sealed(values):
+            raise RunError(f"{path} is damaged: it is not what its {SEAL} is of; restore it or move it away")
+    return validated_json(data, validate, str(path))
+
+
+def validated_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Parsed:
     """Return the JSON in `data`, which stands in `where`; no value is taken for one of another type.
 
     Raises:
@@ -207,70 +212,26 @@ def parse_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Pars
         ) from None
 
 
-Stage = Annotated[int, Field(gt=0, lt=2**31)]
-Step = Annotated[int, Field(ge=0, lt=2**53)]
-_LONGEST_NUMBER = 20
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    loss: float | None = None
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """What is read back of a line; the rest is for people and TensorBoard."""
-
-    stage: Stage
-    step: Step
-    loss: float = 0.0
-    losses: dict[str, float] = field(default_factory=dict)
-    dev: _Evaluation | None = None
-
-
-_validate_line = TypeAdapter(_Line).validate_json
-
-
-def parse_line(data: bytes, where: str) -> dict[str, Any]:
-    """Return a line of `metrics.jsonl` or of a key log, which stands in `where`: an object with `stage` and `step`.
+def refuse_no_folder(path: str | Path) -> None:
+    """Refuse what is no folder in the place of a run's.
 
     Raises:
-        RunError: if it is damaged.
+        RunError: saying why it is none.
     """
-    parsed = parse_json(data, _validate_line, where)
-    try:
-        for task, metrics in parsed.dev.tasks.items() if parsed.dev is not None else ():
-            check_metrics(task, metrics)
-        line: dict[str, Any] = json.loads(data, parse_int=_short_int)
-    except ValueError as error:
-        raise RunError(f"{where} is damaged: {error}; restore it or move it away") from None
-    return line
+    if (why := why_no_folder(path)) is not None:
+        raise RunError(f"RUN must be a run's folder, but {str(path)!r} {why}")
 
 
-def check_metrics(task: str, metrics: dict[str, Any]) -> None:
-    """Refuse metrics that are no numbers.
+def refuse_output_dir(run: RunDir) -> bool:
+    """Refuse what is no folder where a run shall be written; return whether there is one already.
 
     Raises:
-        ValueError: naming the first.
+        RunError: saying why it is none.
     """
-    for name, value in metrics.items():
-        is_right = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        if name == "ua_interval_95" and isinstance(value, list):
-            is_right = len(value) == 2 and all(isinstance(bound, int | float) for bound in value)
-        elif name.endswith("_reason"):
-            is_right = value is None or isinstance(value, str)
-        elif isinstance(value, dict | list):
-            # Not read back.
-            continue
-        if not is_right:
-            raise ValueError(f"{shown(name, 40)} of {shown(task, 40)} must be a number, got {shown(repr(value), 60)}")
-
-
-def _short_int(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
-        raise ValueError(f"it holds a number of {len(digits)} digits")
-    return int(digits)
+    why = why_no_folder(run.root)
+    if why not in (None, MISSING) or (why == MISSING and is_there(run.root)):
+        raise RunError(f"output_dir must be a folder, but {str(run.root)!r} {why}")
+    return why is None
 
 
 def existing_run(path: str | Path) -> RunDir:
@@ -280,10 +241,9 @@ def existing_run(path: str | Path) -> RunDir:
         RunError: if it does not exist or is not a run's folder.
     """
     run = RunDir(Path(path))
+    refuse_no_folder(path)
     with reading(run.root):
-        exists, is_run = run.root.is_dir(), run.is_run()
-    if not exists:
-        raise RunError(f"RUN must be a run's folder, but {str(path)!r} does not exist")
+        is_run = run.is_run()
     if not is_run:
         raise RunError(f"RUN must be a run's folder, but {str(path)!r} holds no config.yaml")
     return run
@@ -315,7 +275,7 @@ class RunLock:
             raise RunError(f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir")
         self._file.truncate(0)
         holder = LockHolder(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID"))
-        self._file.write(json.dumps(asdict(holder)))
+        self._file.write(sealed_json(asdict(holder)))
         self._file.flush()
 
     def _taken(self) -> bool:
@@ -379,7 +339,7 @@ def last_holder(run: RunDir) -> LockHolder | None:
     """
     path = _lock_path(run)
     data = read_bytes(path)
-    return parse_json(data, _validate_holder, str(path)) if data else None
+    return _whole(data, _validate_holder, path) if data else None
 
 
 def _last_holder_named(run: RunDir) -> LockHolder:
@@ -397,7 +357,7 @@ def refuse_crossval(run: RunDir) -> None:
     Raises:
         RunError: if it is one.
     """
-    if run.crossval.is_file():
+    if run.is_crossval():
         raise RunError(
             f"a run must have a folder of its own, but {str(run.root)!r} holds a cross-validation; choose another "
             "output_dir"

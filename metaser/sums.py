@@ -1,4 +1,4 @@
-"""Checksums of what is read back: `SHA256SUMS` beside files that lie together, a seal inside a JSON file.
+"""Checksums of what is read back: `SHA256SUMS` beside files that lie together, a seal inside a JSON or YAML file.
 
 `SHA256SUMS` is what `sha256sum` writes and `sha256sum -c` checks. Whoever reads the files back compares what it has
 read: every byte of every file counts, and every byte of the checksums.
@@ -90,21 +90,51 @@ def check_sum(path: Path, digest: str, sums: Mapping[str, str]) -> None:
 
 
 def sealed_json(values: Mapping[str, Any]) -> str:
-    """Return a JSON object whose last entry is the sha256 of the rest, which holds no entry of that name."""
-    digest = hashlib.sha256(_json(values).encode()).hexdigest()
-    return _json({**values, SEAL: digest})
+    """Return a JSON object whose last entry is the sha256 of the rest, which is not empty and has none of that name."""
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    return text.removesuffix(_END) + _seal(text.encode())
 
 
-def is_sealed(values: Mapping[str, Any]) -> bool:
-    """Return whether `values` end with a seal, be it under a damaged name; what earlier versions wrote does not."""
+def is_as_sealed(data: bytes) -> bool:
+    """Return whether `data` is byte by byte what `sealed_json` wrote."""
+    rest, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    return seal == _seal(rest + _END.encode()).encode()
+
+
+def is_sealed(values: object) -> bool:
+    """Return whether JSON ends with a seal, be it under a damaged name; what earlier versions wrote does not."""
+    if not isinstance(values, dict):
+        return False
     last = list(values.values())[-1] if values else None
     return SEAL in values or (isinstance(last, str) and _DIGEST.fullmatch(last) is not None)
 
 
-def is_as_sealed(values: Mapping[str, Any], data: bytes) -> bool:
-    """Return whether `data`, which was read as `values`, is byte by byte what `sealed_json` wrote."""
-    return sealed_json({name: value for name, value in values.items() if name != SEAL}).encode() == data
+_END = "\n}"
 
 
-def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1, ensure_ascii=False)
+def _seal(rest: bytes) -> str:
+    return f',\n "{SEAL}": "{hashlib.sha256(rest).hexdigest()}"{_END}'
+
+
+_SEAL_BYTES = len(_seal(b""))
+
+
+_HEAD = "# sha256 of all below: "
+_HEAD_LINE = re.compile(rb".{%d}[0-9a-f]{64}" % len(_HEAD), re.DOTALL)
+
+
+def sealed_yaml(text: str) -> str:
+    """Return YAML under a comment that is the sha256 of it: what is cut off at its end is missed, too."""
+    return f"{_head(text.encode())}{text}"
+
+
+def is_sound_yaml(data: bytes) -> bool:
+    """Return whether YAML is what the comment above it is the sha256 of, or has neither that nor a damaged one."""
+    if not data.startswith(_HEAD.encode()) and not _HEAD_LINE.match(data):
+        return True
+    length = len(_head(b""))
+    return data[:length] == _head(data[length:]).encode()
+
+
+def _head(rest: bytes) -> str:
+    return f"{_HEAD}{hashlib.sha256(rest).hexdigest()}\n"

@@ -1,40 +1,46 @@
 """The numbers of a training: `metrics.jsonl`, and TensorBoard events made from the same lines.
 
-`metrics.jsonl` is the truth. A resumed run cuts it back to its checkpoint and writes the TensorBoard events anew from
-what is left, so that every (stage, step) stands exactly once in both.
+`metrics.jsonl` is the truth, and its lines are sealed (`metaser/lines.py`). A resumed run cuts it back to its
+checkpoint and writes the TensorBoard events anew from what is left, so that every (stage, step) stands exactly once in
+both.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import shutil
 import threading
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from metaser.rundir import RunDir, parse_line, read_bytes, writing
+from metaser.lines import Chain, Line, read_lines
+from metaser.rundir import RunDir, read_bytes, writing
 from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
-Line = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path) -> Iterator[Line]:
-    """Yield the lines of a `metrics.jsonl`; a torn last line (the writer was killed) is left out.
+    """Yield the lines of a `metrics.jsonl`, without their seals; a torn last line (the writer was killed) is left out.
 
     Raises:
-        RunError: if it cannot be read or any other line is damaged.
+        RunError: if it cannot be read, or any other line is damaged, gone, doubled or moved.
     """
     data = read_bytes(path, max_bytes=MAX_TEXT_BYTES)
-    if data is None:
-        return
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-        yield parse_line(line, f"line {number} of {path}")
+    if data is not None:
+        yield from _read(data, path)
+
+
+def _read(data: bytes, path: Path) -> Iterator[Line]:
+    lines = enumerate(data.split(b"\n")[:-1], start=1)
+    return read_lines(((line, f"line {number} of {path}") for number, line in lines), Chain())
 
 
 class Tracker:
@@ -50,9 +56,16 @@ class Tracker:
         self._excepthook = threading.excepthook
         threading.excepthook = self._leave_to_next_call
         with writing(run.metrics):
-            kept = _cut_back(run.metrics, stage, step)
-            # Unbuffered: what a full disk refused is not tried again when the file is closed.
-            self._file = run.metrics.open("ab", buffering=0)
+            kept, chain = _cut_back(run.metrics, stage, step)
+            self._file = _SealedFile(run.metrics, chain)
+        if step and (not kept or _place(kept[-1]) != (stage, step)):
+            log.warning(
+                "%s must reach step %d of stage %d, from where this training goes on, but ends before; the numbers of "
+                "the steps between are lost",
+                run.metrics,
+                step,
+                stage,
+            )
         self._stage_offsets: dict[int, int] = {}
         self._last_step = 0
         with writing(run.tensorboard):
@@ -64,7 +77,7 @@ class Tracker:
     def log(self, line: Line) -> None:
         """Write one line; `stage` and `step` must be in it."""
         with writing(self._run.metrics):
-            _append(self._file, line)
+            self._file.append(line)
         with writing(self._run.tensorboard):
             self._to_tensorboard(line)
 
@@ -96,12 +109,13 @@ class KeyLog:
         self._path = run.keys / f"rank-{rank}.jsonl"
         with writing(self._path):
             run.keys.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab", buffering=0)
+            data = read_bytes(self._path, max_bytes=MAX_TEXT_BYTES) or b""
+            self._file = _SealedFile(self._path, Chain.after(data, str(self._path)))
 
     def write(self, stage: int, step: int, keys: list[str]) -> None:
         """Write what was read in the 1-based `step` of the 1-based `stage`."""
         with writing(self._path):
-            _append(self._file, {"stage": stage, "step": step, "keys": keys})
+            self._file.append({"stage": stage, "step": step, "keys": keys})
 
     def close(self) -> None:
         """Close the file."""
@@ -115,18 +129,41 @@ def cut_back_keys(run: RunDir, *, stage: int, step: int) -> None:
             _cut_back(path, stage, step)
 
 
-def _append(file: FileIO, line: Line) -> None:
-    data = (json.dumps(line) + "\n").encode()
-    written = file.write(data)
-    if written != len(data):
-        # A nearly full disk takes a part; the next write says why.
-        file.write(data[written:])
+class _SealedFile:
+    """Lines that are appended to a file."""
+
+    def __init__(self, path: Path, chain: Chain) -> None:
+        """Continue after the lines that `chain` has seen."""
+        self._chain = chain
+        # Unbuffered: what a full disk refused is not tried again when the file is closed.
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, line: Line) -> None:
+        data = self._chain.sealed(json.dumps(line).encode()) + b"\n"
+        written = self._file.write(data)
+        if written != len(data):
+            # A nearly full disk takes a part; the next write says why.
+            self._file.write(data[written:])
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _cut_back(path: Path, stage: int, step: int) -> list[Line]:
-    kept = [line for line in read_metrics(path) if (line["stage"], line["step"]) <= (stage, step)]
-    _write_lines(path, kept)
-    return kept
+def _place(line: Line) -> tuple[int, int]:
+    return line["stage"], line["step"]
+
+
+def _cut_back(path: Path, stage: int, step: int) -> tuple[list[Line], Chain]:
+    """Cut the file behind its last line that is not beyond `stage` and `step`; return the lines that are left."""
+    data = read_bytes(path, max_bytes=MAX_TEXT_BYTES) or b""
+    lines = list(_read(data, path))
+    kept = list(itertools.takewhile(lambda line: _place(line) <= (stage, step), lines))
+    end = 0
+    for _ in kept:
+        end = data.index(b"\n", end) + 1
+    if end != len(data):
+        _write(path, data[:end])
+    return kept, Chain.after(data[:end], str(path))
 
 
 def _scalars(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -137,10 +174,10 @@ def _scalars(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield prefix + name, float(value)
 
 
-def _write_lines(path: Path, lines: list[Line]) -> None:
+def _write(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    with temporary.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

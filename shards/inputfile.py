@@ -47,6 +47,35 @@ def open_regular(path: str | Path) -> BufferedReader:
         raise
 
 
+def is_there(path: Path) -> bool:
+    """Return whether something lies at `path`, be it a link that leads nowhere: whoever reads it says what is wrong.
+
+    Raises:
+        OSError: if that cannot be told.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+MISSING = "does not exist"
+
+
+def why_no_folder(path: str | Path) -> str | None:
+    """Return the words that follow a name which is no folder's (links are followed), `MISSING` or others; else None."""
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return MISSING
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return None
+    return "is a file, not a folder" if stat.S_ISREG(mode) else "is neither a folder nor a file"
+
+
 def read_regular(path: str | Path, *, max_bytes: int) -> bytes:
     """Return the bytes of the regular file at `path`.
 

@@ -17,10 +17,12 @@ import typer
 
 from launch.clusteroptions import with_cluster_options
 from launch.words import say, tell, tell_data
+from shards.inputfile import open_regular
 
 if TYPE_CHECKING:
     from metaser.eval.crossval import CrossValidation
 
+_TAIL_BYTES = 10_000
 _LOOK_EVERY_S = 0.2
 _ASK_EVERY_S = 5.0
 
@@ -133,13 +135,17 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
 def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess.Popen[bytes]:
     from launch.submission import write_experiment
     from metaser.distributed import die_with_parent
+    from metaser.rundir import writing
 
     experiment = plan.experiment(fold)
     path = write_experiment(plan.run(fold), experiment)
     environment = dict(os.environ)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    with _console_log(plan, fold).open("ab") as output:
+    log = _console_log(plan, fold)
+    with writing(log):
+        output = log.open("ab")
+    with output:
         return subprocess.Popen(
             [sys.executable, "-m", "launch.cli", "train", str(path.absolute())],
             env=environment,
@@ -155,7 +161,12 @@ def _console_log(plan: CrossValidation, fold: int) -> Path:
 
 
 def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        return f"what it said cannot be read: {error.strerror}"
     return lines[-1] if lines else "it said nothing"
 
 

@@ -43,11 +43,10 @@ def status(
             states += _states_of(path)
         except RunError as error:
             refused[path] = error
-    names = ", ".join(map(repr, refused))
     if not states:
-        raise next(iter(refused.values())) if len(runs) == 1 else RunError(f"RUN must be a run's folder, got {names}")
-    if refused:
-        say(f"left out, because no run lies there: {names}")
+        raise RunError("; ".join(map(str, refused.values())))
+    for why in refused.values():
+        say(f"left out: {why}")
     if json:
         tell_json([_finite(asdict(state)) for state in states], indent=1)
     else:
@@ -69,7 +68,7 @@ def _states_of(path: str) -> list[RunState]:
 
     states = [read_state(run) for run in runs_of(path)]
     root = RunDir(Path(path))
-    if root.crossval.is_file():
+    if root.is_crossval():
         try:
             read_crossval(root.root)
         except (ConfigError, RunError) as error:
@@ -87,11 +86,12 @@ def runs_of(path: str) -> list[RunDir]:
     """
     from metaser.errors import RunError
     from metaser.eval.crossval import fold_runs
-    from metaser.rundir import RunDir, reading
+    from metaser.rundir import RunDir, reading, refuse_no_folder
 
     run = RunDir(Path(path))
+    refuse_no_folder(path)
     with reading(run.root):
-        if run.crossval.is_file():
+        if run.is_crossval():
             return list(fold_runs(run.root).values())
         if not run.is_run() and not run.jobs.is_dir():
             raise RunError(f"RUN must be a run's folder, but {path!r} holds neither config.yaml nor a submission")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError
+from metaser.sums import is_sound_yaml
 from shards.config import Section
 from shards.inputfile import read_regular
 from shards.jsontext import MAX_DEPTH
@@ -26,7 +27,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     """Return the experiment in the YAML file at `path` with `overrides` applied.
 
     Raises:
-        ConfigError: if the file cannot be read or parsed, an override does not fit, or values are wrong.
+        ConfigError: as in `load_section`.
     """
     return load_section(ExperimentConfig, path, overrides, name="CONFIG", whole="the experiment")
 
@@ -39,12 +40,18 @@ def load_section(
     Messages call the argument `name` and what the file describes `whole`.
 
     Raises:
-        ConfigError: if the file cannot be read or parsed, an override does not fit, or values are wrong.
+        ConfigError: if the file cannot be read or parsed, is not as it was sealed, an override does not fit, or values
+            are wrong.
     """
     try:
         data = read_regular(path, max_bytes=MAX_YAML_BYTES)
     except OSError as error:
         raise ConfigError(f"{name} must be a readable YAML file, but {str(path)!r} is not: {error.strerror}") from error
+    if not is_sound_yaml(data):
+        raise ConfigError(
+            f"{name} must be what its first line is the sha256 of, but {str(path)!r} is not: it is damaged or was "
+            "changed; restore it, or delete that line if it was changed on purpose"
+        )
     return _validate(kind, data, str(path), overrides, name, whole)
 
 

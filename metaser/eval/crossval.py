@@ -25,14 +25,15 @@ from metaser.eval.coverage import LeftOut, add_left_out
 from metaser.eval.figures import confusion_figure
 from metaser.eval.predictions import PREDICTIONS, REPORT, read_covered, read_predictions
 from metaser.eval.report import build_report, write_report
+from metaser.lines import check_metrics
 from metaser.progress import is_finished
 from metaser.rundir import (
     RunDir,
-    check_metrics,
     lock_holder,
-    parse_json,
     read_json,
     reading,
+    refuse_output_dir,
+    validated_json,
     write_whole,
     writing,
 )
@@ -42,6 +43,7 @@ from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from shards.config import LeaveOneOut
 from shards.index import Index, load_index
+from shards.inputfile import is_there
 from shards.splits import SplitAssignment, assign_splits
 
 _FOLD = re.compile(r"fold(0|[1-9][0-9]*)")
@@ -82,6 +84,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
         ConfigError: if no split rule has folds, or the rule's groups are not those of one corpus.
         SplitError: if the rules do not fit the shards.
         ShardError: if the shards cannot be read.
+        RunError: if something other than a folder lies where the folds shall.
     """
     rules = config.data.splits
     position = next((i for i, rule in enumerate(rules) if isinstance(rule, LeaveOneOut)), None)
@@ -105,6 +108,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     root = Path(config.output_dir)
     # An experiment may be that of its first fold, folder included.
     root = root.parent if _FOLD.fullmatch(root.name) else root
+    refuse_output_dir(RunDir(root))
     plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
     # What the first fold cannot be split by, none can.
     fold_splits(plan.experiment(0), index)
@@ -130,11 +134,11 @@ def check_crossval(plan: CrossValidation, *, is_queued: bool = False) -> None:
         RunError: saying which of them.
     """
     run = RunDir(plan.root)
+    if not refuse_output_dir(run):
+        return
     with reading(plan.root):
-        if not run.root.is_dir():
-            return
-        is_crossval = run.crossval.is_file()
-        is_run = run.is_run() or run.submissions.exists() or (not is_crossval and lock_holder(run) is not None)
+        is_crossval = run.is_crossval()
+        is_run = run.is_run() or is_there(run.submissions) or (not is_crossval and lock_holder(run) is not None)
     if is_run:
         raise RunError(
             f"a cross-validation must have a folder of its own, but {str(plan.root)!r} holds a run; choose another "
@@ -231,7 +235,7 @@ def read_fold_report(run: RunDir) -> FoldReport:
     data = read_covered(path)
     if data is None:
         raise RunError(f"a finished fold must have its report, but {path} is gone; train the fold again")
-    report = parse_json(data, _validate_report, str(path))
+    report = validated_json(data, _validate_report, str(path))
     try:
         for task, metrics in report.tasks.items():
             check_metrics(task, metrics)

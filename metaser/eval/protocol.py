@@ -21,8 +21,7 @@ from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.report import build_report, write_report
 from metaser.eval.start import describe_start, is_same_shards, known_start, start_facts, start_notes
-from metaser.model.exported import load_export
-from metaser.model.metaser import MetaSERModel, MetaSEROutput
+from metaser.model.metaser import MetaSERModel, MetaSEROutput, load_export
 from metaser.processes import Processes, autocast
 from metaser.record import DataRecord, is_own_folder, material, read_material, read_record, used_rows
 from metaser.rundir import RunDir, writing
@@ -36,6 +35,7 @@ from shards.batch import Batch
 from shards.config import DataConfig, SplitRule, StoredSplit
 from shards.errors import ShardError, SplitError
 from shards.index import Index, load_index
+from shards.inputfile import is_there
 from shards.kinship import START, Material, kinship
 from shards.schema import RATE_HZ, SPLITS
 from shards.splits import SplitAssignment, assign_splits
@@ -118,7 +118,7 @@ def _judge(
         accept: whether recordings and speakers that made the model may be judged.
         at_boundary: called between batches.
     """
-    if not (run.best / "config.json").is_file():
+    if not is_there(run.best / "config.json"):
         raise RunError(f"run {str(run.root)!r} has no best model yet; its last stage must be evaluated on dev first")
     model = load_export(run.best, setting="RUN")
     specs = model.task_specs
@@ -312,7 +312,7 @@ def _refuse_no_numbers(results: Sequence[UtteranceResult], run: RunDir) -> None:
 
 def _made_earlier(run: RunDir, config: ExperimentConfig, specs: tuple[TaskSpec, ...]) -> Material | str:
     """Return what moved or chose the run's weights, from its record or from its shards, or why that is unknown."""
-    if run.trained_on.exists():
+    if is_there(run.trained_on):
         return read_material(run, read_record(run))
     try:
         index = load_index(config.data.shard_folders, config.data.remote)

@@ -19,7 +19,7 @@ from metaser.errors import TrainingError
 from metaser.eval.coverage import LeftOut
 from metaser.eval.metrics import add_interval, rounded, task_metrics
 from metaser.eval.predictions import PREDICTIONS, REPORT, predictions_csv, read_covered
-from metaser.rundir import parse_json, write_whole
+from metaser.rundir import validated_json, write_whole
 from metaser.sums import SUMS, sums_text
 from metaser.tasks.kinds import all_metrics, kind_of
 from metaser.tasks.results import UtteranceResult
@@ -140,7 +140,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
         RunError: if it is damaged.
     """
     data = read_covered(folder / REPORT)
-    return None if data is None else parse_json(data, _validate_report, str(folder / REPORT))
+    return None if data is None else validated_json(data, _validate_report, str(folder / REPORT))
 
 
 _validate_report = TypeAdapter(dict[str, Any]).validate_json

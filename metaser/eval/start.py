@@ -15,6 +15,7 @@ from metaser.eval.claims import refuse_kinship
 from metaser.record import DataRecord, StartRecord, read_material, read_record
 from metaser.rundir import RunDir
 from shards.index import Index
+from shards.inputfile import is_there
 from shards.kinship import START, Kinship, Material, kinship
 from shards.splits import SplitAssignment
 
@@ -37,7 +38,7 @@ def read_start(source: str) -> Start:
     """
     run = _run_of(Path(source))
     record = None if run is None else read_record(run)
-    if run is None or record is None or not run.trained_on.exists():
+    if run is None or record is None or not is_there(run.trained_on):
         return Start(StartRecord(source, unknown="it has no record of that"), Material.nothing())
     made = read_material(run, record).as_split(START)
     digests = tuple(folder.index_sha256 for folder in record.folders)
@@ -52,7 +53,7 @@ def read_start(source: str) -> Start:
 def _run_of(folder: Path) -> RunDir | None:
     for root in (folder, folder.resolve().parent):
         run = RunDir(root)
-        if run.data.is_file() and (root == folder or folder.resolve() == run.best.resolve()):
+        if is_there(run.data) and (root == folder or folder.resolve() == run.best.resolve()):
             return run
     return None
 

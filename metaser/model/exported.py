@@ -7,15 +7,15 @@ checked and used; the tensors' names and shapes are held against config.json bef
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -23,16 +23,21 @@ from metaser.config.schema import LogMelEncoderConfig
 from metaser.errors import ModelError
 from metaser.model.checkpoints import exported_config, refuse_stand_in
 from metaser.model.encoder import FAMILIES
-from metaser.model.metaser import COVERED, MetaSERConfig, MetaSERModel, describe_problems
 from metaser.model.tensorfile import TensorFile, TensorFileError, open_tensors
 from metaser.sums import SUMS, SumsError, check_sum, read_sums
 from shards.errors import InputError
-from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
+from shards.inputfile import MAX_SETTINGS_BYTES, MISSING, is_there, open_regular, read_regular, why_no_folder
 from shards.shown import shown
+
+if TYPE_CHECKING:
+    from metaser.model.metaser import MetaSERConfig, MetaSERModel
 
 log = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS = COVERED
+CONFIG, WEIGHTS = COVERED = ("config.json", "model.safetensors")
+"""The files of an exported model that are read back, whose checksums therefore lie beside them."""
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+"""Arguments of transformers that say where a model comes from."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +49,6 @@ class Export:
     tensors: dict[str, Tensor]
     sha256: str
     """Of the weights' file."""
-
-
-def load_export(path: str | Path, *, setting: str) -> MetaSERModel:
-    """Return the model in the folder that `find_export` finds, on the CPU.
-
-    Raises:
-        ModelError: if there is none, or it is damaged.
-    """
-    model: MetaSERModel = MetaSERModel.from_pretrained(find_export(path, setting=setting))
-    return model
 
 
 def find_export(path: str | Path, *, setting: str) -> Path:
@@ -68,40 +63,58 @@ def find_export(path: str | Path, *, setting: str) -> Path:
     """
     folder = Path(path)
     try:
-        if not folder.is_dir():
-            raise ModelError(
-                f"{setting} must be a run's folder or an exported model's, but {str(path)!r} is not a folder"
-            )
-        if not (folder / CONFIG).is_file() and (folder / "best" / CONFIG).is_file():
+        if (why := why_no_folder(folder)) is not None:
+            raise ModelError(f"{setting} must be a run's folder or an exported model's, but {str(path)!r} {why}")
+        if not is_there(folder / CONFIG) and is_there(folder / "best" / CONFIG):
             folder = folder / "best"
         for name in COVERED:
-            if not (folder / name).exists():
+            if not is_there(folder / name):
                 raise ModelError(
                     f"{setting} must be an exported model's folder, or that of a run whose last stage was evaluated, "
                     f"but {str(folder)!r} holds no {name}"
                 )
-    except (OSError, ValueError) as error:
-        # A name that is too long, or with a zero byte.
+    except OSError as error:
+        raise ModelError(f"{setting} must be a readable folder, but {str(path)!r} is not: {error.strerror}") from error
+    except ValueError as error:
+        # A name with a zero byte.
         raise ModelError(f"{setting} must be a readable folder, but {str(path)!r} is not: {error}") from error
     return folder
 
 
-def fetch_export(name: str, **options: Any) -> Path:
-    """Return the folder with an exported model's files of the hub; `options` are those of `snapshot_download`.
+def export_folder(name: str | Path, wanted: Sequence[str], options: Mapping[str, Any]) -> Path:
+    """Return the folder `name`, or one with the files `wanted` of the hub's model of that name and their checksums.
+
+    The `options` are those of `snapshot_download`.
 
     Raises:
         ModelError: if there is none.
     """
+    why = why_no_folder(name)
+    if why is None:
+        return Path(name)
+    if why != MISSING:
+        raise ModelError(f"an exported model must be a folder or a model on the hub, but {str(name)!r} {why}")
     try:
-        return Path(snapshot_download(name, allow_patterns=[*COVERED, SUMS], **options))
-    except (OSError, HFValidationError) as error:
+        return Path(snapshot_download(str(name), allow_patterns=[*wanted, SUMS], **options))
+    except (OSError, ValueError) as error:
+        # HFValidationError, too, is a ValueError.
         raise ModelError(
-            f"an exported model must be a folder or a model on the hub, got {name!r}, which is no folder here and "
+            f"an exported model must be a folder or a model on the hub, got {str(name)!r}, which is no folder here and "
             f"could not be fetched ({type(error).__name__}); correct it"
         ) from error
 
 
-def read_export(folder: Path) -> Export:
+def read_config(folder: Path, kind: type[MetaSERConfig]) -> MetaSERConfig:
+    """Return the configuration of the exported model in `folder`, compared with its checksum as in `read_export`.
+
+    Raises:
+        ModelError: if it is missing, damaged or hostile.
+    """
+    with _reading(folder):
+        return _read_config(folder, read_sums(folder, COVERED), kind)
+
+
+def read_export(folder: Path, kind: type[MetaSERModel]) -> Export:
     """Return the exported model in `folder`, every byte compared with the checksums beside it.
 
     A folder that an earlier version wrote has none, which is said; one whose config.json tells of them must have them.
@@ -110,21 +123,26 @@ def read_export(folder: Path) -> Export:
         ModelError: naming the file that is missing, damaged or hostile.
     """
     weights = folder / WEIGHTS
-    try:
+    with _reading(folder):
         with open_regular(weights) as file:
             refuse_stand_in(file.read(64), weights)
         sums = read_sums(folder, COVERED)
-        config = _read_config(folder / CONFIG, sums)
-        if sums is None:
-            _accept_without_sums(folder, config)
+        config = _read_config(folder, sums, kind.config_class)
         with open_tensors(weights) as opened:
-            _check_forms(opened, config, folder)
+            _check_forms(opened, config, folder, kind)
             tensors, digest = opened.read_hashed()
         if sums is not None:
             check_sum(weights, digest, sums)
+    return Export(folder, config, tensors, digest)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except TensorFileError as error:
         raise ModelError(
-            f"{weights} must hold an exported model's weights, but does not: {error}; export the model again"
+            f"{folder / WEIGHTS} must hold an exported model's weights, but does not: {error}; export the model again"
         ) from error
     except SumsError as error:
         raise ModelError(f"{error}; export the model again") from error
@@ -132,10 +150,10 @@ def read_export(folder: Path) -> Export:
         raise ModelError(
             f"{error.filename or folder} must be readable, but is not: {error.strerror}; export the model again"
         ) from error
-    return Export(folder, config, tensors, digest)
 
 
-def _read_config(path: Path, sums: Mapping[str, str] | None) -> MetaSERConfig:
+def _read_config(folder: Path, sums: Mapping[str, str] | None, kind: type[MetaSERConfig]) -> MetaSERConfig:
+    path = folder / CONFIG
     data = read_regular(path, max_bytes=MAX_SETTINGS_BYTES)
     refuse_stand_in(data, path)
     if sums is not None:
@@ -144,11 +162,14 @@ def _read_config(path: Path, sums: Mapping[str, str] | None) -> MetaSERConfig:
     try:
         if values["encoder"]["kind"] == "logmel":
             values["encoder"] = LogMelEncoderConfig.model_validate(values["encoder"]).model_dump()
-        return MetaSERConfig(**values)
+        config = kind(**values)
     except ValidationError as error:
         raise ModelError(f"{path} is damaged: {describe_problems(error, 'encoder')}; export the model again") from None
     except ModelError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
+    if sums is None:
+        _accept_without_sums(folder, config)
+    return config
 
 
 def _accept_without_sums(folder: Path, config: MetaSERConfig) -> None:
@@ -164,12 +185,12 @@ def _accept_without_sums(folder: Path, config: MetaSERConfig) -> None:
     )
 
 
-def _check_forms(file: TensorFile, config: MetaSERConfig, folder: Path) -> None:
+def _check_forms(file: TensorFile, config: MetaSERConfig, folder: Path, kind: type[MetaSERModel]) -> None:
     """Hold the names, shapes and types in the weights' header against what config.json builds."""
     # The meta device gives tensors shapes and no memory.
     try:
         with torch.device("meta"):
-            expected = MetaSERModel(config).state_dict()
+            expected = kind(config).state_dict()
     except (RuntimeError, ValueError, OverflowError, InputError) as error:
         # Torch's words for sizes that it cannot take.
         raise ModelError(
@@ -197,3 +218,17 @@ def _check_forms(file: TensorFile, config: MetaSERConfig, folder: Path) -> None:
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+_MOST_PROBLEMS = 10
+
+
+def describe_problems(error: ValidationError, whole: str) -> str:
+    """Return what is wrong with a configuration, the first problems in full; `whole` is the word for all of it."""
+    problems = [
+        f"{shown('.'.join(map(str, problem['loc'])), 100) or whole}: {shown(problem['msg'], 300)}, got "
+        f"{shown(repr(problem['input']), 100)}"
+        for problem in error.errors(include_url=False)[:_MOST_PROBLEMS]
+    ]
+    num_left = error.error_count() - len(problems)
+    return "; ".join([*problems, *([f"and {num_left} more"] if num_left else [])])

@@ -30,16 +30,21 @@ from metaser.model.encoder import (
     init_encoder_weights,
     load_encoder,
 )
+from metaser.model.exported import (
+    CONFIG,
+    COVERED,
+    HUB_OPTIONS,
+    describe_problems,
+    export_folder,
+    find_export,
+    read_config,
+    read_export,
+)
 from metaser.model.heads import FrameHead, MainHead, UtteranceHead
 from metaser.sums import SUMS, write_sums
 from metaser.tasks.kinds import check_kind, kind_of
 from metaser.tasks.spec import TaskSpec
 from shards.config import Section
-from shards.shown import shown
-
-COVERED = ("config.json", "model.safetensors")
-"""The files of an exported model that are read back, whose checksums therefore lie beside them."""
-_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class Blueprint(Section):
@@ -150,6 +155,19 @@ class MetaSERConfig(PreTrainedConfig):
         }
         super().__init__(**(others | names))
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what `from_pretrained` makes a configuration of, compared with its checksum; and other arguments.
+
+        Raises:
+            ModelError: There is none, or it is damaged.
+        """
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        folder = export_folder(pretrained_model_name_or_path, (CONFIG,), options)
+        return read_config(folder, cls).to_dict(), kwargs
+
     def blueprint(self) -> Blueprint:
         """Return the sections as typed values.
 
@@ -163,20 +181,6 @@ class MetaSERConfig(PreTrainedConfig):
                 f"a MetaSER configuration must be one that this version writes, got {describe_problems(error, 'model')}"
                 "; build or export the model again"
             ) from error
-
-
-_MOST_PROBLEMS = 10
-
-
-def describe_problems(error: ValidationError, whole: str) -> str:
-    """Return what is wrong with a configuration, the first problems in full; `whole` is the word for all of it."""
-    problems = [
-        f"{shown('.'.join(map(str, problem['loc'])), 100) or whole}: {shown(problem['msg'], 300)}, got "
-        f"{shown(repr(problem['input']), 100)}"
-        for problem in error.errors(include_url=False)[:_MOST_PROBLEMS]
-    ]
-    num_left = error.error_count() - len(problems)
-    return "; ".join([*problems, *([f"and {num_left} more"] if num_left else [])])
 
 
 class MetaSEROutput(NamedTuple):
@@ -251,11 +255,8 @@ class MetaSERModel(PreTrainedModel):
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, **kwargs)
-        from metaser.model.exported import fetch_export, read_export
-
-        options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        name = str(pretrained_model_name_or_path)
-        export = read_export(Path(name) if Path(name).is_dir() else fetch_export(name, **options))
+        options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        export = read_export(export_folder(pretrained_model_name_or_path, COVERED, options), cls)
         kwargs["config"], kwargs["state_dict"] = export.config, export.tensors
         return super().from_pretrained(None, *model_args, **kwargs)
 
@@ -392,6 +393,16 @@ def build_model(config: ModelConfig, tasks: Sequence[TaskSpec], main_task: str) 
         main_task=main_task,
     )
     return MetaSERModel(built, encoder)
+
+
+def load_export(path: str | Path, *, setting: str) -> MetaSERModel:
+    """Return the model in the folder that `find_export` finds, on the CPU; `setting` is as there.
+
+    Raises:
+        ModelError: There is none, or it is damaged.
+    """
+    model: MetaSERModel = MetaSERModel.from_pretrained(find_export(path, setting=setting))
+    return model
 
 
 def _head(task: TaskSpec, width: int, model: ModelConfig) -> nn.Module:

@@ -61,23 +61,12 @@ class TensorFile:
     _num_bytes: int
     """Of the tensors."""
 
-    def read(self) -> dict[str, Tensor]:
-        """Return the tensors by name.
-
-        Raises:
-            OSError: if the file cannot be read.
-            TensorFileError: if it has become shorter, does not fit the memory, or a number in it is not finite.
-        """
-        tensors = self._cut(self._data())
-        _refuse_not_finite(tensors)
-        return tensors
-
     def read_hashed(self) -> tuple[dict[str, Tensor], str]:
         """Return the tensors by name, and the sha256 of the whole file.
 
         Raises:
-            OSError: as in `read`.
-            TensorFileError: as in `read`.
+            OSError: if the file cannot be read.
+            TensorFileError: if it has become shorter, does not fit the memory, or a number in it is not finite.
         """
         data = self._data()
         tensors = self._cut(data)

@@ -29,6 +29,7 @@ from metaser.config.schema import ExperimentConfig
 from metaser.errors import TrainingError
 from shards.audio import AudioFile, prepare
 from shards.batch import Batch
+from shards.inputfile import why_no_folder
 from shards.plan import stable_seed
 from shards.schema import RATE_HZ
 from shards.suffixes import AUDIO_SUFFIXES
@@ -92,8 +93,8 @@ class AudioFolder:
             AudioError: if a file cannot be decoded.
         """
         root = Path(folder)
-        if not root.is_dir():
-            raise TrainingError(f"{what} must be a folder of audio files, got {folder!r}, which is none; correct it")
+        if (why := why_no_folder(root)) is not None:
+            raise TrainingError(f"{what} must be a folder of audio files, but {folder!r} {why}; correct it")
         found = [path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
         self._paths = sorted(found, key=lambda path: path.relative_to(root).as_posix())
         if not self._paths:

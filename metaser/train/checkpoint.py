@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from metaser.errors import RunError
 from metaser.model.tensorfile import Stamp, TensorFileError, open_tensors, stamp_of
-from metaser.sums import is_as_sealed, sealed_json
+from metaser.sums import is_as_sealed, is_sealed, sealed_json
 from metaser.train.state import TrainState
 from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
 from shards.jsontext import parse_json
@@ -99,10 +99,12 @@ class Checkpoint:
         path = self.path / name
         try:
             with open_tensors(path) as file:
-                tensors, stamp = file.read(), file.stamp
-        except (OSError, TensorFileError) as error:
+                is_unchanged = file.stamp == self.stamps[name]
+                # Mapped: the processes of a node share the pages, where copies of a large model would fill its memory.
+                tensors = load_file(path) if is_unchanged else {}
+        except (OSError, TensorFileError, SafetensorError) as error:
             raise RunError(f"{path} must hold tensors of a checkpoint, but does not: {error}") from error
-        if stamp != self.stamps[name]:
+        if not is_unchanged:
             raise RunError(f"{path} must stay as it is while it is read, but has changed; start again")
         return tensors
 
@@ -209,7 +211,7 @@ def _read_marker(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]], boo
     data = read_regular(path / MARKER, max_bytes=MAX_SETTINGS_BYTES)
     values = parse_json(data)
     marker = _Marker.model_validate(values)
-    if marker.sha256 is not None and not is_as_sealed(values, data):
+    if is_sealed(values) and not is_as_sealed(data):
         raise ValueError(f"{MARKER} is not what its sha256 is of: it is damaged, or was changed")
     state = TrainState.from_dict(marker.state)
     if path.name != step_folder(path, state.step).name:

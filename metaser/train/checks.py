@@ -11,6 +11,7 @@ from metaser.errors import ConfigError
 from metaser.eval.coverage import check_labels
 from metaser.eval.crossval import CrossValidation, fold_splits
 from metaser.eval.start import check_start, read_start
+from metaser.model.exported import find_export
 from metaser.stagedata import StageData, experiment_specs, heard_samples, select_utterances, stage_data
 from metaser.tasks.spec import TaskSpec
 from metaser.train.augment import check_stretched
@@ -59,7 +60,10 @@ def check_folds(plan: CrossValidation) -> list[str]:
         ConfigError: if a fold cannot be trained, naming all such folds and why.
     """
     index = load_index(plan.config.data.shard_folders, plan.config.data.remote)
-    start = None if plan.config.init_from is None else read_start(plan.config.init_from)
+    start = None
+    if plan.config.init_from is not None:
+        find_export(plan.config.init_from, setting="init_from")
+        start = read_start(plan.config.init_from)
     folds_of: dict[str, list[int]] = defaultdict(list)
     failing: dict[str, list[int]] = defaultdict(list)
     for fold in range(len(plan.groups)):

@@ -64,7 +64,7 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
     Raises:
         ModelError: if there is no model, it is damaged, or its encoder has another form.
     """
-    export = read_export(find_export(source, setting="init_from"))
+    export = read_export(find_export(source, setting="init_from"), MetaSERModel)
     form = export.config
     tensors = {_bare(name): value for name, value in export.tensors.items()}
     _check_encoder(model.config.encoder, form.encoder, source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import sys
@@ -30,9 +29,10 @@ from metaser.model.metaser import MetaSERModel, build_model
 from metaser.processes import Processes
 from metaser.provenance import git_state, installed_packages
 from metaser.record import write_record
-from metaser.rundir import RunDir, RunLock, read_json, reading, write_whole, writing
+from metaser.rundir import RunDir, RunLock, read_json, reading, refuse_output_dir, write_whole, writing
 from metaser.seeding import seed_generators
 from metaser.stagedata import StageData, heard_samples, is_cut
+from metaser.sums import sealed_json, sealed_yaml
 from metaser.targets import Targets
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import KeyLog, Tracker, cut_back_keys
@@ -106,10 +106,10 @@ def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resum
 
 
 def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock:
+    refuse_output_dir(run)
     with reading(run.root):
-        if run.root.exists() and not run.root.is_dir():
-            raise RunError(f"output_dir must be a folder, but {str(run.root)!r} is a file")
-    if run.is_run():
+        is_run = run.is_run()
+    if is_run:
         if resume == "never":
             raise RunError(f"--resume never needs an empty run folder, but {str(run.root)!r} already holds a run")
         refuse_changes(load_experiment(run.config), config, run)
@@ -121,7 +121,7 @@ def _record_start(
 ) -> None:
     """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
     with writing(run.config):
-        write_whole(run.config, dump_experiment(config))
+        write_whole(run.config, sealed_yaml(dump_experiment(config)))
     with writing(run.environment):
         _append_environment(run, info, initial_weights)
 
@@ -408,15 +408,23 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
         log.warning("%d recordings stand in more than one split, under different names: %s", len(groups), keys)
 
 
-_validate_starts = TypeAdapter(list[dict[str, Any]]).validate_json
+@dataclass(frozen=True)
+class _Environment:
+    """What `environment.json` holds; earlier versions wrote the list alone."""
+
+    starts: list[dict[str, Any]]
+
+
+_validate_environment = TypeAdapter(_Environment | list[dict[str, Any]]).validate_json
 
 
 def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWeights | None) -> None:
-    starts = read_json(run.environment, _validate_starts) or []
+    found = read_json(run.environment, _validate_environment) or []
+    starts = found if isinstance(found, list) else found.starts
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": sys.argv,
+            "command": [shown(argument) for argument in sys.argv],
             "host": platform.node(),
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -428,7 +436,7 @@ def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWei
             "packages": installed_packages(),
         }
     )
-    write_whole(run.environment, json.dumps(starts, indent=1))
+    write_whole(run.environment, sealed_json({"starts": starts}))
 
 
 class _RunLog(logging.FileHandler):

@@ -30,7 +30,7 @@ def test_a_local_job_comes_back_after_the_warning_of_its_time_limit(corpus, tmp_
     with held(run, in_stage(1, 3)):
         os.kill(main_process(run), signal.SIGUSR2)
     wait_until(lambda: is_finished(RunDir(run)), "the end of the run", TIMEOUT_S)
-    starts = read_json(run / "environment.json")
+    starts = read_json(run / "environment.json")["starts"]
     assert [(start["num_processes"], start["num_threads"]) for start in starts] == [(2, 1), (2, 1)]
     assert "stopped by SIGUSR2 and saved" in (run / "train.log").read_text()
     assert losses(run) == losses(calm)

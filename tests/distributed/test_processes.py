@@ -97,7 +97,7 @@ def task_results(run):
 )
 def test_two_processes_learn_what_one_does(corpus, alone, pair, tmp_path, launcher):
     run = pair if launcher == "torchrun" else train(corpus, tmp_path / "run", *EXACT, launcher=launcher)
-    starts = json.loads((run / "environment.json").read_text())
+    starts = json.loads((run / "environment.json").read_text())["starts"]
     assert [start["num_processes"] for start in starts] == [2]
     assert [line[:2] for line in losses(run)] == [line[:2] for line in losses(alone)]
     for ours, theirs in zip(losses(run), losses(alone), strict=True):

@@ -162,7 +162,7 @@ def test_another_strategy_and_number_of_processes_continues(corpus, alone, tmp_p
         train_ranks(int(count), corpus.yaml, run, *EXACT, *constant, steps, f"parallel.strategy={strategy}")
     whole = corpus.train(tmp_path / "whole", *EXACT, *constant, f"stages.1.num_steps={2 * len(ways)}")
     assert_same_curve(run, whole, rel=1e-4)
-    starts = json.loads((run / "environment.json").read_text())
+    starts = json.loads((run / "environment.json").read_text())["starts"]
     assert [start["num_processes"] for start in starts] == [int(way.split(":")[1]) for way in ways]
 
 

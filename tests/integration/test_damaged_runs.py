@@ -5,10 +5,15 @@ import os
 import shutil
 
 import pytest
-from tinyruns import error_line, metaser
+from fuzz.area import run_here
+from tinyruns import REPOSITORY, error_line, metaser
 
+from launch.submission import last_submission
 from metaser.rundir import RunDir, RunLock
+from metaser.sums import sealed_json
 
+CLUSTER = str(REPOSITORY / "configs/cluster/local_test.yaml")
+FOLDS = "data.splits=[{policy: leave_one_out}]"
 BAD_LINES = {
     "garbage": b"garbage\n",
     "zeros": b"\0" * 512 + b"\n",
@@ -26,6 +31,15 @@ DAMAGE = {
     "config.yaml, no YAML": ("config.yaml", b"a: [\n"),
     **{f"{name}, a folder": (name, None) for name in ("metrics.jsonl", ".lock", "jobs/submissions.json")},
 }
+
+
+LOGGED = ("log_keys=true", "stages.0.num_steps=2", "stages.1.num_steps=2")
+
+
+@pytest.fixture(scope="module")
+def logged(corpus, tmp_path_factory):
+    """A short run that keeps what it read."""
+    return corpus.train(tmp_path_factory.mktemp("logged") / "run", *LOGGED)
 
 
 def damaged(finished, folder, name, data):
@@ -89,6 +103,37 @@ def test_train_again_on_a_damaged_record_of_starts(corpus, finished, tmp_path, d
     assert (run / "environment.json").read_bytes() == data
 
 
+def changed_digit(path):
+    """Change a digit in the middle of the file, or a byte where it is no text."""
+    content = bytearray(path.read_bytes())
+    digits = [at for at, byte in enumerate(content) if byte in b"0123456789"] if path.suffix != ".parquet" else []
+    content[digits[len(digits) // 2] if digits else len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "data.json", "environment.json", "metrics.jsonl", "trained_on.parquet", "keys/rank-0.jsonl"]
+)
+def test_no_changed_digit_of_what_a_training_reads_back_is_believed(logged, corpus, tmp_path, name):
+    run = shutil.copytree(logged, tmp_path / "run")
+    changed_digit(run / name)
+    assert str(run / name) in said_here("train", corpus.yaml, f"output_dir={run}", *LOGGED)
+
+
+@pytest.mark.parametrize("name", ["jobs/submissions.json", ".lock", "metrics.jsonl", "config.yaml"])
+def test_no_changed_digit_of_what_status_reads_is_believed(logged, tmp_path, name):
+    run = shutil.copytree(logged, tmp_path / "run")
+    (run / "jobs").mkdir()
+    job = {"time": "1", "job_id": "17", "executor": "slurm", "host": "a", "command": [], "experiment": "x"}
+    submissions = {"submissions": [{**job, "output": "x", "cluster": {}, "git": None}]}
+    (run / "jobs/submissions.json").write_text(sealed_json(submissions))
+    assert last_submission(RunDir(run)).job_id == "17"
+    changed_digit(run / name)
+    ((_, state),) = states_of(run, folder=tmp_path).items()
+    assert state["state"] == "damaged"
+    assert str(run / name) in state["damage"]
+
+
 def crossval(finished, root, *names):
     """Write a cross-validation of which the folders `names` are finished runs."""
     root.mkdir()
@@ -145,19 +190,100 @@ def test_what_lies_beside_the_runs_is_named_and_they_are_shown(finished, tmp_pat
     empty.mkdir()
     done = metaser("status", log, finished, empty, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"left out, because no run lies there: '{log}', '{empty}'\n"
+    assert done.stderr == (
+        f"left out: RUN must be a run's folder, but '{log}' is a file, not a folder\n"
+        f"left out: RUN must be a run's folder, but '{empty}' holds neither config.yaml nor a submission\n"
+    )
     assert str(finished) in done.stdout
     said = error_line(metaser("status", log, empty, folder=tmp_path))
-    assert f"RUN must be a run's folder, got '{log}', '{empty}'" in said
+    assert f"'{log}' is a file, not a folder; RUN must be a run's folder, but '{empty}' holds neither" in said
 
 
-def test_an_output_dir_that_is_too_long(corpus, tmp_path):
-    done = metaser("train", corpus.yaml, f"output_dir={tmp_path / ('x' * 300)}", folder=tmp_path)
-    assert "must be readable, but is not: File name too long" in error_line(done)
+def no_folders(folder):
+    """Return names that are no folder's, and what is to be said of each."""
+    (folder / "file").touch()
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    (folder / "dangling").symlink_to("nowhere")
+    return {
+        "x" * 300: "cannot be looked at: File name too long",
+        str(folder / "file"): "is a file, not a folder",
+        str(folder / "pipe"): "is neither a folder nor a file",
+        str(folder / "loop"): "cannot be looked at: Too many levels of symbolic links",
+        str(folder / "loop/x"): "cannot be looked at: Too many levels of symbolic links",
+        str(folder / "file/x"): "cannot be looked at: Not a directory",
+        str(folder / "dangling"): "does not exist",
+    }
 
 
-@pytest.mark.parametrize("verb", ["status", "stop", "evaluate"])
-def test_a_name_that_is_too_long(tmp_path, verb):
-    assert f"{'x' * 300} must be readable, but is not: File name too long" in error_line(
-        metaser(verb, "x" * 300, folder=tmp_path)
-    )
+def said_here(*arguments):
+    """Return the one sentence of a command that is refused, run in this process: many of them start nothing."""
+    said = run_here(arguments)
+    assert said.code == 2, said
+    (line,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_what_is_no_folder_is_told_by_every_verb(corpus, finished, tmp_path):
+    wav = tmp_path / "a.wav"
+    for name, words in no_folders(tmp_path).items():
+        for verb in ("status", "stop", "evaluate"):
+            assert f"RUN must be a run's folder, but {name!r} {words}" in said_here(verb, name)
+        assert f"MODEL must be a run's folder or an exported model's, but {name!r} {words}" in said_here(
+            "predict", name, wav
+        )
+        where = f"output_dir={name}"
+        told = f"output_dir must be a folder, but {name!r} {words}"
+        assert told in said_here("train", corpus.yaml, where)
+        assert told in said_here("submit", corpus.yaml, where, "--local", "--cluster", CLUSTER)
+        assert told in said_here("crossval", corpus.yaml, where, FOLDS)
+
+
+def test_what_is_no_folder_to_start_from_is_told(corpus, tmp_path):
+    name = str(tmp_path / "loop")
+    words = no_folders(tmp_path)[name]
+    told = f"init_from must be a run's folder or an exported model's, but {name!r} {words}"
+    for verb, *more in (("train",), ("crossval", FOLDS)):
+        said = said_here(verb, corpus.yaml, f"output_dir={tmp_path / 'new'}", f"init_from={name}", *more)
+        assert told in said
+    assert not (tmp_path / "new/config.yaml").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "submit", "crossval"])
+def test_what_is_no_file_of_settings_is_told(verb, tmp_path):
+    more = ("--cluster", CLUSTER) if verb == "submit" else ()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    names = {
+        "x" * 300: "File name too long",
+        str(tmp_path / "folder"): "it is a folder, not a file",
+        str(tmp_path / "loop"): "Too many levels of symbolic links",
+    }
+    for name, words in names.items():
+        assert f"CONFIG must be a readable YAML file, but {name!r} is not: {words}" in said_here(verb, name, *more)
+
+
+def test_a_run_whose_files_are_no_files_is_one_and_they_are_told(corpus, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for name in ("config.yaml", "best/config.json"):
+        path = run / name
+        kept = path.read_bytes()
+        path.unlink()
+        path.symlink_to(path.name)
+        said = said_here("evaluate", run)
+        assert path.name in said
+        assert "Too many levels of symbolic links" in said
+        path.unlink()
+        path.write_bytes(kept)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may look everywhere")
+def test_a_folder_that_may_not_be_entered_is_told(finished, tmp_path):
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    outer.chmod(0)
+    try:
+        for verb in ("status", "stop", "evaluate"):
+            assert "cannot be looked at: Permission denied" in said_here(verb, outer / "run")
+    finally:
+        outer.chmod(0o700)

@@ -117,7 +117,7 @@ def test_evaluate_before_there_is_a_model(corpus, finished, tmp_path):
 
 
 def test_predict_without_a_model(tmp_path):
-    assert "'nowhere' is not a folder" in error_line(metaser("predict", "nowhere", "a.wav", folder=tmp_path))
+    assert "'nowhere' does not exist" in error_line(metaser("predict", "nowhere", "a.wav", folder=tmp_path))
     assert "holds no config.json" in error_line(metaser("predict", tmp_path, "a.wav", folder=tmp_path))
 
 

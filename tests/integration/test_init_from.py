@@ -119,7 +119,7 @@ WAVLM, LFS = b'{"model_type": "wavlm"}', b"version https://git-lfs.github.com/sp
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (None, "init_from must be a run's folder or an exported model's, but .* is not a folder"),
+        (None, "init_from must be a run's folder or an exported model's, but .* does not exist"),
         ({}, "holds no config.json"),
         ({"config.yaml": b"x"}, "holds no config.json"),
         ({"config.json": b"{}"}, "holds no model.safetensors"),
@@ -157,7 +157,7 @@ def test_a_run_starts_from_it_once_says_so_and_goes_on_without_it(corpus, finish
     run = corpus.train(tmp_path / "run", *overrides)
     assert f"weights of {source} (tensors): loaded encoder (" in caplog.text
     assert f"init_from: {source}" in (run / "config.yaml").read_text()
-    (start,) = json.loads((run / "environment.json").read_text())
+    (start,) = json.loads((run / "environment.json").read_text())["starts"]
     assert start["init_from"]["source"] == str(source)
     assert start["init_from"]["fresh"]["heads.session"] == "no such task there"
     name = "encoder.layers.1.up.weight"
@@ -168,7 +168,7 @@ def test_a_run_starts_from_it_once_says_so_and_goes_on_without_it(corpus, finish
     assert train(load_experiment(corpus.yaml, [f"output_dir={run}", *more]), ALONE)
     assert "weights of" not in caplog.text
     assert len(losses(run)) == 4
-    first, second = json.loads((run / "environment.json").read_text())
+    first, second = json.loads((run / "environment.json").read_text())["starts"]
     assert (first["init_from"] is None, second["init_from"] is None) == (False, True)
     assert torch.equal(source_of(run).state_dict()[name], theirs[name])
 

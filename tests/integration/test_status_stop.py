@@ -67,8 +67,8 @@ def test_finished_runs_stand_in_one_table(finished, tmp_path):
 
 @pytest.mark.parametrize("verb", ["status", "stop"])
 def test_a_folder_that_is_no_run(tmp_path, verb):
-    words = "neither config.yaml nor a submission"
-    assert words in error_line(metaser(verb, tmp_path / "nothing", folder=tmp_path))
+    assert "neither config.yaml nor a submission" in error_line(metaser(verb, tmp_path, folder=tmp_path))
+    assert "/nothing' does not exist" in error_line(metaser(verb, tmp_path / "nothing", folder=tmp_path))
 
 
 def test_without_squeue_a_job_that_may_wait_is_named(finished, tmp_path):

@@ -72,7 +72,7 @@ def local_run(tmp_path_factory):
 
 def starts(run):
     """Return the number of processes of every start."""
-    return [start["num_processes"] for start in json.loads((run / "environment.json").read_text())]
+    return [start["num_processes"] for start in json.loads((run / "environment.json").read_text())["starts"]]
 
 
 def assert_same_run(ours, expected):
@@ -289,7 +289,10 @@ def test_stop_saves_without_a_requeue_and_submitting_again_continues(corpus, loc
     assert done.returncode == 0, done.stderr
     assert "continuing stage" in done.stderr
     assert_same_run(run, local_run(corpus, 2, "ddp"))
-    assert [record["executor"] for record in read_json(run / "jobs/submissions.json")] == ["slurm", "slurm"]
+    assert [record["executor"] for record in read_json(run / "jobs/submissions.json")["submissions"]] == [
+        "slurm",
+        "slurm",
+    ]
 
 
 def again(corpus, run, cluster, *overrides):
@@ -353,7 +356,7 @@ MISTAKES = {
     "address": ({"partition": "nowhere", "nodes": 1}, "the name of node 'metaser-nowhere' must resolve to an address"),
     "environment file": (
         {"environment_file": "no/such.sh"},
-        "environment_file must be a file, but 'no/such.sh' is not one",
+        "environment_file must be a file, but 'no/such.sh' is not: No such file or directory",
     ),
 }
 

@@ -214,11 +214,17 @@ class RunFiles(Area):
         need(sound is not None and sound["state"] == "finished", f"the sound run is {sound}")
         shown = run(["status", work / "run", RUN])
         need(shown.code == 0, f"shown as JSON, but not as a table: {shown.err[-500:]!r}")
-        return (
-            ACCEPTED
-            if any(state["state"] != "damaged" for name, state in states.items() if name != str(RUN))
-            else REFUSED
-        )
+        accepted = [state for name, state in states.items() if name != str(RUN) and state["state"] != "damaged"]
+        for progress in filter(None, (state["progress"] for state in accepted)):
+            place = progress["stage"], progress["step"]
+            if place != (0, 0):
+                need(progress["loss"] == self._losses.get(place), f"another loss after {plan}: {progress}")
+        return ACCEPTED if accepted else REFUSED
+
+    @cached_property
+    def _losses(self) -> dict[tuple[int, int], float]:
+        lines = map(json.loads, (RUN / "metrics.jsonl").read_text().splitlines())
+        return {(line["stage"], line["step"]): line["loss"] for line in lines if "loss" in line}
 
     @cached_property
     def _report(self) -> dict[str, Any]:

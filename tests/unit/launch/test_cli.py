@@ -1,3 +1,5 @@
+import errno
+import logging
 import os
 import re
 import subprocess
@@ -6,7 +8,7 @@ import sys
 import pytest
 import typer
 
-from launch.cli import exit_with_code
+from launch.cli import App, app, exit_with_code
 from metaser.errors import ConfigError
 from shards.corpora.base import CORPORA
 from shards.errors import InputError, ShardError
@@ -93,11 +95,56 @@ def test_help_of_pack_names_every_corpus():
         assert re.search(rf"\b{name}\b", shown), name
 
 
-def test_what_typer_refuses_is_2_without_a_traceback():
-    done = command("train")
-    assert done.returncode == 2
-    assert "Missing argument" in done.stderr
-    assert "Traceback" not in done.stderr
+EVIL = "--x\x1b[2J\nerror: all is well\u202e\x9b1m"
+REFUSED = {
+    "no verb": ([EVIL[2:]], "No such command"),
+    "no such option": ([EVIL], "No such option"),
+    **{
+        f"no such option of {verb}": ([verb, EVIL], "No such option")
+        for verb in ("demo", "pack", "inspect", "train", "evaluate", "crossval", "predict", "submit", "status", "stop")
+    },
+    "missing argument": (["train"], "Missing argument"),
+    "missing argument of predict": (["predict", EVIL[2:]], "Missing argument"),
+    "missing option": (["submit", EVIL[2:]], "Missing option"),
+    "too many arguments": (["stop", "a", EVIL[2:]], "unexpected extra argument"),
+    "no number": (["pack", "csv", "a", "b", "--workers", EVIL], "Invalid value for '--workers'"),
+    "a number out of range": (["pack", "csv", "a", "b", "--workers", "0"], "Invalid value for '--workers'"),
+    "no float": (["predict", "a", "b", "--window", EVIL], "Invalid value for '--window'"),
+    "no choice": (["pack", "csv", "a", "b", "--on-bad", EVIL], "Invalid value for '--on-bad'.*raise.*skip"),
+    "no value": (["predict", "a", "b", "--window"], "requires an argument"),
+    "a value for a flag": (["stop", "a", f"--wait={EVIL}"], "does not take a value"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_typer_refuses_is_one_sentence_in_which_no_argument_is_obeyed(case, capsys, monkeypatch):
+    arguments, words = REFUSED[case]
+    monkeypatch.setattr(sys, "argv", ["metaser", *arguments])
+    code, said = outcome(app, capsys)
+    assert code == 2
+    assert re.fullmatch(rf"error: .*{words}.*; see `metaser( \w[\w-]*)? --help`\n", said)
+    assert said.removesuffix("\n").isprintable()
+
+
+def test_what_typer_refuses_is_told_by_the_whole_command():
+    done = command("train", EVIL)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: No such option: --x")
+    assert "\x1b" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_arguments_the_help_is_shown(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["metaser"])
+    code, said = outcome(app, capsys)
+    assert code == 2
+    assert "Usage: metaser" in said
+    assert "\n  predict " in said
+
+
+def test_what_is_logged_without_a_handler_is_written_out(capsys):
+    record = logging.makeLogRecord({"msg": "cache %s", "args": ("\x1b[2J\n",), "levelno": logging.WARNING})
+    assert outcome(lambda: logging.lastResort.handle(record), capsys) == (0, "cache \\x1b[2J\\n\n")
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
@@ -159,6 +206,12 @@ def test_a_stdout_that_is_full_is_one_sentence(program):
     )
 
 
+def test_an_error_is_told_whether_or_not_the_answer_before_it_was_read():
+    for redirection in (">/dev/full", "> >(true)"):
+        done = printing("import time; time.sleep(0.2); print('y'); raise InputError('x')", redirection)
+        assert (done.returncode, done.stderr) == (2, b"error: x\n"), redirection
+
+
 def test_a_stdout_that_is_closed_is_one_sentence():
     done = printing("tell('x')", ">&-")
     assert done.returncode == 2
@@ -173,10 +226,37 @@ def test_a_stderr_that_takes_nothing_does_not_stop_the_work(redirection):
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
 
 
-def test_a_broken_pipe_that_is_not_stdout_is_our_mistake(capsys):
+def test_a_broken_pipe_that_is_not_stdout_is_one_sentence(capsys, monkeypatch):
     code, said = outcome(raising(BrokenPipeError(32, "Broken pipe")), capsys)
-    assert code == 1
-    assert said.startswith("a bug in MetaSER")
+    assert code == 2
+    assert said.startswith("error: what MetaSER writes to must stay open until it is done, but was closed")
+    # By a verb, too: typer itself ends quietly with 1.
+    own = App(name="own")
+
+    @own.command()
+    def verb():
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.write(writer, b"x")
+
+    monkeypatch.setattr(sys, "argv", ["own"])
+    assert outcome(own, capsys) == (2, said)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ELOOP])
+def test_what_the_system_refuses_is_one_sentence_wherever_it_comes_from(number, capsys):
+    error = OSError(number, os.strerror(number), "a\x1b/b")
+    code, said = outcome(raising(error), capsys)
+    assert (code, said) == (2, f"error: 'a\\x1b/b' must be usable, but is not: {os.strerror(number)}\n")
+
+
+def test_an_interrupt_is_no_traceback(capsys):
+    assert outcome(raising(KeyboardInterrupt()), capsys) == (130, "")
+
+
+def test_a_file_that_is_not_there_where_ours_must_be_is_our_mistake(capsys):
+    code, said = outcome(raising(FileNotFoundError(2, "No such file or directory", "x")), capsys)
+    assert (code, said.split("\n")[0]) == (1, "a bug in MetaSER, on rank 0:")
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -110,6 +110,37 @@ def test_no_changed_byte_of_any_file_is_believed(export, tmp_path_factory, data)
     refusal(folder)
 
 
+@settings(max_examples=40)
+@given(st.data())
+def test_no_changed_byte_of_a_configuration_alone_is_believed(export, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("flipped")
+    for name in ("config.json", SUMS):
+        shutil.copy(export / name, folder)
+    values = json.loads((export / "config.json").read_text())
+    assert MetaSERConfig.from_pretrained(folder).blueprint() == MetaSERConfig(**values).blueprint()
+    file = folder / data.draw(st.sampled_from(["config.json", SUMS]))
+    content = bytearray(file.read_bytes())
+    # Of the checksums, the first is that of config.json.
+    end = content.index(b"\n") if file.name == SUMS else len(content)
+    content[data.draw(st.integers(0, end - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=str(folder)):
+        MetaSERConfig.from_pretrained(folder)
+    (folder / SUMS).unlink()
+    with pytest.raises(ModelError, match=str(folder)):
+        MetaSERConfig.from_pretrained(folder)
+
+
+def test_arguments_of_a_configuration_stay_those_of_transformers(export, tmp_path):
+    config, left = MetaSERConfig.from_pretrained(
+        export, sampling_rate=8000, colour="red", local_files_only=True, return_unused_kwargs=True
+    )
+    assert config.sampling_rate == 8000
+    assert left == {"colour": "red"}
+    with pytest.raises(ModelError, match=r"which is no folder here and could not be fetched"):
+        MetaSERConfig.from_pretrained(tmp_path / "nowhere", local_files_only=True)
+
+
 @pytest.mark.parametrize("name", [*COVERED, SUMS])
 @pytest.mark.parametrize("fault", ["missing", "cut", "empty", "one byte more", "a line more", "a folder", "a pipe"])
 def test_a_file_that_is_not_as_it_was_written(copied, name, fault):

@@ -3,24 +3,29 @@
 import json
 import os
 import shutil
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from metaser.errors import RunError
+from metaser.config.load import load_experiment
+from metaser.distributed import DistInfo
+from metaser.errors import ConfigError, RunError
 from metaser.eval.crossval import read_fold_report
 from metaser.eval.metrics import task_metrics
 from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, read_report, write_report
+from metaser.lines import parse_line
 from metaser.record import DataRecord, read_material, read_record
-from metaser.rundir import RunDir, RunLock, last_holder, lock_holder, parse_line, read_json
-from metaser.sums import SUMS, file_sha256, is_as_sealed, sealed_json
+from metaser.rundir import RunDir, RunLock, last_holder, lock_holder, read_json
+from metaser.sums import SUMS, file_sha256, is_as_sealed, is_sealed, sealed_json, sealed_yaml
 from metaser.tasks.classification import ClassificationTask
 from metaser.tasks.results import TaskResult, UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import Tracker, read_metrics
+from metaser.train.run import _append_environment
 from shards.kinship import Material
 
 anything = st.recursive(
@@ -34,10 +39,15 @@ _validate = TypeAdapter(dict[str, object]).validate_json
 # ---------------------------------------------------------------- seals
 
 
-@given(st.dictionaries(st.text().filter(lambda name: name != "sha256"), anything, max_size=4))
+@given(st.dictionaries(st.text().filter(lambda name: name != "sha256"), anything, min_size=1, max_size=4))
 def test_what_is_sealed_is_read(values):
     text = sealed_json(values)
-    assert is_as_sealed(json.loads(text), text.encode())
+    assert is_as_sealed(text.encode())
+    found = json.loads(text)
+    assert is_sealed(found)
+    digest = found.pop("sha256")
+    assert found == values
+    assert digest == sha256(json.dumps(values, indent=1, ensure_ascii=False).encode()).hexdigest()
 
 
 @given(values=st.dictionaries(st.sampled_from("abc"), anything, min_size=1), data=st.data())
@@ -51,20 +61,57 @@ def test_no_changed_byte_of_what_is_sealed_is_believed(tmp_path_factory, values,
         read_json(path, _validate)
 
 
+@given(st.dictionaries(st.sampled_from("abc"), anything, min_size=1))
+def test_what_is_sealed_is_not_believed_in_another_form(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("sealed") / "data.json"
+    path.write_text(json.dumps(json.loads(sealed_json(values))))
+    with pytest.raises(RunError, match=r"data\.json is damaged: it is not what its sha256 is of"):
+        read_json(path, _validate)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (b'{"a": 1, "a": 2}', "it names a twice"),
-        (b"[" * 100_000, "Invalid JSON"),
-        (b'{"a": "\\ud800"}', "Invalid JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "Invalid JSON"),
-        (b"\xff", "Invalid JSON"),
+        (b"[" * 100_000, "it is deeper than 64"),
+        (b'{"a": "\\ud800"}', "it holds half a character"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "it holds a number of 5000 digits"),
+        (b"\xff", "byte 0 is not UTF-8"),
+        (b'[{"time": "2', "Unterminated string"),
     ],
 )
 def test_json_that_no_run_writes(tmp_path, text, words):
     (tmp_path / "data.json").write_bytes(text)
     with pytest.raises(RunError, match=f"data.json is damaged: .*{words}"):
         read_json(tmp_path / "data.json", _validate)
+
+
+EXPERIMENT = """
+output_dir: x
+data: {shards: y}
+model: {coattention: {form: none}}
+tasks: [{name: emotion, kind: classification}]
+stages:
+  - {name: first, train: [heads], weights: {emotion: 1}, num_steps: 10}
+"""
+
+
+@given(st.data())
+def test_no_changed_byte_of_an_experiment_is_believed(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    content = sealed_yaml(EXPERIMENT).encode()
+    path.write_bytes(content)
+    experiment = load_experiment(path)
+    if data.draw(st.booleans()):
+        changed = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        at = data.draw(st.integers(0, len(content) - 1))
+        changed = content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :]
+    path.write_bytes(changed)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_experiment(path)
+    path.write_bytes(content[content.index(b"\n") + 1 :])
+    assert load_experiment(path) == experiment
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
@@ -96,7 +143,7 @@ BAD_LINES = {
     "ua of emotion must be a number, got 'high'": {"dev": {"tasks": {"emotion": {"ua": "high"}}}},
     "ua of emotion must be a number, got True": {"dev": {"tasks": {"emotion": {"ua": True}}}},
     r"ua_interval_95 of emotion must be .*got \[1\]": {"dev": {"tasks": {"emotion": {"ua_interval_95": [1]}}}},
-    "it holds a number of 400 digits": {"memory_gib": 10**399},
+    "it holds a number of more than 20 digits": {"memory_gib": 10**399},
 }
 
 
@@ -153,6 +200,11 @@ def test_predictions_that_no_model_makes(tmp_path, words):
     path.write_text(HEADER + BAD_ROWS[words])
     with pytest.raises(RunError, match=rf"predictions\.csv is damaged: .*{words}"):
         read_predictions(path, TASKS)
+
+
+def test_predictions_that_are_gone_are_one_sentence(tmp_path):
+    with pytest.raises(RunError, match=r"predictions\.csv is damaged: it is gone; evaluate the fold again"):
+        read_predictions(tmp_path / "predictions.csv", TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +271,28 @@ def test_a_holder_that_is_no_process_is_refused(tmp_path, pid):
     (tmp_path / ".lock").write_text(f'{{"host": "a", "pid": {pid}}}')
     with pytest.raises(RunError, match=r"\.lock is damaged: pid: "):
         last_holder(RunDir(tmp_path))
+
+
+def test_no_changed_byte_of_who_holds_the_lock_is_believed(tmp_path):
+    run = RunDir(tmp_path)
+    RunLock(run).release()
+    path = tmp_path / ".lock"
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(RunError, match=r"\.lock is damaged: "):
+            last_holder(run)
+
+
+def test_the_list_of_starts_that_an_earlier_version_wrote_goes_on_sealed(tmp_path):
+    run = RunDir(tmp_path)
+    run.environment.write_text('[{"host": "first"}]')
+    for _ in range(2):
+        _append_environment(run, DistInfo(0, 1, 0), None)
+    assert is_as_sealed(run.environment.read_bytes())
+    first, *later = json.loads(run.environment.read_text())["starts"]
+    assert first == {"host": "first"}
+    assert len(later) == 2
 
 
 def test_a_holder_s_words_are_shown_and_not_obeyed(tmp_path):

@@ -5,8 +5,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metaser.errors import RunError
+from metaser.lines import Chain
 from metaser.rundir import RunDir
-from metaser.tracking import KeyLog, Tracker, cut_back_keys, read_metrics
+from metaser.tracking import KeyLog, Tracker, _SealedFile, cut_back_keys, read_metrics
 
 
 def line(stage, step, loss=1.5, **more):
@@ -49,6 +50,36 @@ def test_what_lies_beyond_the_checkpoint_is_dropped_from_both(tmp_path):
     assert scalars(tmp_path, "stage2/loss") == [(4, 9.0), (5, 7.0)]
 
 
+def test_no_line_before_the_last_is_lost_unnoticed_and_a_run_that_goes_on_refuses_it(tmp_path):
+    write(tmp_path, [line(1, step) for step in (1, 2, 3)])
+    write(tmp_path, [line(1, 3, 2.0)], step=2)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for changed in ([lines[0], lines[2]], [lines[0], *lines], [lines[1], lines[0], lines[2]]):
+        path.write_bytes(b"".join(changed))
+        with pytest.raises(RunError, match=r"^line . of .*metrics\.jsonl is damaged: .* restore it or move it away$"):
+            Tracker(RunDir(tmp_path), stage=1, step=3)
+        assert path.read_bytes() == b"".join(changed)
+
+
+def test_lines_that_a_run_of_an_earlier_version_wrote_are_covered_when_it_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line(1, step)) + "\n" for step in (1, 2, 3)))
+    write(tmp_path, [line(1, 3, 2.0)], step=2)
+    assert [item["loss"] for item in read_metrics(path)] == [1.5, 1.5, 2.0]
+    path.write_text(path.read_text().replace("1.5", "1.6", 1))
+    with pytest.raises(RunError, match=r"^line 3 of .*metrics\.jsonl is damaged: it is not what its seal is of"):
+        list(read_metrics(path))
+
+
+def test_numbers_that_are_lost_before_the_checkpoint_are_said(tmp_path, caplog):
+    write(tmp_path, [line(1, 1), line(1, 2)])
+    write(tmp_path, [line(1, 3)], step=2)
+    assert not caplog.records
+    write(tmp_path, [], step=4)
+    assert "must reach step 4 of stage 1" in caplog.text
+
+
 def test_a_torn_last_line_is_left_out_and_written_anew(tmp_path):
     write(tmp_path, [line(1, 1), line(1, 2)])
     path = tmp_path / "metrics.jsonl"
@@ -89,7 +120,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     tracker = Tracker(RunDir(tmp_path), stage=1, step=0)
     tracker.log(line(1, 1))
     tracker._file.close()
-    tracker._file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
+    tracker._file = _SealedFile(Path("/dev/full"), Chain())
     with pytest.raises(RunError, match=r"metrics.jsonl cannot be written: .*No space left on device; earlier check"):
         tracker.log(line(1, 2))
     tracker.close()
@@ -102,6 +133,10 @@ def test_key_logs_of_all_processes_are_cut_back_together(tmp_path):
         for step in (1, 2, 3):
             log.write(1, step, [f"a/{rank}{step}"])
         log.close()
+    cut_back_keys(run, stage=1, step=2)
+    again = KeyLog(run, 1)
+    again.write(1, 3, ["a/13"])
+    again.close()
     cut_back_keys(run, stage=1, step=2)
     for rank in (0, 1):
         found = list(read_metrics(run.keys / f"rank-{rank}.jsonl"))
