@@ -61,7 +61,7 @@ class TrainingJob:
 
     def __call__(self) -> None:
         """Train in this task of the job."""
-        from launch.cli import exit_code
+        from launch.exits import exit_code
 
         code = exit_code(lambda: _run(self))
         if code:
@@ -308,7 +308,7 @@ def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
 
 def main() -> None:
     """`train CONFIG [a.b=c ...]` in a task of a job."""
-    from launch.cli import exit_with_code
+    from launch.exits import exit_with_code
 
     def act() -> None:
         grace_s = float(_number("METASER_GRACE_S", "300"))

@@ -74,7 +74,7 @@ def start_training(
 
 
 if __name__ == "__main__":
-    from launch.cli import App, exit_with_code
+    from launch.exits import App, exit_with_code
 
     app = App(name="launch/train.py", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(train)

@@ -23,7 +23,8 @@ import numpy as np
 import yaml
 from tones import pack_items
 
-from launch.cli import exit_with_code, main
+from launch.cli import main
+from launch.exits import exit_with_code
 from launch.train import train as train_verb
 from metaser.config.load import load_experiment
 from metaser.config.schema import ExperimentConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tinyruns import dev_metrics, losses, make_demo, num_lines, started, train_ranks
 
-from launch.cli import exit_with_code
+from launch.exits import exit_with_code
 from launch.train import train
 
 KILLS = {"four": (4, 16), "fifty": (50, None)}

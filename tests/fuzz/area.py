@@ -106,7 +106,8 @@ def need(condition: object, what: str) -> None:
 
 def run_here(arguments: Sequence[object]) -> Said:
     """Run the `metaser` command in this process."""
-    from launch.cli import app, exit_code
+    from launch.cli import app
+    from launch.exits import exit_code
 
     out, err = io.StringIO(), io.StringIO()
     before = sys.argv

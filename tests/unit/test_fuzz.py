@@ -74,7 +74,7 @@ def test_a_command_that_ends_in_a_traceback_or_says_what_a_terminal_obeys_is_no_
     assert refused(run_here(["inspect", "/nowhere"]))
 
     def command(code, out="", err=""):
-        monkeypatch.setattr("launch.cli.exit_code", lambda app: print(out, end="") or code)
+        monkeypatch.setattr("launch.exits.exit_code", lambda app: print(out, end="") or code)
         return run_here([])
 
     with pytest.raises(CrashError):

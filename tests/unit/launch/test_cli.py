@@ -149,7 +149,7 @@ def test_what_is_logged_without_a_handler_is_written_out(capsys):
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     program = (
-        "import sys; from launch.cli import exit_with_code\n"
+        "import sys; from launch.exits import exit_with_code\n"
         "exit_with_code(lambda: [print('x' * 999, flush=True) for _ in range(99_999)])"
     )
     with subprocess.Popen(
@@ -177,7 +177,7 @@ def test_the_resolved_experiment_can_be_printed_and_read_again(tmp_path):
 
 
 PRINTING = (
-    "import sys, typer; from launch.cli import exit_with_code; from launch.words import say, tell\n"
+    "import sys, typer; from launch.exits import exit_with_code; from launch.words import say, tell\n"
     "from shards.errors import InputError\n"
     "app = typer.Typer()\n"
     "@app.command()\n"

@@ -11,7 +11,7 @@ def seen_by_an_action(chosen):
     """Return what an action under `exit_code` sees of the variables, and whether torch had been loaded before."""
     code = (
         "import os, sys\n"
-        "from launch.cli import exit_code\n"
+        "from launch.exits import exit_code\n"
         f"exit_code(lambda: print([os.environ.get(name) for name in {CHOICES!r}], 'torch' in sys.modules))"
     )
     environment = {name: value for name, value in os.environ.items() if name not in CHOICES}
