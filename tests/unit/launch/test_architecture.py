@@ -40,7 +40,8 @@ def test_nothing_directly_in_launch_is_named_like_an_importable_library() -> Non
     # `accelerate launch launch/train.py` puts launch/ first on sys.path.
     dependencies = dependency_modules()
     assert {"torch", "numpy", "yaml"} <= dependencies
-    names = {path.stem for path in (ROOT / "launch").iterdir()} - {"__init__", "__pycache__"}
+    modules = (path for path in (ROOT / "launch").iterdir() if path.is_dir() or path.suffix == ".py")
+    names = {path.stem for path in modules} - {"__init__", "__pycache__"}
     assert names & (set(sys.stdlib_module_names) | dependencies) == set()
 
 
@@ -51,7 +52,16 @@ def test_init_files_hold_only_a_docstring(package: str) -> None:
     for path in paths:
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), f"{path} has no docstring"
-        assert len(tree.body) == 1, f"{path} holds more than a docstring"
+        if path != ROOT / "metaser/__init__.py":
+            assert len(tree.body) == 1, f"{path} holds more than a docstring"
+
+
+def test_the_model_is_offered_where_people_look_for_it_and_loaded_when_it_is_asked_for() -> None:
+    done = run_python(
+        "import sys, metaser; print('torch' in sys.modules); from metaser import MetaSERModel; print(MetaSERModel.__name__)"
+    )
+    assert done.stdout.split() == ["False", "MetaSERModel"]
+    assert "has no attribute 'Nothing'" in run_python("import metaser; metaser.Nothing").stderr
 
 
 @pytest.mark.parametrize(
