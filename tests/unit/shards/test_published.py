@@ -49,7 +49,7 @@ def utterances(draw):
 
 
 @given(utterances())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_is_packed_with_success_verifies(tmp_path_factory, items):
     out = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patched:
