@@ -105,7 +105,7 @@ def predict_files(
     for file in files:
         try:
             with _memory_for(file, windowing):
-                track = Track(Path(file))
+                track = Track(Path(file), 1 if channel == "each" else None if channel == "mix" else channel)
         except AudioError as error:
             yield FilePrediction(file, None, {}, error=str(error))
             continue

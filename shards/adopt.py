@@ -19,19 +19,19 @@ from typing import Any, BinaryIO
 from pydantic import ValidationError
 
 from shards import oggpages
-from shards.audio import check_mixable, pcm16, pcm_sha256, prepare
+from shards.audio import Sound, pcm_sha256
 from shards.corpora.base import OWNERS_LICENCE
 from shards.corpora.cells import CellError, CellReader, cell_of, labels_of
 from shards.corpora.columns import metadata_columns, nearest_field
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions, flag
 from shards.corpora.tally import Tally
-from shards.decoding import decode
+from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, SequentialFile, decode_to
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
-from shards.inputfile import open_regular
+from shards.inputfile import fault_of, open_regular
 from shards.jsontext import JsonTextError, parse_json
-from shards.manifest import MANIFEST_NAME, Manifest, Settings, canonical_json
+from shards.manifest import MANIFEST_NAME, Manifest, Settings, canonical_json, is_absent
 from shards.pack import audio_objection, metadata_objection
 from shards.publish import (
     AudioCounts,
@@ -67,7 +67,7 @@ from shards.schema import (
 )
 from shards.shown import shown
 from shards.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
-from shards.tarmembers import BrokenTarError, TarMember, tar_members
+from shards.tarmembers import BrokenTarError, Forward, TarMember, tar_members
 
 ADOPTED = "wds"
 """What `metaser pack` calls this instead of a corpus."""
@@ -131,7 +131,7 @@ def adopt_shards(
     files = [[job.name, job.num_bytes] for job in jobs]
     identity = [SCHEMA_VERSION, corpus, settings.model_dump(), files, *said]
     fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
-    is_in_place = out.resolve() == source.resolve()
+    is_in_place = not is_absent(out) and out.resolve() == source.resolve()
     if (out / MANIFEST_NAME).exists():
         return complete_folder(out, fingerprint, on_bad, num_workers=num_workers)
     origin = Origin(
@@ -189,14 +189,19 @@ def _way(out: Path, source: Path) -> str:
 
 
 def _corpus_of(source: Path) -> str:
-    if not source.is_dir():
-        raise CorpusError(f"SOURCE of {ADOPTED} must be a folder of WebDataset shards, but {source} is none")
+    fault = fault_of(source, "folder")
+    if fault is not None:
+        raise CorpusError(f"SOURCE of {ADOPTED} must be a folder of WebDataset shards, but {source} {fault}")
     return make_key(source.resolve().name)
 
 
 def _tars(source: Path) -> tuple[list[Path], list[Rejection]]:
     """Return the tars of a folder, and what is called like one and cannot be read."""
-    found = sorted(path for path in source.iterdir() if _TAR_NAME.search(path.name) and not path.name.startswith("."))
+    try:
+        paths = list(source.iterdir())
+    except OSError as error:
+        raise CorpusError(f"SOURCE must be a folder that can be read, but {source} cannot: {error.strerror}") from error
+    found = sorted(path for path in paths if _TAR_NAME.search(path.name) and not path.name.startswith("."))
     if not any(path.name.endswith(".tar") for path in found):
         also = f" ({found[0].name} is compressed, and bytes inside it cannot be reached: unpack it)" if found else ""
         raise CorpusError(f"SOURCE of {ADOPTED} must hold WebDataset shards (*.tar), but {source} has none{also}")
@@ -293,33 +298,43 @@ class _AdoptJob:
         return note
 
     def doubt(self, note: ShardNote) -> str | None:
-        """Return why a note's rows cannot be those of the tar, or None: all but the decoding is done again."""
+        """Return why a note's rows cannot be those of the tar, or None.
+
+        All is done again but for decoding what it has a row of; that the samples are those of the row, beyond their
+        number where a header states it, only `inspect --verify` finds out.
+        """
         rows, reader = {row.get("audio_offset"): row for row in note.rows}, CellReader(dict(self.labels))
-        num_found = num_rejected = 0
+        keys, rejections = set(self.taken), list[Rejection]()
         for sample in self._samples():
-            num_rejected += len(sample.rejections)
+            rejections += sample.rejections
             if sample.is_unusable:
                 continue
-            num_found += 1
             row = next((rows.pop(sound.offset) for sound in sample.sounds.values() if sound.offset in rows), None)
-            if row is not None and row != self._row_without_decoding(sample, row, reader):
+            if row is None:
+                found = self._row(sample, AudioCounts(), reader, keys)
+                if not isinstance(found, Rejection):
+                    return f"it has no row of {shown(sample.name, _MAX_SHOWN)}"
+                rejections.append(found)
+            elif row["key"] in keys or row != self._row_without_decoding(sample, row, reader):
                 return f"its row {shown(row['key'], _MAX_SHOWN)} is not what the tar holds"
+            else:
+                keys.add(row["key"])
         if rows:
             return f"{len(rows)} of its rows are about no recording of the tar"
-        if len(note.rows) + len(note.rejections) != num_found + num_rejected:
-            return (
-                f"{num_found + num_rejected} things must be packed or rejected, but it has {len(note.rows)} and "
-                f"{len(note.rejections)}"
-            )
-        return None
+        if rejections != list(note.rejections):
+            return f"it rejects {len(note.rejections)} things, and they are not the {len(rejections)} of the tar"
+        return None if reader.tally.as_rows() == note.tally else "it counts other words than the tar has"
 
     def _row_without_decoding(self, sample: _Sample, said: dict[str, Any], reader: CellReader) -> dict[str, Any] | None:
         """Return the row of a sample, or None if it has none."""
         if len(sample.sounds) != 1 or said["num_samples"] > self.settings.max_duration_s * RATE_HZ:
             return None
         try:
-            utterance = self._utterance(sample, reader)
+            utterance = self.utterance(sample, reader)
         except (CellError, CorpusError):
+            return None
+        (sound,) = sample.sounds.values()
+        if _states_other_length(sound.data, said["num_samples"]):
             return None
         about_audio = {"num_samples": said["num_samples"], "pcm_sha256": said["pcm_sha256"]}
         return None if _is_about_other_audio(sample, about_audio) else _index_row(sample, utterance, about_audio)
@@ -340,7 +355,7 @@ class _AdoptJob:
             held = ", ".join(f".{suffix}" for suffix in sorted({*sample.audio, *sample.meta})) or "nothing of use"
             return Rejection(name, f"a key must hold one audio member, got {held}", "row without audio")
         try:
-            utterance = self._utterance(sample, cells)
+            utterance = self.utterance(sample, cells)
         except CellError as error:
             return Rejection(name, shown(str(error), _MAX_SHOWN), error.kind)
         except CorpusError as error:
@@ -351,13 +366,13 @@ class _AdoptJob:
         if utterance.key in keys:
             return Rejection(name, f"has the same key {utterance.key!r} as one before it", "duplicate key")
         (member,) = audio.values()
-        data = member.data
+        data, sound = member.data, Sound(name, as_pcm=True)
         try:
-            samples, rate_hz = decode(data, name)
-            check_mixable(samples, name)
+            decode_to(data, name, sound)
+            sound.check_mixable()
         except AudioError as error:
             return Rejection(name, str(error), "unusable audio")
-        pcm = pcm16(prepare(samples, rate_hz))
+        pcm = sound.end()
         objection = audio_objection(name, len(pcm), bool(pcm.any()), self.settings.max_duration_s)
         if objection is not None:
             return objection
@@ -365,10 +380,16 @@ class _AdoptJob:
         if _is_about_other_audio(sample, about_audio):
             return Rejection(name, "its .json is MetaSER's, but about other audio than lies beside it", "bad metadata")
         row = _index_row(sample, utterance, about_audio)
-        counts = counts.plus(shown(sample.name, _MAX_SHOWN), samples, rate_hz, pcm)
+        counts = counts.plus(shown(sample.name, _MAX_SHOWN), sound, pcm)
         return row, counts.plus_endless(sample.name) if oggpages.bytes_lack_end(data) else counts
 
-    def _utterance(self, sample: _Sample, reader: CellReader) -> Utterance:
+    def utterance(self, sample: _Sample, reader: CellReader) -> Utterance:
+        """Return what lies beside a recording.
+
+        Raises:
+            CellError: if a value cannot be what it should be.
+            CorpusError: if it makes no key.
+        """
         described = sample.description
         if sample.is_ours:
             version = described["schema_version"]
@@ -390,10 +411,7 @@ class _AdoptJob:
         for name, field_name in fields.items():
             if name != field_name:
                 reader.tally.add("column", field_name, name)
-        cells = {field_name: cell_of(name, field_name, described[name]) for name, field_name in fields.items()}
-        cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
-        if "txt" in sample.meta:
-            cells.setdefault("text", sample.meta["txt"].text)
+        cells = _cells(sample, fields)
         parts = [part for part in sample.name.removeprefix("./").split("/") if part]
         if not parts:
             raise CorpusError("a key must be a name before the first dot, got none")
@@ -413,6 +431,28 @@ class _AdoptJob:
         for suffix in (*sample.unread, *(kind for kind in sample.audio if kind not in sample.sounds)):
             reader.tally.add("unread", "member", f".{shown(suffix, _MAX_SHOWN)}")
         return composed(utterance)
+
+
+def _cells(sample: _Sample, fields: Mapping[str, str]) -> dict[str, str]:
+    """Return the text of each field of a sample, `fields` naming those in its JSON."""
+    cells = {field_name: cell_of(name, field_name, sample.description[name]) for name, field_name in fields.items()}
+    cells |= {name: member.text for name, member in sample.meta.items() if name in METADATA_FIELDS}
+    if "txt" in sample.meta:
+        cells.setdefault("text", sample.meta["txt"].text)
+    return cells
+
+
+def _states_other_length(data: bytes, num_samples: int) -> bool:
+    """Return whether a header that is exact about it says another length."""
+    if not data.startswith((b"fLaC", b"RIFF")):
+        return False
+    try:
+        with SequentialFile(data) as file:
+            is_exact = 0 < file.frames < UNKNOWN_FRAMES and (file.format == "FLAC" or file.subtype.startswith("PCM_"))
+            length = float(file.frames * RATE_HZ / file.samplerate)
+    except DECODER_ERRORS:
+        return False
+    return bool(is_exact) and abs(num_samples - length) > 1
 
 
 def _is_about_other_audio(sample: _Sample, about_audio: dict[str, Any]) -> bool:
@@ -437,7 +477,7 @@ def _index_row(sample: _Sample, utterance: Utterance, about_audio: dict[str, Any
 class _Member:
     """Where something lies in a tar; read when it is asked for."""
 
-    file: BinaryIO
+    file: Forward
     offset: int
     num_bytes: int
 
@@ -503,7 +543,7 @@ class _Sample:
         """Whether MetaSER wrote it."""
         return {"schema_version", "key", "corpus"} <= self.description.keys()
 
-    def take(self, member: TarMember, file: BinaryIO, path: Path) -> None:
+    def take(self, member: TarMember, file: Forward, path: Path) -> None:
         """Add a member of the tar at `path`."""
         kind, called = member.suffix.lower(), shown(member.name.rpartition("/")[2], _MAX_SHOWN)
         is_audio = f".{kind}" in AUDIO_SUFFIXES
@@ -560,3 +600,89 @@ def _samples(file: BinaryIO, path: Path) -> Iterator[_Sample]:
         yield broken
     if current is not None:
         yield current.end()
+
+
+# ---------------------------------------------------------------- verification
+
+
+class Remade:
+    """What adopting would make of a tar's samples again, decoding aside, compared with their rows.
+
+    What emotions' words mean here (`--labels`) is not kept: one word must have one meaning in all rows.
+    """
+
+    def __init__(self, folder_name: str, settings: Settings) -> None:
+        """Set up for the tars of a folder with the name that it had when they were adopted."""
+        self._folder_name = folder_name
+        self._settings = settings
+        self._meanings: dict[str, str | None] = {}
+        self._reader = CellReader()
+        self.begin("", ())
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Remade | None:
+        """Return what compares the rows of an adopted folder, None where its name is not known to the letter."""
+        if manifest.settings.shard_utterances or manifest.source is None:
+            return None
+        is_known = manifest.source.isascii() and make_key(manifest.source) == manifest.corpus
+        return cls(manifest.source, manifest.settings) if is_known else None
+
+    def begin(self, place: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Begin with the tar at `place`, and its rows."""
+        self._job = _AdoptJob(Path(place), self._folder_name, self._settings)
+        self._rows = {row["audio_offset"]: row for row in rows}
+        self._sample: _Sample | None = None
+
+    def take(self, member: TarMember, file: Forward, is_ours: bool) -> tuple[dict[str, Any], str] | None:
+        """Take the next member, where `file` stands at its data.
+
+        Args:
+            member: What is there.
+            file: The tar, which is read forward.
+            is_ours: Whether it is MetaSER's own JSON, with which a row is compared elsewhere.
+
+        Returns:
+            The row of the sample before, and what is wrong with it; None if nothing is, or the sample goes on.
+        """
+        if member.is_folder:
+            return None
+        found = None
+        if self._sample is None or member.stem != self._sample.name:
+            found = self.end()
+            self._sample = _Sample(member.stem)
+        self._sample.take(member, file, self._job.path)
+        beside = self._sample.meta.get(member.suffix.lower())
+        if beside is not None and not is_ours and beside.offset == member.offset:
+            # Now, because the tar is read forward only.
+            len(beside.data)
+        return found
+
+    def end(self) -> tuple[dict[str, Any], str] | None:
+        """Return what `take` does, of the last sample."""
+        sample, self._sample = self._sample, None
+        row = None if sample is None else next(filter(None, map(self._row_at, sample.audio.values())), None)
+        if sample is None or row is None or row["meta_offset"] is not None:
+            return None
+        problem = self._problem(sample.end(), row)
+        return None if problem is None else (row, problem)
+
+    def _row_at(self, sound: _Member) -> dict[str, Any] | None:
+        return self._rows.get(sound.offset)
+
+    def _problem(self, sample: _Sample, row: dict[str, Any]) -> str | None:
+        if sample.is_unusable:
+            return f"adopting would reject it ({sample.rejections[0].reason})"
+        try:
+            utterance = self._job.utterance(sample, self._reader)
+            cells = _cells(sample, {} if sample.is_ours else metadata_columns(tuple(sample.description)))
+        except (CellError, CorpusError) as error:
+            return f"adopting would reject it ({shown(str(error), _MAX_SHOWN)})"
+        expected = index_row(utterance)
+        # With which the member's name is compared already.
+        del expected["source"]
+        if not sample.is_ours and "emotion" in cells:
+            expected["emotion"] = self._meanings.setdefault(cells["emotion"], row["emotion"])
+        if not sample.is_ours and "emotion_votes" in cells:
+            expected["emotion_votes"] = row["emotion_votes"]
+        name = next((name for name, value in expected.items() if row[name] != value), None)
+        return None if name is None else f"its {name} is not what lies beside its audio"

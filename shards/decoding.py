@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import soundfile as sf
@@ -14,8 +17,8 @@ from shards.containers import check_length, find_samples, with_length
 from shards.errors import AudioError
 from shards.ffmpeg import HEAD_BYTES, Foreign, decode_foreign, foreign_format, refused_format
 from shards.layout import check_rate, check_spare_bits, with_mixed_bits
-from shards.limits import check_num_joined, check_num_samples, most_values
-from shards.stream import Stream
+from shards.limits import check_num_joined, check_num_samples
+from shards.stream import Stream, Taker
 from shards.tags import skip_tags, without_end_tags
 
 UNKNOWN_FRAMES = 1 << 36
@@ -28,7 +31,8 @@ _COUNTED_FRAME = 160
 """Samples of a frame of GSM 6.10; more than the bits that fill a byte can make in DWVW."""
 _NO_RATE = "its header says a rate of 0 Hz, or less"
 """What libsndfile means by an incomplete struct."""
-_BLOCK_VALUES = 1 << 24
+BLOCK_VALUES = 1 << 22
+"""Samples of all channels that are decoded at once."""
 _LOUDEST = 64.0
 """Times full scale. Samples of 16 or 24 bit that somebody stored as floats without dividing them are far louder."""
 _UNSUPPORTED = (4, 18)
@@ -50,15 +54,98 @@ class _Bytes(io.BytesIO):
 class SequentialFile(sf.SoundFile):
     """Read from its beginning to its end: soundfile seeks after each read, which many codecs cannot, or not exactly."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(_Bytes(data))
+    def __init__(self, data: bytes | BinaryIO) -> None:
+        super().__init__(_Bytes(data) if isinstance(data, bytes) else data)
 
     def seekable(self) -> bool:
         """Return False, which keeps soundfile from seeking."""
         return False
 
 
+class Whole:
+    """Takes all blocks into one array."""
+
+    most_s = math.inf
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what came."""
+        self.samples: np.ndarray = np.empty(0, np.float32)
+        self.rate_hz = 0
+
+    def take(self, samples: np.ndarray, rate_hz: int) -> None:
+        """Append a block."""
+        self.samples, self.rate_hz = appended(self.samples, samples), rate_hz
+
+
+def appended(samples: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Return both as one array, the first of which is used up: joining them would take twice the memory."""
+    if not len(samples):
+        return more
+    num = len(samples)
+    samples = samples if samples.flags.owndata else samples.copy()
+    samples.resize((num + len(more), *samples.shape[1:]), refcheck=False)
+    samples[num:] = more
+    return samples
+
+
+class Checked:
+    """Gives blocks on that are sound."""
+
+    def __init__(self, taker: Taker, name: str) -> None:
+        """Set up for a file that errors call `name`."""
+        self._taker = taker
+        self._name = name
+        self._is_empty = True
+        self.most_s = taker.most_s
+
+    def begin(self) -> None:
+        """Forget what came."""
+        self._taker.begin()
+        self._is_empty = True
+
+    def take(self, samples: np.ndarray, rate_hz: int) -> None:
+        """Give a block on.
+
+        Raises:
+            AudioError: if it is not finite or far too loud, or the rate is none of audio.
+        """
+        check_rate(rate_hz, self._name)
+        peak = max(float(samples.max()), -float(samples.min()))
+        if not np.isfinite(peak):
+            raise AudioError(f"audio must be finite, but {self._name} holds NaN or infinite samples; convert it again")
+        if peak > _LOUDEST:
+            raise AudioError(
+                f"audio must lie in about [-1, 1], but {self._name} reaches {peak:.3g}, which would be clipped to "
+                "noise; divide its samples by their full scale"
+            )
+        self._taker.take(samples, rate_hz)
+        self._is_empty = False
+
+    def end(self) -> None:
+        """Refuse a file that held nothing.
+
+        Raises:
+            AudioError: if so.
+        """
+        if self._is_empty:
+            raise AudioError(f"audio must hold samples, but {self._name} has length zero; remove it")
+
+
 def decode(data: bytes, name: str) -> tuple[Float32[np.ndarray, "T *channels"], int]:
+    """Return all samples that `decode_to` gives, shape `(T,)` or `(T, channels)`, and their rate in Hz.
+
+    Raises:
+        AudioError: as `decode_to` does.
+    """
+    whole = Whole()
+    decode_to(data, name, whole)
+    return whole.samples, whole.rate_hz
+
+
+def decode_to(data: bytes, name: str, taker: Taker) -> None:
     """Decode what libsndfile reads (WAV, FLAC, MP3, OGG, AIFF, AU, NIST SPHERE, ...), or an ffmpeg on the PATH.
 
     A header's length is never trusted over the data. A file counts as truncated when it has fewer bytes, frames or
@@ -68,9 +155,7 @@ def decode(data: bytes, name: str) -> tuple[Float32[np.ndarray, "T *channels"], 
     Args:
         data: The whole file.
         name: What errors call it.
-
-    Returns:
-        Samples in about [-1, 1], shape `(T,)` or `(T, channels)`, and their rate in Hz.
+        taker: Gets samples in about [-1, 1].
 
     Raises:
         AudioError: if the audio is unreadable, truncated, damaged, empty, far too loud or has NaN or infinite samples.
@@ -79,30 +164,30 @@ def decode(data: bytes, name: str) -> tuple[Float32[np.ndarray, "T *channels"], 
         raise AudioError(
             f"audio must be there itself, but {name} is a pointer of Git LFS; run `git lfs pull` in its clone"
         )
-    body = data[skip_tags(data, 0) :] if data[:3] == b"ID3" else data
-    form = foreign_format(body[:HEAD_BYTES])
-    samples, rate_hz = decode_foreign(body, form, name) if form is not None else _decode_known(body, name)
-    check_samples(samples, rate_hz, name)
-    return samples, rate_hz
-
-
-def check_samples(samples: Float32[np.ndarray, "T *channels"], rate_hz: int, name: str) -> None:
-    """Refuse what is no sound.
-
-    Raises:
-        AudioError: if there are no samples, or they are not finite or far too loud, or the rate is none of audio.
-    """
-    check_rate(rate_hz, name)
-    if len(samples) == 0:
-        raise AudioError(f"audio must hold samples, but {name} has length zero; remove it")
-    peak = max(float(samples.max()), -float(samples.min()))
-    if not np.isfinite(peak):
-        raise AudioError(f"audio must be finite, but {name} holds NaN or infinite samples; convert it again")
-    if peak > _LOUDEST:
-        raise AudioError(
-            f"audio must lie in about [-1, 1], but {name} reaches {peak:.3g}, which would be clipped to noise; divide "
-            "its samples by their full scale"
-        )
+    data = data[skip_tags(data, 0) :] if data[:3] == b"ID3" else data
+    head, num_bytes = data[:HEAD_BYTES], len(data)
+    form, refused = foreign_format(head), refused_format(head)
+    checked = Checked(taker, name)
+    streams = form if form is not None else _streams(data, name)
+    if isinstance(streams, Foreign):
+        decode_foreign(data, streams, name, checked)
+        checked.end()
+        return
+    if refused is None:
+        # Of MPEG, whose streams hold its bytes once more, that is half of the memory.
+        data = b""
+    try:
+        decode_streams(streams, num_bytes, name, checked)
+    except DECODER_ERRORS as error:
+        # libsndfile opens few OGG files with FLAC; the pages are whole here.
+        is_for_ffmpeg = head.startswith(b"OggS") or getattr(error, "code", None) in _UNSUPPORTED
+        if refused is None or not is_for_ffmpeg:
+            raise AudioError(
+                f"audio must be readable and whole, but decoding {name} failed: {decoder_reason(error)}"
+            ) from error
+        checked.begin()
+        decode_foreign(data, refused, name, checked)
+    checked.end()
 
 
 def decoder_reason(error: Exception) -> str:
@@ -112,31 +197,28 @@ def decoder_reason(error: Exception) -> str:
     return "it needs more memory than there is" if isinstance(error, MemoryError) else str(error) or repr(error)
 
 
-def _decode_known(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    streams = _streams(data, name)
-    if isinstance(streams, Foreign):
-        return decode_foreign(data, streams, name)
+def decode_streams(streams: Sequence[Stream], num_bytes: int, name: str, taker: Taker) -> None:
+    """Decode streams of libsndfile's, one after another.
+
+    Args:
+        streams: All that a file holds.
+        num_bytes: Of the file.
+        name: What errors call it.
+        taker: Gets the samples.
+
+    Raises:
+        AudioError: if they are cut, hold more than so many bytes should, or are of several forms.
+    """
     check_num_joined(len(streams), name)
-    try:
-        decoded: list[tuple[np.ndarray, int]] = []
-        num_samples = 0
-        for stream in streams:
-            decoded.append(_decode_stream(stream, len(data), num_samples, name))
-            num_samples += len(decoded[-1][0])
-    except DECODER_ERRORS as error:
-        refused = refused_format(data[:HEAD_BYTES])
-        # libsndfile opens few OGG files with FLAC; the pages are whole here.
-        is_for_ffmpeg = data.startswith(b"OggS") or getattr(error, "code", None) in _UNSUPPORTED
-        if refused is not None and is_for_ffmpeg:
-            return decode_foreign(data, refused, name)
-        raise AudioError(
-            f"audio must be readable and whole, but decoding {name} failed: {decoder_reason(error)}"
-        ) from error
-    if len({(samples.shape[1:], rate_hz) for samples, rate_hz in decoded}) > 1:
-        raise AudioError(
-            f"audio must have one rate and number of channels, but {name} joins streams of several; split it"
-        )
-    return decoded[0] if len(decoded) == 1 else (np.concatenate([part for part, _ in decoded]), decoded[0][1])
+    num_samples, form = 0, None
+    for stream in streams:
+        with SequentialFile(stream.data) as file:
+            if form not in (None, (file.channels, file.samplerate)):
+                raise AudioError(
+                    f"audio must have one rate and number of channels, but {name} joins streams of several; split it"
+                )
+            form = (file.channels, file.samplerate)
+            num_samples += _decode_stream(file, stream, num_bytes, num_samples, name, taker)
 
 
 def _streams(data: bytes, name: str) -> list[Stream] | Foreign:
@@ -179,43 +261,49 @@ def _counted(data: bytes, position: int) -> Stream:
     return Stream(uncounted, stated, stated, stated + _COUNTED_FRAME)
 
 
-def _decode_stream(stream: Stream, num_bytes: int, num_before: int, name: str) -> tuple[np.ndarray, int]:
-    """Return a stream's samples and rate, `num_before` samples of the same file having been decoded."""
-    with SequentialFile(stream.data) as file:
-        if file.format in _UNVERIFIABLE:
-            raise AudioError(
-                f"audio must be of a format whose length can be checked, but {name} is {file.format}, data of Matlab "
-                "or a sampler; convert it to WAV or FLAC"
-            )
-        frames = int(file.frames) if file.frames < UNKNOWN_FRAMES else 0
-        num_stated = frames if stream.num_stated is None else stream.num_stated
-        rate_hz = int(file.samplerate)
-        most = most_values(num_bytes) // file.channels - num_before
-        check_num_samples(num_before + num_stated, file.channels, rate_hz, num_bytes, name)
-        samples = _read_to_end(file, num_stated, most)
-        check_num_samples(num_before + len(samples), file.channels, rate_hz, num_bytes, name)
-    if len(samples) < num_stated:
+def _decode_stream(
+    file: SequentialFile, stream: Stream, num_bytes: int, num_before: int, name: str, taker: Taker
+) -> int:
+    """Decode a stream, `num_before` samples of the same file having been decoded; return how many it has."""
+    if file.format in _UNVERIFIABLE:
+        raise AudioError(
+            f"audio must be of a format whose length can be checked, but {name} is {file.format}, data of Matlab "
+            "or a sampler; convert it to WAV or FLAC"
+        )
+    frames = int(file.frames) if file.frames < UNKNOWN_FRAMES else 0
+    num_stated = frames if stream.num_stated is None else stream.num_stated
+    rate_hz, num_read = int(file.samplerate), 0
+    check_rate(rate_hz, name)
+    check_num_samples(num_before + num_stated, file.channels, rate_hz, num_bytes, name, taker.most_s)
+    for samples in _blocks(file, num_stated):
+        own = samples if stream.num_samples is None else samples[: max(0, stream.num_samples - num_read)]
+        num_read += len(samples)
+        check_num_samples(num_before + num_read, file.channels, rate_hz, num_bytes, name, taker.most_s)
+        if len(own):
+            taker.take(own, rate_hz)
+    if num_read < num_stated:
         raise AudioError(
             f"audio must be whole, but {name} is truncated: its header promises {num_stated} samples and "
-            f"{len(samples)} are there; copy it again"
+            f"{num_read} are there; copy it again"
         )
-    if stream.num_most is not None and len(samples) > stream.num_most:
+    if stream.num_most is not None and num_read > stream.num_most:
         raise AudioError(
-            f"audio must be as long as its header says, but {name} states {num_stated} samples and {len(samples)} are "
+            f"audio must be as long as its header says, but {name} states {num_stated} samples and {num_read} are "
             "there; convert it again"
         )
-    return samples[: stream.num_samples], rate_hz
+    return num_read
 
 
-def _read_to_end(file: SequentialFile, num_expected: int, most: int) -> np.ndarray:
-    """Return all samples, or some more than `most`; memory grows with those that come, not with what a header says."""
-    block = max(1, _BLOCK_VALUES // file.channels)
+def _blocks(file: SequentialFile, num_expected: int) -> Iterator[np.ndarray]:
+    """Yield all samples; memory grows with those that come, not with what a header says."""
+    block = max(1, BLOCK_VALUES // file.channels)
     num_wanted = min(num_expected + 1, block) if num_expected else block
     shape = () if file.channels == 1 else (file.channels,)
-    samples, num_read = np.empty((num_wanted, *shape), np.float32), 0
     while True:
-        num_read += len(file.read(dtype="float32", out=samples[num_read:]))
-        if num_read < len(samples) or num_read > most:
-            return samples[:num_read]
-        # In place: joining parts would take twice the memory.
-        samples.resize((len(samples) + block, *shape), refcheck=False)
+        samples = file.read(dtype="float32", out=np.empty((num_wanted, *shape), np.float32))
+        # The taker may make it longer.
+        is_last = len(samples) < num_wanted
+        yield samples
+        if is_last:
+            return
+        num_wanted = block

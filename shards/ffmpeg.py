@@ -6,16 +6,18 @@ file but this one.
 
 from __future__ import annotations
 
-import mmap
 import re
 import shlex
 import shutil
 import struct
 import subprocess
 import tempfile
+import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from shards.errors import AudioError, InputError
 from shards.inputfile import open_regular
 from shards.limits import check_num_samples, most_values
 from shards.shown import shown
+from shards.stream import Taker, found_in
 
 HEAD_BYTES = 512
 """Enough of a file to recognise it."""
@@ -33,6 +36,9 @@ _BYTES_PER_S = 200_000
 _MAX_BOXES = 1_000_000
 """Of MPEG-4; streams that are cut into fragments have two or three a second."""
 _VALUE_BYTES = 4
+_PIECE_BYTES = 1 << 24
+_SAID_BYTES = 1 << 16
+"""Of what ffmpeg complains of, of which the first line is shown."""
 _AU_HEADER = struct.Struct(">4s5I")
 _TS_PACKET_BYTES = 188
 _ROWS_OF_FRAMES = ("aac", "ac3", "eac3", "dts", "loas", "mpeg", "mpegts", "truehd", "wv")
@@ -114,8 +120,8 @@ def refused_format(head: bytes) -> Foreign | None:
     return next((form for magic, form in _REFUSED.items() if head.startswith(magic)), None)
 
 
-def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.ndarray, int]:
-    """Return float32 samples, shape `(T,)` or `(T, channels)`, and their rate in Hz.
+def decode_foreign(source: bytes | Path, form: Foreign, name: str, taker: Taker) -> None:
+    """Give a file's samples to `taker`.
 
     Raises:
         AudioError: if there is no ffmpeg, or it finds any fault, takes too long or gives too much.
@@ -132,7 +138,8 @@ def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.n
             _check_boxes(source, name)
         elif form.demuxer not in _ROWS_OF_FRAMES:
             _check_single(source, form, name)
-        return _parsed(_run(program, source, form, name), form, source.stat().st_size, name)
+        _run(program, source, form, name, taker)
+        return
     with ExitStack() as until_the_end:
         try:
             file = until_the_end.enter_context(tempfile.NamedTemporaryFile())
@@ -144,7 +151,7 @@ def decode_foreign(source: bytes | Path, form: Foreign, name: str) -> tuple[np.n
                 f"temporary files must be writable to decode {name}, but: {error.strerror}; make room in "
                 f"{tempfile.tempdir or 'one of their folders'}, or set TMPDIR"
             ) from error
-        return decode_foreign(Path(file.name), form, name)
+        decode_foreign(Path(file.name), form, name, taker)
 
 
 def _check_single(path: Path, form: Foreign, name: str) -> None:
@@ -153,8 +160,10 @@ def _check_single(path: Path, form: Foreign, name: str) -> None:
     Raises:
         AudioError: if the beginning stands once more in the file.
     """
-    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if len(data) > _SAME_HEADER_BYTES and data.find(data[:_SAME_HEADER_BYTES], 1) > 0:
+    with open_regular(path) as file:
+        head = file.read(_SAME_HEADER_BYTES)
+        # Not mapped: what was looked at of a long video would count as this process's memory.
+        if len(head) == _SAME_HEADER_BYTES and next(found_in(file, re.compile(re.escape(head)), 1), None) is not None:
             raise AudioError(f"audio must be one file, but {name} joins several of {form.title}; split it")
 
 
@@ -188,7 +197,7 @@ def _check_boxes(path: Path, name: str) -> None:
         raise AudioError(f"audio must be one file, but {name} joins {num_movies} MPEG-4 files; split it")
 
 
-def _run(program: str, path: Path, form: Foreign, name: str) -> bytes:
+def _run(program: str, path: Path, form: Foreign, name: str, taker: Taker) -> None:
     num_bytes = path.stat().st_size
     timeout_s = min(_TIMEOUT_S, _MIN_TIMEOUT_S + num_bytes // _BYTES_PER_S)
     most_bytes = _VALUE_BYTES * most_values(num_bytes)
@@ -197,36 +206,71 @@ def _run(program: str, path: Path, form: Foreign, name: str) -> bytes:
     writing = ["-map", "0:a", "-c:a", "pcm_f32be", "-f", "au", "-fs", str(most_bytes), "pipe:1"]
     command = [program, "-nostdin", "-hide_banner", "-v", "error", "-xerror", *reading, *writing]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise AudioError(
-            f"ffmpeg must decode {name} within {timeout_s} s, but took longer; convert it to WAV or FLAC first"
-        ) from None
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise AudioError(f"ffmpeg must start to decode {name}, but {program} does not ({error.strerror})") from error
-    complaint = done.stderr.decode("utf-8", "replace").replace(f"file:{path}", name).strip()
-    if done.returncode or complaint:
+    is_stuck, said = threading.Event(), bytearray()
+
+    def end_it() -> None:
+        is_stuck.set()
+        process.kill()
+
+    clock = threading.Timer(timeout_s, end_it)
+    ear = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
+    with process:
+        clock.start()
+        ear.start()
+        try:
+            num_written = sum(_written(cast(IO[bytes], process.stdout), num_bytes, name, taker))
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.wait()
+            clock.cancel()
+            ear.join()
+    if is_stuck.is_set():
+        raise AudioError(
+            f"ffmpeg must decode {name} within {timeout_s} s, but took longer; convert it to WAV or FLAC first"
+        )
+    complaint = said.decode("utf-8", "replace").replace(f"file:{path}", name).strip()
+    if process.returncode or complaint:
         first = (
             shown(_ADDRESS.sub("", complaint[:2_000].splitlines()[0]), 200)
             if complaint
-            else f"exit code {done.returncode}"
+            else f"exit code {process.returncode}"
         )
         raise AudioError(
             f"audio must be readable and whole, but ffmpeg decoding {name} as {form.title} failed: {first}"
         )
-    if len(done.stdout) >= most_bytes:
+    if num_written >= most_bytes:
         raise AudioError(
             f"audio of {num_bytes} bytes must take less than {most_bytes} decoded, but {name} takes more; cut it"
         )
-    return done.stdout
 
 
-def _parsed(au: bytes, form: Foreign, num_bytes: int, name: str) -> tuple[np.ndarray, int]:
-    if len(au) < _AU_HEADER.size:
-        raise AudioError(f"audio must hold samples, but {name} ({form.title}) has length zero; remove it")
-    _, start, _, _, rate_hz, num_channels = _AU_HEADER.unpack_from(au)
-    check_num_samples(
-        (len(au) - start) // (_VALUE_BYTES * max(1, num_channels)), num_channels, rate_hz, num_bytes, name
-    )
-    samples = np.frombuffer(au, ">f4", offset=start).astype(np.float32)
-    return (samples if num_channels == 1 else samples.reshape(-1, num_channels)), rate_hz
+def _listen(pipe: IO[bytes], said: bytearray) -> None:
+    """Read all that comes, so that the writer never waits, and keep the beginning."""
+    while piece := pipe.read(_SAID_BYTES):
+        said += piece[: _SAID_BYTES - len(said)]
+
+
+def _written(pipe: IO[bytes], num_bytes: int, name: str, taker: Taker) -> Iterator[int]:
+    """Give on what a decoder writes; yield how many bytes that were."""
+    head = pipe.read(_AU_HEADER.size)
+    yield len(head)
+    is_au = len(head) == _AU_HEADER.size and head.startswith(b".snd")
+    num_channels, num_read, rate_hz = 1, 0, 0
+    if is_au:
+        _, start, _, _, rate_hz, num_channels = _AU_HEADER.unpack_from(head)
+        yield len(pipe.read(max(0, start - len(head))))
+    frame_bytes = _VALUE_BYTES * max(1, num_channels)
+    while piece := pipe.read(max(1, _PIECE_BYTES // frame_bytes) * frame_bytes):
+        yield len(piece)
+        num_frames = len(piece) // frame_bytes
+        if not is_au or not num_frames:
+            continue
+        num_read += num_frames
+        check_num_samples(num_read, num_channels, rate_hz, num_bytes, name, taker.most_s)
+        samples = np.frombuffer(piece, ">f4", num_frames * max(1, num_channels)).astype(np.float32)
+        taker.take(samples if num_channels == 1 else samples.reshape(num_frames, -1), rate_hz)

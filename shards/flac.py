@@ -6,21 +6,27 @@ import re
 
 from shards.stream import Stream
 
-_BEGINNING = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+BEGINNING = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
 """The magic and the header of STREAMINFO, which always comes first."""
-_TOTAL = slice(21, 26)
+HEAD_BYTES = 26
+_TOTAL = slice(21, HEAD_BYTES)
 """The low half of the first of these bytes and all others count the samples."""
 
 
 def streams(data: bytes) -> list[Stream]:
     """Return each joined file without its number of samples, so that it is decoded to its end, with that number."""
-    starts = [match.start() for match in _BEGINNING.finditer(data)] or [0]
+    starts = [match.start() for match in BEGINNING.finditer(data)] or [0]
     ends = [*starts[1:], len(data)]
     return [_uncounted(data[start:end]) for start, end in zip(starts, ends, strict=True)]
 
 
 def _uncounted(data: bytes) -> Stream:
-    total = data[_TOTAL]
-    stated = int.from_bytes(total, "big") & ((1 << 36) - 1)
+    stated, head = uncounted(data[: _TOTAL.stop])
+    return Stream(head + data[_TOTAL.stop :], stated)
+
+
+def uncounted(head: bytes) -> tuple[int, bytes]:
+    """Return the number of samples that a file's first 26 bytes state, and these bytes without it."""
+    total = head[_TOTAL]
     blank = bytes([total[0] & 0xF0 if total else 0, 0, 0, 0, 0])
-    return Stream(data[: _TOTAL.start] + blank + data[_TOTAL.stop :], stated)
+    return int.from_bytes(total, "big") & ((1 << 36) - 1), head[: _TOTAL.start] + blank

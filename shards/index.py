@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
@@ -23,15 +23,27 @@ import pyarrow.parquet as pq
 
 from shards.config import RemoteConfig
 from shards.errors import FilterError, ShardError
-from shards.indexfile import AGAIN, DIGEST, FEW_WORDS, INDEX_SCHEMA, NUMBERS, IndexFile, parsed_extra, parsed_votes
+from shards.indexfile import (
+    AGAIN,
+    DIGEST,
+    FEW_WORDS,
+    INDEX_SCHEMA,
+    LONG_WORDS,
+    NUMBERS,
+    IndexFile,
+    parsed_extra,
+    parsed_votes,
+)
 from shards.inputfile import open_regular
 from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
 from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, read_manifest
 from shards.numbers import number_of
-from shards.schema import LABEL_FIELDS, METADATA_FIELDS, RATE_HZ, Utterance
+from shards.schema import LABEL_FIELDS, METADATA_FIELDS, RATE_HZ, SCHEMA_VERSION, Utterance
 from shards.store import is_url, join, read_file
 
 _ROWS_PER_GROUP = 1 << 17
+_MAX_GROUP_CHARS = 64 << 20
+"""Of texts and the like, whose characters have up to four bytes: a quarter of a gigabyte at most."""
 _DURATION_TOLERANCE = 1e-6
 """Sums of samples are exact, but another writer may add seconds."""
 
@@ -432,9 +444,15 @@ def load_index(folders: Sequence[str | Path], remote: RemoteConfig | None = None
     return index
 
 
-def open_index(table: pq.ParquetFile, shard_places: Sequence[str]) -> Index:
-    """Return the utterances of one table, not compared with any tar; `extra.*` fields are not known."""
-    return Index(_Columns([IndexFile(table, "the index")], [0]), tuple(shard_places))
+def open_index(path: Path, shard_places: Sequence[str], num_rows: int) -> Index:
+    """Return the utterances of one table, not compared with any tar; `extra.*` fields are not known.
+
+    Raises:
+        ShardError: if it is no table with so many rows that whoever opens the folder would read.
+    """
+    num_shards = len(shard_places)
+    table = IndexFile.opened(path, str(path), version=SCHEMA_VERSION, num_shards=num_shards, num_rows=num_rows)
+    return Index(_Columns([table], [0]), tuple(shard_places))
 
 
 def tar_place(folder: str, manifest: Manifest, name: str) -> str:
@@ -574,7 +592,6 @@ def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
     A large corpus's rows never stand in memory together.
     """
-    coming = iter(rows)
     with (
         atomic_file(path) as file,
         pq.ParquetWriter(
@@ -587,5 +604,20 @@ def write_index(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             use_dictionary=list(FEW_WORDS),
         ) as writer,
     ):
-        while group := list(islice(coming, _ROWS_PER_GROUP)):
+        for group in _groups(rows):
             writer.write_table(pa.Table.from_pylist(group, schema=INDEX_SCHEMA), row_group_size=_ROWS_PER_GROUP)
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows in groups of which no column takes more than is read."""
+    group: list[dict[str, Any]] = []
+    num_chars = 0
+    for row in rows:
+        length = sum(len(row[name] or "") for name in LONG_WORDS)
+        if len(group) == _ROWS_PER_GROUP or (group and num_chars + length > _MAX_GROUP_CHARS):
+            yield group
+            group, num_chars = [], 0
+        group.append(row)
+        num_chars += length
+    if group:
+        yield group

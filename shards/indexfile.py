@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import ShardError
 from shards.jsontext import JsonTextError, parse_json
+from shards.limits import MAX_CLIP_S
 from shards.parquetpages import Chunk, PageError, read_footer, read_pages
 from shards.schema import (
     MAX_FILE_BYTES,
@@ -21,7 +22,6 @@ from shards.schema import (
     MAX_WORD_BYTES,
     METADATA_FIELDS,
     RATE_HZ,
-    SCHEMA_VERSION,
     SPLITS,
 )
 from shards.shown import shown
@@ -45,10 +45,8 @@ INDEX_SCHEMA = pa.schema(
         ("extra", pa.string()),
     ]
 )
-MAX_CLIP_S = 86_400
-"""Of one utterance: a day."""
-MAX_AUDIO_BYTES = (1 << 31) - 4096
-"""Of one utterance as it is stored; Linux reads no more at once."""
+MAX_AUDIO_BYTES = 512 << 20
+"""Of one utterance as it is stored; four hours that cannot be made shorter have 0.46 GB."""
 MAX_META_BYTES = 8 << 20
 """Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take half of it."""
 MAX_COLUMN_BYTES = 512 << 20
@@ -105,12 +103,12 @@ class IndexFile:
         file: pq.ParquetFile,
         place: str,
         *,
-        version: int = SCHEMA_VERSION,
-        num_shards: int | None = None,
-        source: Path | pa.Buffer | None = None,
-        chunks: list[list[Chunk]] | None = None,
+        version: int,
+        num_shards: int,
+        source: Path | pa.Buffer,
+        chunks: list[list[Chunk]],
     ) -> None:
-        """Take a file that is open; without `source` and `chunks` it is one that packing has just written."""
+        """Take a file that is open, and has been checked as `opened` does."""
         self._file = file
         self._source = source
         self._chunks = chunks
@@ -184,8 +182,6 @@ class IndexFile:
             ShardError: if the pages take too much.
             PageError: if they are none.
         """
-        if self._source is None or self._chunks is None:
-            return self._file
         rows = self._file.metadata.row_group(group)
         chunk = self._chunks[group][list(_columns(self._version)).index(name)]
         with _stream(self._source) as stream:
@@ -228,9 +224,7 @@ class IndexFile:
             self._refuse(name, "finite numbers or null", pc.invert(pc.is_finite(piece)), piece, start)
 
     def _highest(self, name: str) -> int:
-        if name == "shard" and self._num_shards is not None:
-            return self._num_shards - 1
-        return _HIGHEST[name]
+        return self._num_shards - 1 if name == "shard" else _HIGHEST[name]
 
     def _check_words(self, name: str, piece: pa.Array, start: int) -> None:
         words = piece.dictionary if pa.types.is_dictionary(piece.type) else piece

@@ -10,6 +10,7 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import Literal
 
 MAX_TEXT_BYTES = 1 << 30
 """Tables and lists that are read whole; the labels of MSP-Podcast, with every rater's, have 0.1 GB."""
@@ -25,6 +26,7 @@ _KINDS = (
     (stat.S_ISBLK, errno.ENODEV, "it is a device, not a regular file"),
 )
 
+ABSENT = "does not exist"
 NOT_REGULAR = frozenset(number for _, number, _ in _KINDS)
 """The errors' numbers that say so."""
 
@@ -91,3 +93,27 @@ def read_regular(path: str | Path, *, max_bytes: int) -> bytes:
     if max(size, len(data)) > max_bytes:
         raise OSError(errno.EFBIG, f"it has {max(size, len(data))} bytes or more, but at most {max_bytes} are read")
     return data
+
+
+def fault_of(path: str | Path, kind: Literal["file", "folder"] | None = None) -> str | None:
+    """Return what is wrong with a path that must lead to something (links are followed), or None.
+
+    Args:
+        path: As somebody gave it.
+        kind: What it must lead to; None: anything.
+
+    Returns:
+        A clause that goes on behind the path: `ABSENT`, or one like `cannot be reached: Permission denied`.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return "is a link to what does not exist" if Path(path).is_symlink() else ABSENT
+    except OSError as error:
+        return f"cannot be reached: {error.strerror}"
+    except ValueError as error:
+        return f"is no path: {error}"
+    if kind == "folder" and not stat.S_ISDIR(mode):
+        return "is a file, not a folder" if stat.S_ISREG(mode) else "is no folder"
+    what = next((what for is_kind, _, what in _KINDS if is_kind(mode)), None)
+    return None if kind != "file" or what is None else what.removeprefix("it ")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
 
-MAX_FILE_BYTES = 2 << 30
-"""Of a file that is read whole: three hours of stereo at 48 kHz and 16 bits. Parts of plain files are sought."""
+MAX_FILE_BYTES = 288 << 20
+"""Of a file that is read whole, as MP3 and OGG are: two hours at 320 kbit/s. Plain samples and FLAC are read by
+parts."""
+MAX_CLIP_S = 14_400
+"""Of sound that is heard as one, four hours: as floats at 16 kHz they take 0.9 GB. Packing them took 1.0 GiB in all, as
+samples of 16 bits and FLAC, verifying them 1.4 GiB, and hearing them beside torch 1.8 GiB."""
 MAX_VALUES = 1 << 30
-"""Samples of all channels, and samples at 16 kHz: 18 hours of these, four gigabytes."""
+"""Samples of all channels, and samples at 16 kHz, that are decoded of one file: 18 hours of these, of which any parts
+may be packed; three hours of stereo at 48 kHz."""
 FREE_VALUES = 1 << 27
 """What the smallest file may hold: two hours at 16 kHz, a quarter of an hour of stereo at 48 kHz three times over."""
 VALUES_PER_BYTE = 64
@@ -26,7 +33,9 @@ def most_values(num_bytes: int) -> int:
     return min(MAX_VALUES, FREE_VALUES + VALUES_PER_BYTE * num_bytes)
 
 
-def check_num_samples(num_samples: int, num_channels: int, rate_hz: int, num_bytes: int, name: str) -> None:
+def check_num_samples(
+    num_samples: int, num_channels: int, rate_hz: int, num_bytes: int, name: str, most_s: float = math.inf
+) -> None:
     """Refuse more sound than a file's size makes likely: kilobytes of silence may be decoded to days.
 
     Args:
@@ -35,6 +44,7 @@ def check_num_samples(num_samples: int, num_channels: int, rate_hz: int, num_byt
         rate_hz: Their rate; lower ones than 16 kHz become more samples later.
         num_bytes: Of the file.
         name: What errors call it.
+        most_s: How long all that is heard of it may last.
 
     Raises:
         AudioError: if so, or if there are too many channels.
@@ -51,6 +61,13 @@ def check_num_samples(num_samples: int, num_channels: int, rate_hz: int, num_byt
             f"{VALUES_PER_BYTE} a byte, never more than {MAX_VALUES}; in all channels, or at {RATE_HZ} Hz), but {name} "
             "holds more; cut it, or leave its silence out"
         )
+    if num_samples > most_s * rate_hz:
+        raise too_long(name, most_s)
+
+
+def too_long(name: str, most_s: float) -> AudioError:
+    """Return the error of sound that is heard as one and is longer than `most_s`."""
+    return AudioError(f"audio that is heard as one must last at most {most_s:g} s, but {name} is longer; cut it")
 
 
 def check_file_size(num_bytes: int, name: str) -> None:

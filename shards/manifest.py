@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from shards.config import RemoteConfig, Section
 from shards.errors import ShardError
-from shards.inputfile import read_regular
+from shards.inputfile import ABSENT, fault_of, read_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.schema import LABEL_FIELDS, MAX_FILE_BYTES, MIN_TAR_BYTES, READABLE_VERSIONS
 from shards.shown import shown
@@ -118,11 +118,22 @@ def read_manifest(folder: str | Path, remote: RemoteConfig | None = None) -> Man
     """
     path = join(str(folder), MANIFEST_NAME)
     if not is_url(path):
-        if not Path(folder).is_dir():
-            raise ShardError(f"{folder} is not a shard folder: no such directory; pack it with `metaser pack`")
-        if not Path(path).is_file():
+        fault = fault_of(folder, "folder")
+        if fault is not None:
+            why = "no such directory" if fault == ABSENT else f"it {fault}"
+            raise ShardError(f"{folder} is not a shard folder: {why}; pack it with `metaser pack`")
+        # What is wrong with it otherwise is told where it is read.
+        if fault_of(path) == ABSENT:
             raise ShardError(f"{folder} is not a shard folder: no {MANIFEST_NAME}; pack it with `metaser pack`")
-    data = _manifest_data(path, remote)
+    return parsed_manifest(_manifest_data(path, remote), path)
+
+
+def parsed_manifest(data: bytes, path: str) -> Manifest:
+    """Return the manifest that a file at `path` holds.
+
+    Raises:
+        ShardError: if it is none, or contradicts itself.
+    """
     num_values = sum(map(data.count, (b",", b"[", b"{")))
     if num_values > _MAX_VALUES:
         raise ShardError(f"{path} must hold at most {_MAX_VALUES} values, but has about {num_values}; {_AGAIN}")
@@ -203,6 +214,18 @@ def _contradiction(manifest: Manifest) -> str | None:
     if manifest.tars is not None and (manifest.tars.startswith("/") or "\0" in manifest.tars):
         return f"its tars lie in {shown(manifest.tars, _MAX_SHOWN_CHARS)!r}, which is no relative way there"
     return None
+
+
+def is_absent(out: Path) -> bool:
+    """Return whether OUT is still to be made.
+
+    Raises:
+        ShardError: if something else than a folder is there, or it cannot be reached.
+    """
+    fault = fault_of(out, "folder")
+    if fault not in (None, ABSENT):
+        raise ShardError(f"OUT must be a folder, but {out} {fault}; choose another")
+    return fault is not None
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:

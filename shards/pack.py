@@ -16,14 +16,17 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.audio import AudioFile, encode_pcm, pcm16, pcm_sha256, prepare
+import numpy as np
+
+from shards.audio import AudioFile, Sound, encode_pcm, pcm_sha256
 from shards.corpora.base import OWNERS_LICENCE, CorpusReader, corpus_reader
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.index import index_row
-from shards.indexfile import LONG_WORDS
-from shards.inputfile import open_regular
+from shards.indexfile import LONG_WORDS, MAX_META_BYTES
+from shards.inputfile import fault_of, open_regular
+from shards.jsontext import MAX_DIGITS
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -79,6 +82,8 @@ from shards.tarmembers import BrokenTarError, TarMember, tar_members
 
 MAX_COMPARED_BYTES = 8 << 30
 """Of a source file: six hours of stereo at 96 kHz and 32 bits."""
+_ABOUT_AUDIO_BYTES = 1024
+"""More than what is said of an utterance's audio takes beside its metadata."""
 _MAX_SHOWN = 300
 _SEEDS = (-(1 << 63), (1 << 64) - 1)
 
@@ -116,8 +121,9 @@ def pack_corpus(
         ShardError: if `out` cannot be written or holds something else.
     """
     reader = corpus_reader(corpus, options) if isinstance(corpus, str) else corpus
-    if source is not None and not source.exists():
-        raise CorpusError(f"SOURCE must be where corpus {reader.name!r} lies, but {source} does not exist")
+    fault = None if source is None else fault_of(source)
+    if fault is not None:
+        raise CorpusError(f"SOURCE must be where corpus {reader.name!r} lies, but {source} {fault}")
     check_max_duration(max_duration_s)
     if not _SEEDS[0] <= seed <= _SEEDS[1]:
         raise CorpusError(f"--seed must be {_SEEDS[0]} to {_SEEDS[1]}, got a number of {len(str(abs(seed)))} digits")
@@ -230,6 +236,9 @@ def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
     except ValueError as error:
         reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
         return Rejection(name, reason, "bad metadata")
+    if num_bytes > MAX_META_BYTES - _ABOUT_AUDIO_BYTES:
+        reason = f"metadata must take at most {MAX_META_BYTES - _ABOUT_AUDIO_BYTES} bytes as JSON, got {num_bytes}"
+        return Rejection(name, reason, "bad metadata")
     # Where all is short, no field is long, speaker and session with the corpus before them included.
     row = index_row(utterance) if num_bytes > MAX_WORD_BYTES // 2 else {}
     for field_name, value in row.items():
@@ -238,6 +247,12 @@ def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
         if num_bytes > most:
             reason = f"{field_name} must have at most {most} bytes, got {num_bytes}: {shown(value, 40)}"
             return Rejection(name, reason, "bad metadata")
+    for extra_name, number in utterance.extra.items():
+        if isinstance(number, int) and abs(number) >= 10**MAX_DIGITS:
+            reason = f"whole numbers must have at most {MAX_DIGITS} digits, but {shown(extra_name, 40)} has more"
+            return Rejection(name, reason, "bad number")
+    if utterance.emotion_votes is not None and min(utterance.emotion_votes.values(), default=0.0) < 0:
+        return Rejection(name, f"votes must be 0 or more, got {min(utterance.emotion_votes.values()):g}", "bad number")
     if utterance.age is not None and not AGES_YEARS[0] <= utterance.age <= AGES_YEARS[1]:
         reason = f"age must be {AGES_YEARS[0]} to {AGES_YEARS[1]} years, got {utterance.age:g}"
         return Rejection(name, reason, "bad number")
@@ -344,24 +359,17 @@ class _PackJob:
         counts = AudioCounts()
         with atomic_file(self.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for item in self.items:
-                try:
-                    samples, rate_hz = item.audio.load()
-                    prepared = prepare(samples, rate_hz)
-                except AudioError as error:
-                    rejections.append(Rejection(_original_name(item.utterance), str(error), "unusable audio"))
+                found = self._heard(item)
+                if isinstance(found, Rejection):
+                    rejections.append(found)
                     continue
-                pcm = pcm16(prepared)
-                rejection = audio_objection(
-                    _original_name(item.utterance), len(pcm), bool(pcm.any()), self.settings.max_duration_s
-                )
-                if rejection is not None:
-                    rejections.append(rejection)
-                    continue
+                sound, pcm = found
                 rows.append(_add_utterance(tar, item.utterance, encode_pcm(pcm), pcm))
-                counts = counts.plus(_original_name(item.utterance), samples, rate_hz, pcm)
-                if item.stated is not None and not item.stated.agrees(len(samples) / rate_hz):
+                counts = counts.plus(_original_name(item.utterance), sound, pcm)
+                duration_s = sound.num_samples / sound.rate_hz
+                if item.stated is not None and not item.stated.agrees(duration_s):
                     counts = counts.plus_other_duration(
-                        _original_name(item.utterance), item.stated.duration_s, len(samples) / rate_hz
+                        _original_name(item.utterance), item.stated.duration_s, duration_s
                     )
                 if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
                     counts = counts.plus_endless(_original_name(item.utterance))
@@ -372,6 +380,17 @@ class _PackJob:
                 "the command again"
             )
         return note
+
+    def _heard(self, item: SourceUtterance) -> tuple[Sound, np.ndarray] | Rejection:
+        """Return what is heard of an utterance and its 16-bit samples, or why it cannot be used."""
+        name = _original_name(item.utterance)
+        try:
+            sound = _sound_of(item)
+        except AudioError as error:
+            return Rejection(name, str(error), "unusable audio")
+        pcm = sound.end()
+        rejection = audio_objection(name, len(pcm), bool(pcm.any()), self.settings.max_duration_s)
+        return (sound, pcm) if rejection is None else rejection
 
     def doubt(self, note: ShardNote) -> str | None:
         """Return why a note's rows cannot be those of the tar as it lies there, or None."""
@@ -391,7 +410,22 @@ class _PackJob:
                         return f"its row {shown(row['key'], 100)} is not what the tar holds"
         except (OSError, BrokenTarError) as error:
             return f"its tar cannot be read: {error}"
-        return None
+        packed = {row["key"] for row in note.rows}
+        rejected = [self._heard(item) for item in self.items if item.utterance.key not in packed]
+        return None if rejected == list(note.rejections) else "what it rejects is not what cannot be used"
+
+
+def _sound_of(item: SourceUtterance) -> Sound:
+    """Return what is heard of an utterance, as 16-bit samples.
+
+    Raises:
+        AudioError: if its audio cannot be used.
+    """
+    if isinstance(item.audio, AudioFile):
+        return item.audio.hear(as_pcm=True)
+    sound = Sound(_original_name(item.utterance), as_pcm=True)
+    sound.take(*item.audio.load())
+    return sound
 
 
 def _row_of(

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 import soundfile as sf
 from pydantic import Field, ValidationError
 
-from shards.audio import QUIET_PEAK, silent_channels
+from shards.audio import MIN_FLAT_SAMPLES, QUIET_PEAK, Sound, is_clipped
 from shards.config import Section
 from shards.corpora.identities import nearly_equal
 from shards.errors import CorpusError, InputError, ShardError
@@ -43,9 +42,9 @@ from shards.index import (
     tar_place,
     write_index,
 )
-from shards.indexfile import MAX_CLIP_S
 from shards.inputfile import MAX_TEXT_BYTES, open_regular, read_regular
 from shards.jsontext import JsonTextError, parse_json
+from shards.limits import MAX_CLIP_S
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -59,7 +58,9 @@ from shards.manifest import (
     atomic_file,
     canonical_json,
     file_sha256,
+    is_absent,
     manifest_bytes,
+    parsed_manifest,
     read_manifest,
     write_manifest,
 )
@@ -81,8 +82,6 @@ _MAX_TRIES = 100
 _READ_BYTES = 1 << 20
 _SHOWN_DOUBT = 300
 _DIGESTS = ("audio_sha256", "pcm_sha256")
-_MIN_FLAT_SAMPLES = 3
-_FULL = 32_767
 _MIN_CLIPS_TO_WARN = 20
 _NUM_SHOWN_DUPLICATES = 5
 _NUM_SHOWN_REASONS = 12
@@ -135,20 +134,17 @@ class AudioCounts(Section):
     rates_hz: dict[int, int] = Field(default_factory=dict)
     """Number of utterances per original rate."""
 
-    def plus(self, name: str, samples: np.ndarray, rate_hz: int, pcm: np.ndarray) -> AudioCounts:
-        """Return the counts with one more clip: as it was decoded, and as 16-bit samples."""
-        is_mixed, silent = samples.ndim > 1, silent_channels(samples)
+    def plus(self, name: str, sound: Sound, pcm: np.ndarray) -> AudioCounts:
+        """Return the counts with one more clip: what its channels held, and its 16-bit samples."""
+        is_mixed, silent, rate_hz = sound.num_channels > 1, sound.silent_channels, sound.rate_hz
         described = f"channel {', '.join(map(str, silent))} of {name}"
         highest, lowest = int(pcm.max()), int(pcm.min())
-        runs: np.ndarray = np.zeros(1)
-        if highest >= _FULL or lowest <= -_FULL:
-            runs = np.convolve((pcm >= _FULL) | (pcm <= -_FULL), np.ones(_MIN_FLAT_SAMPLES, int))
         return AudioCounts(
             num_mixed_down=self.num_mixed_down + is_mixed,
             first_mixed_down=self.first_mixed_down or (name if is_mixed else None),
             num_with_silent_channel=self.num_with_silent_channel + bool(silent),
             first_with_silent_channel=self.first_with_silent_channel or (described if silent else None),
-            num_clipped=self.num_clipped + bool((runs == _MIN_FLAT_SAMPLES).any()),
+            num_clipped=self.num_clipped + is_clipped(pcm),
             num_quiet=self.num_quiet + (max(highest, -lowest) < QUIET_PEAK),
             num_endless=self.num_endless,
             first_endless=self.first_endless,
@@ -293,21 +289,30 @@ def check_folder(out: Path, corpus: str, *, is_source: bool = False) -> None:
     Raises:
         ShardError: if something in it is not this corpus's.
     """
-    if not os.path.lexists(out):
+    if is_absent(out):
         return
-    if not out.is_dir():
-        raise ShardError(f"OUT must be a folder, but {out} is a file; choose another")
+    try:
+        foreign = _foreign_names(out, corpus, is_source=is_source)
+    except OSError as error:
+        raise ShardError(f"OUT must be a folder that can be read, but {out} cannot: {error.strerror}") from error
+    if foreign and is_source:
+        raise ShardError(f"OUT must hold no {foreign[0]} of others, but {out} does; choose another folder or move it")
+    if foreign:
+        raise ShardError(
+            f"OUT must be empty or hold an unfinished packing of {corpus!r}, but {out} has {foreign[0]!r} "
+            f"({len(foreign)} such files); choose another folder"
+        )
+
+
+def _foreign_names(out: Path, corpus: str, *, is_source: bool) -> list[str]:
+    """Return what lies in a folder that is not complete and is not this corpus's."""
     if (out / MANIFEST_NAME).is_file():
-        return
+        return []
     state = out / STATE_FOLDER
     is_begun = _is_regular(state / _OWNER) and _owner(state) == corpus
     is_published = is_begun and _is_regular(state / _PUBLISHING)
-    try:
-        names = sorted(path.name for path in out.iterdir())
-    except OSError as error:
-        raise ShardError(f"OUT must be a folder that can be read, but {out} cannot: {error.strerror}") from error
     foreign = []
-    for name in names:
+    for name in sorted(path.name for path in out.iterdir()):
         plain = name[1 : -len(".tmp")] if name.startswith(".") and name.endswith(".tmp") else name
         if name == STATE_FOLDER:
             is_ours = _is_state(state, is_begun)
@@ -319,13 +324,7 @@ def check_folder(out: Path, corpus: str, *, is_source: bool = False) -> None:
             is_ours = is_begun and is_shard_name(plain, corpus) and _is_regular(out / name)
         if not is_ours:
             foreign.append(name)
-    if foreign and is_source:
-        raise ShardError(f"OUT must hold no {foreign[0]} of others, but {out} does; choose another folder or move it")
-    if foreign:
-        raise ShardError(
-            f"OUT must be empty or hold an unfinished packing of {corpus!r}, but {out} has {foreign[0]!r} "
-            f"({len(foreign)} such files); choose another folder"
-        )
+    return foreign
 
 
 def is_shard_name(name: str, corpus: str) -> bool:
@@ -802,10 +801,11 @@ def publish(
     _begin_publishing(out, state)
     extra_names: set[str] = set()
     write_index(out / INDEX_NAME, _numbered_rows(state, notes, extra_names))
-    index = open_index(pq.ParquetFile(out / INDEX_NAME), [note.shard.name for note in notes])
     try:
+        # As whoever reads the folder does.
+        names, num_rows = [note.shard.name for note in notes], sum(note.shard.num_utterances for note in notes)
+        index = open_index(out / INDEX_NAME, names, num_rows)
         _check_unique(index)
-        # Whoever opens the folder does so, too.
         index.check_columns()
     except InputError:
         (out / INDEX_NAME).unlink()
@@ -837,7 +837,7 @@ def publish(
 
 
 def _check_readable(out: Path, manifest: Manifest) -> None:
-    """Refuse to publish lists that are longer than any that is read."""
+    """Refuse to publish lists that are longer than any that is read, or a manifest that is not."""
     for name, num_bytes, most in (
         (REJECTED_NAME, manifest.rejected.num_bytes, MAX_REJECTED_BYTES),
         (MANIFEST_NAME, len(manifest_bytes(manifest)), MAX_MANIFEST_BYTES),
@@ -847,6 +847,7 @@ def _check_readable(out: Path, manifest: Manifest) -> None:
                 f"{out / name} must have at most {most} bytes, but would have {num_bytes}; pack the corpus in parts, "
                 "with fewer words of its own and fewer rejections in each"
             )
+    parsed_manifest(manifest_bytes(manifest), str(out / MANIFEST_NAME))
 
 
 def sources_hash(of_shards: Iterable[str | None]) -> str | None:
@@ -911,7 +912,7 @@ def _warnings(index: Index, notes: Sequence[ShardNote]) -> Iterator[str]:
         found = ", ".join(f"{rates_hz[rate]} at {rate} Hz" for rate in sorted(rates_hz))
         yield f"the sources have several sample rates ({found}); all are brought to {RATE_HZ} Hz"
     if num_clipped:
-        yield f"{num_clipped} of {total} utterances are clipped ({_MIN_FLAT_SAMPLES} or more samples at full scale)"
+        yield f"{num_clipped} of {total} utterances are clipped ({MIN_FLAT_SAMPLES} or more samples at full scale)"
     num_endless = sum(note.audio.num_endless for note in notes)
     if num_endless:
         first = next(note.audio.first_endless for note in notes if note.audio.first_endless is not None)

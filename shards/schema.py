@@ -30,6 +30,7 @@ MAX_TEXT_BYTES = 1 << 20
 """Of a text, a source, all votes or all of `extra`."""
 MAX_FILE_BYTES = 1 << 50
 """Of a tar, an index or a list of rejections, as a manifest may state it."""
+_MAX_REASON_CHARS = 1 << 18
 AGES_YEARS = (0, 150)
 MIN_TAR_BYTES = 1024
 """That an utterance takes in a tar: a header and its audio, each in blocks of 512."""
@@ -140,8 +141,9 @@ class Rejection:
     """A short category to count by, e.g. `unknown label`."""
 
     def __post_init__(self) -> None:
-        for name in ("source", "reason"):
-            object.__setattr__(self, name, visible(getattr(self, name)))
+        for name in ("source", "reason", "kind"):
+            # A list of rejections whose lines are longer than this twice is not read.
+            object.__setattr__(self, name, visible(getattr(self, name))[:_MAX_REASON_CHARS])
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.adopt import Remade
 from shards.config import RemoteConfig
 from shards.errors import ShardError
 from shards.index import Index, duplicate_rows, label_tables, load_index
@@ -18,7 +19,7 @@ from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, as_written, read_manifest
 from shards.schema import METADATA_FIELDS, SPLITS
 from shards.store import RangeReader, join, read_file
-from shards.verification import TarCheck, index_problems, rejected_sources
+from shards.verification import TarCheck, forms_problem, index_problems, rejected_sources
 
 HISTOGRAM_EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)
 NO_SPLIT = "none"
@@ -163,17 +164,21 @@ def verify(
             problems.append(str(error))
             continue
         is_adopted = manifest.settings.shard_utterances == 0
-        start = 0
+        start, other_forms, remade = 0, list[str](), Remade.of(manifest)
         for place, record in zip(index.shard_places, manifest.shards, strict=True):
             rows = _rows_of(index.take(np.arange(start, start + record.num_utterances)))
             start += record.num_utterances
+            check = TarCheck(place, record, rows, ranges, rejected if is_adopted else None, remade)
             try:
-                problems += TarCheck(place, record, rows, ranges, rejected if is_adopted else None).problems()
+                problems += check.problems()
             except ShardError as error:
                 problems.append(str(error))
+            other_forms += check.other_forms
             num_checked += len(rows)
             if progress is not None:
                 progress(num_checked, total)
+        forms = forms_problem(other_forms)
+        problems += [] if forms is None else [forms]
     return problems
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from shards.audio import decode_stored, pcm16, pcm_sha256
+from shards.audio import decode_stored, samples_sha256
 from shards.config import RemoteConfig
 from shards.corpora.identities import composed
 from shards.errors import AudioError, ShardError
@@ -22,6 +23,7 @@ from shards.schema import (
     AGES_YEARS,
     AUDIO_SUFFIX,
     META_SUFFIX,
+    RATE_HZ,
     READABLE_VERSIONS,
     Utterance,
     is_key,
@@ -30,13 +32,16 @@ from shards.schema import (
 from shards.shown import shown
 from shards.store import RangeReader, is_url, join, read_file
 from shards.suffixes import AUDIO_SUFFIXES
-from shards.tarmembers import BrokenTarError, TarMember, tar_members
+from shards.tarmembers import BrokenTarError, Forward, TarMember, tar_members
 from shards.tarwalk import TarStream
 
 MAX_REJECTED_BYTES = 512 << 20
 """Of `rejected.jsonl`; a million rejections take 0.2 GB."""
 _REJECTION_FIELDS = {"source", "reason", "kind"}
 _MAX_SHOWN_CHARS = 100
+PACKED_FORM = f"is FLAC of {RATE_HZ} Hz, 1 channels and 16 bits"
+"""In the words of `stored_form`."""
+_FORM_AT, _STREAMINFO_END = 18, 22
 
 
 # ---------------------------------------------------------------- the index and the lists beside it
@@ -93,7 +98,7 @@ def rejected_sources(folder: str, manifest: Manifest, remote: RemoteConfig | Non
         raise ShardError(f"{place} must have sha256 {record.sha256} and {record.num_bytes} bytes, but was changed")
     kinds: Counter[str] = Counter()
     sources: set[str] = set()
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(data), 1):
         if len(line) > MAX_META_BYTES:
             raise ShardError(f"line {number} of {place} must have at most {MAX_META_BYTES} bytes, got {len(line)}")
         try:
@@ -117,6 +122,22 @@ def rejected_sources(folder: str, manifest: Manifest, remote: RemoteConfig | Non
 # ---------------------------------------------------------------- a tar and its rows
 
 
+class RowsRemade(Protocol):
+    """What makes the rows of an adopted tar again, as its members come, and compares them with those of the index."""
+
+    def begin(self, place: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Begin with the tar at `place`, and its rows."""
+        ...
+
+    def take(self, member: TarMember, file: Forward, is_ours: bool) -> tuple[dict[str, Any], str] | None:
+        """Take the next member; return a row of which all came, and what is wrong with it, or None."""
+        ...
+
+    def end(self) -> tuple[dict[str, Any], str] | None:
+        """Return what `take` does, of the last row."""
+        ...
+
+
 class TarCheck:
     """One tar compared with its rows."""
 
@@ -127,6 +148,7 @@ class TarCheck:
         rows: Sequence[dict[str, Any]],
         ranges: RangeReader,
         rejected: set[str] | None,
+        remade: RowsRemade | None = None,
     ) -> None:
         """Set up the comparison; nothing is read yet.
 
@@ -136,16 +158,20 @@ class TarCheck:
             rows: Those of the index that lie in it.
             ranges: Reads it.
             rejected: Of an adopted tar, what the list of rejections names; None: packing wrote the tar.
+            remade: Of an adopted tar, what makes its rows again.
         """
         self._place = place
         self._record = record
         self._rows = rows
         self._ranges = ranges
         self._rejected = rejected
+        self._remade = remade
         self._by_audio = {row["audio_offset"]: row for row in rows}
         self._by_meta = {row["meta_offset"]: row for row in rows if row["meta_offset"] is not None}
         self._is_explained = False
         """Whether the bytes of an utterance are changed, which changes the tar's hash, too."""
+        self.other_forms: list[str] = []
+        """Of a packed tar, utterances whose audio is not stored as it must be, each with what it is."""
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong, reading every byte once.
@@ -156,14 +182,20 @@ class TarCheck:
         for row in self._rows:
             yield from self._of_utterance(row, _row_problem(row, is_packed=self._rejected is None))
         stream = TarStream(self._ranges, self._place, self._record.num_bytes)
+        if self._remade is not None:
+            self._remade.begin(self._place, self._rows)
         found: list[TarMember] = []
         fault: BrokenTarError | None = None
         try:
             for member in tar_members(stream, stream.num_bytes):
+                if self._remade is not None:
+                    yield from self._of_beside(self._remade.take(member, stream, member.offset in self._by_meta))
                 yield from self._of_member(member, stream, found[-1] if found else None)
                 found.append(member)
         except BrokenTarError as error:
             fault = error
+        if self._remade is not None and fault is None:
+            yield from self._of_beside(self._remade.end())
         yield from self._of_rows_left(is_whole=fault is None)
         is_known_broken = self._rejected is not None and self._record.name in _base_names(self._rejected)
         if self._rejected is not None and not is_known_broken:
@@ -199,9 +231,21 @@ class TarCheck:
                 row, f"its member has {member.num_bytes} bytes, and the index says {num_bytes}"
             )
             return
-        problem = (_audio_problem if is_audio else _meta_problem)(stream.read(num_bytes), row)
+        data = stream.read(num_bytes)
+        if is_audio and is_packed:
+            self._note_form(data, row)
+        problem = (_audio_problem if is_audio else _meta_problem)(data, row)
         self._is_explained |= problem is not None
         yield from self._of_utterance(row, problem)
+
+    def _of_beside(self, found: tuple[dict[str, Any], str] | None) -> Iterator[str]:
+        if found is not None:
+            yield from self._of_utterance(*found)
+
+    def _note_form(self, data: bytes, row: dict[str, Any]) -> None:
+        form = stored_form(data)
+        if form != PACKED_FORM:
+            self.other_forms.append(f"{row['key']!r} in {self._place} {form}")
 
     def _of_rows_left(self, *, is_whole: bool) -> Iterator[str]:
         """Yield the rows at whose places no member begins; where the tar is broken, those with damaged audio."""
@@ -233,6 +277,23 @@ class TarCheck:
     def _of_utterance(self, row: dict[str, Any], problem: str | None) -> Iterator[str]:
         if problem is not None:
             yield f"utterance {row['key']!r} in {self._place}: {problem}"
+
+
+def stored_form(data: bytes) -> str:
+    """Return what the first bytes of stored audio say of it."""
+    if not data.startswith(b"fLaC") or len(data) < _STREAMINFO_END:
+        return f"begins with {data[:4]!r}"
+    # 20 bits of rate, 3 of channels and 5 of bits, the latter two less one.
+    packed = int.from_bytes(data[_FORM_AT:_STREAMINFO_END], "big") >> 4
+    return f"is FLAC of {packed >> 8} Hz, {(packed >> 5 & 7) + 1} channels and {(packed & 31) + 1} bits"
+
+
+def forms_problem(others: Sequence[str]) -> str | None:
+    """Return what is wrong where some utterances of a packed folder are stored otherwise than they must be."""
+    if not others:
+        return None
+    more = f" ({len(others)} such utterances)" if len(others) > 1 else ""
+    return f"all audio must be stored as {PACKED_FORM.removeprefix('is ')}, but {others[0]}{more}"
 
 
 def _base_names(sources: set[str]) -> set[str]:
@@ -274,8 +335,8 @@ def _audio_problem(data: bytes, row: dict[str, Any]) -> str | None:
         decode_stored(data, samples)
     except AudioError as error:
         return f"audio does not decode ({error})"
-    pcm = pcm16(samples)
-    return None if pcm_sha256(pcm) == row["pcm_sha256"] else "audio does not decode to the samples that were packed"
+    is_same = samples_sha256(samples) == row["pcm_sha256"]
+    return None if is_same else "audio does not decode to the samples that were packed"
 
 
 def _meta_problem(data: bytes, row: dict[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from metaser.config.augment import AugmentConfig, Band
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import TrainingError
-from shards.audio import AudioFile, prepare
+from shards.audio import AudioFile
 from shards.batch import Batch
 from shards.inputfile import why_no_folder
 from shards.plan import stable_seed
@@ -118,7 +118,7 @@ class AudioFolder:
             AudioError: if it cannot be decoded.
         """
         if number not in self._kept:
-            self._kept[number] = prepare(*AudioFile(self._paths[number]).load())
+            self._kept[number] = AudioFile(self._paths[number]).hear().end()
             while len(self._kept) > 1 and sum(samples.nbytes for samples in self._kept.values()) > self._cache_bytes:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(number)

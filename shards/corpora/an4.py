@@ -9,9 +9,10 @@ from typing import Literal
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import TextFiles
+from shards.corpora.files import TextFiles, has_file
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
+from shards.inputfile import ABSENT, fault_of
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
 
 _SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
@@ -21,7 +22,7 @@ _GENDERS = {"f": "female", "m": "male"}
 
 
 def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
-    if source is None or not all((source / "etc" / f"an4_{split}.fileids").is_file() for split in _SPLITS):
+    if source is None or not all(has_file(source / "etc" / f"an4_{split}.fileids") for split in _SPLITS):
         raise CorpusError(
             f"not an AN4 folder: {source}/etc must hold an4_train.fileids and an4_test.fileids; "
             "give the folder that has etc and wav"
@@ -55,8 +56,10 @@ def _item(
         return Rejection(
             f"an4_{split}.fileids", f"a row must be set/speaker/utterance, got {file_id!r}", "unknown file name"
         )
-    if not path.is_file():
-        return Rejection(f"an4_{split}.fileids", f"row {file_id} has no file {path}", "row without audio")
+    fault = fault_of(path, "file")
+    if fault is not None:
+        reason = f"row {file_id} has no file {path}" if fault == ABSENT else f"the file {path} of row {file_id} {fault}"
+        return Rejection(f"an4_{split}.fileids", reason, "row without audio")
     _, speaker, name = parts
     utterance = Utterance(
         key=make_key("an4", speaker, name),
@@ -77,7 +80,7 @@ def _lines(path: Path, files: TextFiles) -> list[str]:
 
 def _transcripts(path: Path, files: TextFiles) -> dict[str, str]:
     """Return the words of each utterance by its id; they stand as `<s> YES </s> (an251-fash-b)` or without marks."""
-    if not path.is_file():
+    if not has_file(path):
         raise CorpusError(f"not an AN4 folder: {path} is missing; give the folder that has etc and wav")
     transcripts = {}
     for line in _lines(path, files):

@@ -16,6 +16,7 @@ from shards.corpora.audformatheader import AudformatHeader, AudformatTable, read
 from shards.corpora.base import Found, own_reader
 from shards.corpora.cells import as_text, split_in
 from shards.corpora.csv import read_any_table
+from shards.corpora.files import has_file
 from shards.corpora.identities import tidy
 from shards.corpora.meaning import meaning_of, microseconds
 from shards.corpora.missing import is_missing
@@ -189,7 +190,7 @@ def _time_order(time: _Time) -> tuple[bool, int, str]:
 
 def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     folder = source.parent if source is not None and source.name == _HEADER else source
-    if folder is None or not (folder / _HEADER).is_file():
+    if folder is None or not has_file(folder / _HEADER):
         raise CorpusError(f"not an audformat database: {source} must hold {_HEADER}; pack a single table as csv")
     header = read_header(folder / _HEADER)
     database = _Database(folder, header, options)

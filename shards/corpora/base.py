@@ -9,10 +9,12 @@ from pathlib import Path
 
 from shards.corpora.options import NO_OPTIONS, ReadOptions, flag
 from shards.errors import CorpusError
+from shards.inputfile import ABSENT, fault_of
 from shards.schema import Note, Rejection, RowCount, SourceUtterance
 
 OWNERS_LICENCE = "as its owner says"
 Found = SourceUtterance | Rejection | Note | RowCount
+Read = Callable[[Path | None, int], Iterator[Found]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class CorpusReader:
     title: str
     licence: str
     citation: str
-    read: Callable[[Path | None, int], Iterator[Found]]
+    read: Read
     with_options: Callable[[ReadOptions], CorpusReader] | None = None
     """The same reader with other options; None where it obeys none."""
     obeys: frozenset[str] = frozenset()
@@ -54,6 +56,19 @@ def own_reader(
     )
 
 
+def in_folder(title: str, read: Read) -> Read:
+    """Return what reads a corpus that lies in a folder, and says so where SOURCE is none."""
+
+    def checked(source: Path | None, seed: int) -> Iterator[Found]:
+        fault = None if source is None else fault_of(source, "folder")
+        # Of what is absent the reader says what it looked for.
+        if fault not in (None, ABSENT):
+            raise CorpusError(f"SOURCE must be the folder of {title}, but {source} {fault}")
+        return read(source, seed)
+
+    return checked
+
+
 def published_reader(
     name: str,
     title: str,
@@ -69,7 +84,7 @@ def published_reader(
         title=title,
         licence=licence,
         citation=citation,
-        read=lambda source, _seed: read(source, options),
+        read=in_folder(title, lambda source, _seed: read(source, options)),
         with_options=lambda others: published_reader(name, title, licence, citation, read, others, obeys),
         obeys=obeys,
     )

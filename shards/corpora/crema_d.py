@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import audio_files, read_table
+from shards.corpora.files import audio_files, has_file, read_table
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_gender
@@ -45,7 +45,7 @@ _DEMOGRAPHICS = "VideoDemographics.csv"
 
 def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     wavs = [] if source is None else audio_files(source / "AudioWAV")
-    if source is None or not wavs or not (source / _DEMOGRAPHICS).is_file():
+    if source is None or not wavs or not has_file(source / _DEMOGRAPHICS):
         raise CorpusError(
             f"not a CREMA-D folder: {source} must hold AudioWAV with .wav files and {_DEMOGRAPHICS}; give the clone of "
             "the repository"

@@ -21,6 +21,7 @@ from shards.corpora.rows import Place, found_in, place_of
 from shards.corpora.structured import JSON_SUFFIXES, json_table
 from shards.corpora.tables import Table
 from shards.errors import CorpusError
+from shards.inputfile import ABSENT, fault_of
 
 
 def read_any_table(path: Path, place: Place, options: ReadOptions) -> Table:
@@ -56,8 +57,9 @@ def read_own_table(source: Path, options: ReadOptions) -> Iterator[Found]:
 
 
 def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
-    if source is None or not source.is_file():
-        raise CorpusError(f"SOURCE of a csv corpus must be a table (.csv or .tsv), but {source} is no file")
+    fault = ABSENT if source is None else fault_of(source, "file")
+    if source is None or fault is not None:
+        raise CorpusError(f"SOURCE of a csv corpus must be a table (.csv or .tsv), but {source} {fault}")
     if source.suffix.lower() in (*JSON_SUFFIXES, ".parquet"):
         raise CorpusError(f"SOURCE of a csv corpus must be a table (.csv or .tsv), got {source}; pack it as jsonl")
     yield from read_own_table(source, options)

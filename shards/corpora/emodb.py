@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
-from shards.corpora.files import audio_files
+from shards.corpora.base import CorpusReader, in_folder
+from shards.corpora.files import audio_files, has_file
 from shards.errors import CorpusError
 from shards.inputfile import MAX_TEXT_BYTES, read_regular
 from shards.numbers import finite_number
@@ -100,7 +100,7 @@ def _wav_folder(source: Path | None) -> Path:
 def _listening_test(folder: Path) -> dict[str, dict[str, float]]:
     """Return the percentages of `erkennung.txt` by take, where the file is; it lists takes without audio, too."""
     places = [place / "erkennung.txt" for place in (folder, folder.parent)]
-    table = next((place for place in places if place.is_file()), None)
+    table = next((place for place in places if has_file(place)), None)
     if table is None:
         return {}
     percentages = {}
@@ -133,5 +133,5 @@ READER = CorpusReader(
     licence="CC0-1.0",
     citation="F. Burkhardt, A. Paeschke, M. Rolfes, W. F. Sendlmeier, B. Weiss: A Database of German Emotional Speech. "
     "Interspeech 2005, doi:10.21437/Interspeech.2005-446",
-    read=_read,
+    read=in_folder("EMO-DB", _read),
 )

@@ -9,6 +9,7 @@ from shards.corpora.delimited import delimited_table
 from shards.corpora.encodings import read_text_in
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
+from shards.inputfile import ABSENT, fault_of
 from shards.schema import Note, Rejection
 from shards.shown import shown
 
@@ -21,12 +22,32 @@ def audio_files(folder: Path, suffixes: Sequence[str] = (".wav",)) -> list[Path]
     """Return the files of `folder` that end in one of `suffixes` in any case, sorted; none if there is no such folder.
 
     Hidden files are left out: macOS keeps a `._x.wav`, which is no audio, beside each `x.wav` on foreign disks.
+
+    Raises:
+        CorpusError: if the folder cannot be read, or what has its name leads nowhere.
     """
-    if not folder.is_dir():
+    fault = fault_of(folder, "folder")
+    if fault == ABSENT or fault == "is a file, not a folder":
         return []
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
+    try:
+        paths = [] if fault is not None else list(folder.iterdir())
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror}"
+    if fault is not None:
+        raise CorpusError(f"{folder} must be a folder of audio files, but it {fault}; correct it")
+    return sorted(path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith("."))
+
+
+def has_file(path: Path) -> bool:
+    """Return whether a file of a corpus is there.
+
+    Raises:
+        CorpusError: if something is there, or may be, that cannot be read as a file.
+    """
+    fault = fault_of(path, "file")
+    if fault not in (None, ABSENT):
+        raise CorpusError(f"{path} must be a file that can be read, but it {fault}; correct it")
+    return fault is None
 
 
 class TextFiles:

@@ -20,6 +20,7 @@ from shards.corpora.rows import Place, found_in
 from shards.corpora.tables import Row, Table
 from shards.emotionwords import folded
 from shards.errors import CorpusError
+from shards.inputfile import ABSENT, fault_of
 from shards.labels import known_emotion
 from shards.schema import Note, Rejection, RowCount, make_key
 
@@ -36,8 +37,9 @@ class _Part:
 
 def read_folder(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     """Yield an utterance for every audio file, and a rejection for those that nothing is said of."""
-    if source is None or not source.is_dir():
-        raise CorpusError(f"SOURCE of a folder corpus must be a folder with audio in it, but {source} is none")
+    fault = ABSENT if source is None else fault_of(source, "folder")
+    if source is None or fault is not None:
+        raise CorpusError(f"SOURCE of a folder corpus must be a folder with audio in it, but {source} {fault}")
     corpus = options.name or tidy(source.resolve().name)
     make_key(corpus)
     files = files_below(source)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import TextFiles, audio_files
+from shards.corpora.files import TextFiles, audio_files, has_file
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_emotion
@@ -205,7 +205,7 @@ def _voted_emotion(word: str) -> str:
 
 def _texts(path: Path, files: TextFiles) -> dict[str, str]:
     """Return the words of each turn; they stand as `Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.` or alike."""
-    if not path.is_file():
+    if not has_file(path):
         return {}
     matches = (_TRANSCRIPT.fullmatch(line.strip()) for line in files.read(path).split("\n"))
     return {match["turn"]: match["text"].strip() for match in matches if match and match["text"].strip()}

@@ -13,12 +13,14 @@ from shards.corpora.csv import read_own_table
 from shards.corpora.options import ReadOptions
 from shards.corpora.structured import JSON_SUFFIXES
 from shards.errors import CorpusError
+from shards.inputfile import ABSENT, fault_of
 
 
 def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     suffixes = (*JSON_SUFFIXES, ".parquet")
-    if source is None or not source.is_file():
-        raise CorpusError(f"SOURCE of a jsonl corpus must be a file ({', '.join(suffixes)}), but {source} is no file")
+    fault = ABSENT if source is None else fault_of(source, "file")
+    if source is None or fault is not None:
+        raise CorpusError(f"SOURCE of a jsonl corpus must be a file ({', '.join(suffixes)}), but {source} {fault}")
     if source.suffix.lower() not in suffixes:
         raise CorpusError(f"SOURCE of a jsonl corpus must end in {', '.join(suffixes)}, got {source}; pack it as csv")
     yield from read_own_table(source, options)

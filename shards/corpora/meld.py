@@ -15,6 +15,7 @@ from shards.corpora.base import Found, published_reader
 from shards.corpora.files import audio_files, read_table
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
+from shards.inputfile import ABSENT, fault_of
 from shards.labels import canonical_emotion
 from shards.schema import SPLITS, Rejection, SourceUtterance, Split, Utterance, make_key
 
@@ -84,8 +85,11 @@ def _stem(cells: dict[str, str]) -> str | None:
 def _find(source: Path, split: str, name: str) -> Path:
     """Return `name` in `source`, or in the folder that the split's own archive unpacks into."""
     for place in (source, source / split):
-        if (place / name).exists():
+        fault = fault_of(place / name)
+        if fault is None:
             return place / name
+        if fault != ABSENT:
+            raise CorpusError(f"{place / name} must be there to be read, but it {fault}; correct it")
     raise CorpusError(
         f"not a MELD folder: {name} is neither in {source} nor in {source / split}; give MELD.Raw with its archives "
         f"unpacked: {', '.join(f'{part}_sent_emo.csv' for part in SPLITS)}, {', '.join(_CLIP_FOLDERS.values())}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import TextFiles, audio_files, read_table
+from shards.corpora.files import TextFiles, audio_files, has_file, read_table
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_gender
@@ -86,7 +86,7 @@ def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
 def _parts(source: Path | None) -> tuple[Path, dict[str, Path]]:
     """Return the table of labels and the audio files by name without suffix."""
     if source is not None:
-        tables = [source / "Labels" / name for name in _TABLES if (source / "Labels" / name).is_file()]
+        tables = [source / "Labels" / name for name in _TABLES if has_file(source / "Labels" / name)]
         wavs = [path for name in ("Audios", "Audio") for path in audio_files(source / name)]
         if tables and wavs:
             return tables[0], {path.stem: path for path in wavs}

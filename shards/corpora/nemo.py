@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shards.audio import AudioFile
 from shards.corpora.base import Found, published_reader
-from shards.corpora.files import audio_files, read_table
+from shards.corpora.files import audio_files, has_file, read_table
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError
 from shards.labels import canonical_emotion, canonical_gender
@@ -22,7 +22,7 @@ _NAME = re.compile(r"(?P<speaker>[A-Za-z0-9]{1,16})_(?P<emotion>[a-z]{1,16})_(?P
 def _read(source: Path | None, options: ReadOptions) -> Iterator[Found]:
     table = None if source is None else source / "data.tsv"
     wavs = {} if source is None else {path.stem: path for path in audio_files(source / "samples")}
-    if table is None or not table.is_file() or not wavs:
+    if table is None or not has_file(table) or not wavs:
         raise CorpusError(
             f"not an nEMO folder: {source} must hold data.tsv and samples with .wav files; give the clone of the "
             "repository"

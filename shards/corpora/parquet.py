@@ -50,7 +50,8 @@ def parquet_table(path: Path, options: ReadOptions) -> Table:
     try:
         with open_regular(path) as stream:
             metadata = pq.read_metadata(stream)
-            _check_bounds(path, metadata, os.fstat(stream.fileno()).st_size)
+            num_bytes = os.fstat(stream.fileno()).st_size
+            _check_bounds(path, metadata, num_bytes)
             num_rows = metadata.num_rows
             # A text that many rows repeat stays one text.
             file = pq.ParquetFile(stream, metadata=metadata, read_dictionary=_texts(metadata))
@@ -61,11 +62,12 @@ def parquet_table(path: Path, options: ReadOptions) -> Table:
         raise CorpusError(f"{path} must be a Parquet file that can be read, but {reason}; write it again") from error
     check_columns(path, names)
     left_out = {tidy(name) for name, field in options.columns.items() if field is None}
-    columns = {
-        name: _values(column)
-        for name, column in zip(names, table.columns, strict=True)
-        if name and name not in left_out
-    }
+    wanted = {name: column for name, column in zip(names, table.columns, strict=True) if name and name not in left_out}
+    try:
+        _check_unpacked(path, wanted.values(), num_bytes)
+    except pa.ArrowException as error:
+        raise CorpusError(f"{path} must be a Parquet file that can be read, but {error}; write it again") from error
+    columns = {name: _values(column) for name, column in wanted.items()}
     rows = [_row(place + 1, [(name, values[place]) for name, values in columns.items()]) for place in range(len(table))]
     return checked(Table(path, tuple(names), tuple(rows)), num_rows)
 
@@ -88,10 +90,70 @@ def _check_bounds(path: Path, metadata: Any, num_bytes: int) -> None:
     )
     for what, number, most in bounds:
         if number > most:
-            raise CorpusError(
-                f"{path}, a Parquet file of {num_bytes} bytes, must hold at most {most} {what}, but states {number}; "
-                "write it again with what is needed alone"
-            )
+            raise _too_much(path, num_bytes, what, most, f"states {number}")
+
+
+def _too_much(path: Path, num_bytes: int, what: str, most: int, found: str) -> CorpusError:
+    return CorpusError(
+        f"{path}, a Parquet file of {num_bytes} bytes, must hold at most {most} {what}, but {found}; write it again "
+        "with what is needed alone"
+    )
+
+
+def _check_unpacked(path: Path, columns: Iterable[Any], num_bytes: int) -> None:
+    """Refuse texts of which the file holds a few, but its rows and lists far too many.
+
+    Raises:
+        CorpusError: if they are.
+    """
+    most = _FREE_BYTES + _VALUES_PER_BYTE * num_bytes
+    unpacked_bytes = sum(
+        _unpacked_bytes(chunk) for column in columns if not _is_shared(column) for chunk in column.chunks
+    )
+    if unpacked_bytes > most:
+        raise _too_much(path, num_bytes, "bytes of text", most, f"its rows and lists repeat it to {unpacked_bytes}")
+
+
+def _is_shared(column: Any) -> bool:
+    """Return whether equal texts of a column's rows become one text of Python's."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type) or not pa.types.is_string(column.type.value_type):
+        return False
+    try:
+        for chunk in column.chunks:
+            chunk.dictionary.validate(full=True)
+    except pa.ArrowException:
+        return False  # no UTF-8
+    return True
+
+
+def _unpacked_bytes(array: Any) -> int:
+    """Return how many bytes of text a column's values take, each counted as often as it stands there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if isinstance(array, pa.ExtensionArray):
+        return _unpacked_bytes(array.storage)
+    if pa.types.is_dictionary(kind):
+        if not _is_text(kind.value_type):
+            return 0
+        return pc.sum(pc.cast(pc.binary_length(array.dictionary), pa.int64()).take(array.indices)).as_py() or 0
+    if pa.types.is_map(kind):
+        return _unpacked_bytes(array.keys) + _unpacked_bytes(array.items)
+    if pa.types.is_nested(kind):
+        parts = array.flatten()
+        return sum(map(_unpacked_bytes, parts)) if pa.types.is_struct(kind) else _unpacked_bytes(parts)
+    return pc.sum(pc.cast(pc.binary_length(array), pa.int64())).as_py() or 0 if _is_text(kind) else 0
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(
+        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    )
 
 
 def _texts(metadata: Any) -> list[str]:
@@ -113,13 +175,8 @@ def _row(number: int, cells: Iterable[tuple[str, Any]]) -> Row:
 
 def _values(column: Any) -> Sequence[Any]:
     """Return a column's values as text, numbers, lists and objects, those that cannot be read as `_Unreadable`."""
-    from pyarrow import types
-
-    if types.is_dictionary(column.type) and types.is_string(column.type.value_type):
-        try:
-            return [value for chunk in column.chunks for value in _looked_up(chunk)]
-        except UnicodeDecodeError:
-            pass
+    if _is_shared(column):
+        return [value for chunk in column.chunks for value in _looked_up(chunk)]
     if _is_plain(column.type):
         try:
             return list(column.to_pylist())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.audio import AudioFile
-from shards.corpora.base import CorpusReader
+from shards.corpora.base import CorpusReader, in_folder
 from shards.corpora.files import audio_files
 from shards.errors import CorpusError
 from shards.schema import Rejection, SourceUtterance, Utterance, make_key
@@ -94,5 +94,5 @@ READER = CorpusReader(
     licence="CC-BY-NC-SA-4.0",
     citation="S. R. Livingstone, F. A. Russo: The Ryerson Audio-Visual Database of Emotional Speech and Song "
     "(RAVDESS). PLoS ONE 13(5), 2018, doi:10.1371/journal.pone.0196391",
-    read=_read,
+    read=in_folder("RAVDESS", _read),
 )

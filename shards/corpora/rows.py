@@ -23,6 +23,7 @@ from shards.corpora.said import SIDES
 from shards.corpora.tables import Row, Table
 from shards.corpora.times import seconds_in
 from shards.errors import CorpusError
+from shards.inputfile import fault_of
 from shards.schema import Note, Rejection, RowCount, SourceUtterance, StatedDuration, Utterance, make_key
 from shards.shown import shown
 from shards.suffixes import AUDIO_SUFFIXES
@@ -72,8 +73,9 @@ def place_of(path: Path, options: ReadOptions, corpus: str) -> Place:
     corpus = options.name or corpus
     make_key(corpus)  # a name that no key can carry is the table's fault, not each row's
     if options.audio is not None:
-        if not options.audio.is_dir():
-            raise CorpusError(f"--audio must be a folder, but {options.audio} is none")
+        fault = fault_of(options.audio, "folder")
+        if fault is not None:
+            raise CorpusError(f"--audio must be a folder, but {options.audio} {fault}")
         return Place(corpus, (options.audio,))
     folder = path.parent
     return Place(corpus, (folder, folder / "clips"), above=tuple(folder.resolve().parents[:_UPWARDS]))

@@ -186,10 +186,10 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
 
 def _labels(data: bytes) -> dict[str, dict[str, int]] | None:
     from shards.errors import InputError
-    from shards.index import label_tables, open_index
+    from shards.index import Index, label_tables
 
     try:
-        return label_tables(open_index(pq.ParquetFile(io.BytesIO(data)), []))
+        return label_tables(Index.of_table(pq.read_table(io.BytesIO(data))))
     except (pa.ArrowException, InputError, OSError, LookupError, TypeError, ValueError, AttributeError):
         return None
 

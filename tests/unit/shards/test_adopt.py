@@ -10,8 +10,9 @@ import soundfile as sf
 from tones import folder_bytes, pack_items, tone
 
 from shards.adopt import adopt_shards
-from shards.audio import decode, prepare
+from shards.audio import prepare
 from shards.corpora.options import ReadOptions
+from shards.decoding import decode
 from shards.errors import CorpusError, ShardError
 from shards.index import load_index
 from shards.manifest import read_manifest
@@ -271,7 +272,7 @@ def test_one_key_in_two_tars_is_refused(tmp_path):
 
 
 def test_folders_without_tars_are_refused(tmp_path):
-    with pytest.raises(CorpusError, match=r"must be a folder of WebDataset shards, but .*nowhere is none"):
+    with pytest.raises(CorpusError, match=r"must be a folder of WebDataset shards, but .*nowhere does not exist"):
         adopt_shards(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "a.tar.gz").write_bytes(b"")
     with pytest.raises(CorpusError, match=r"has none \(a\.tar\.gz is compressed, and bytes inside it"):

@@ -13,12 +13,14 @@ import pytest
 import soundfile as sf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from resigned import edit_manifest, edit_table, resign, with_value
 from tones import folder_bytes
 
 from shards import adopt
 from shards.adopt import MAX_BESIDE_BYTES, MAX_RECORDING_BYTES, adopt_shards
+from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError, ShardError
-from shards.index import load_index
+from shards.index import label_tables, load_index
 from shards.manifest import Settings, read_manifest
 from shards.survey import verify
 
@@ -320,3 +322,70 @@ def test_a_tar_that_changes_while_it_is_read_is_refused(tmp_path):
     path.write_bytes(tar_of([("u.flac", RECORDINGS[1])]))
     with pytest.raises(ShardError, match="must stay as it is while it is read"):
         job.run()
+
+
+# ---------------------------------------------------------------- what lies beside adopted audio
+
+
+BESIDE = {
+    "a": (0, {"json": b'{"emotion": "ang", "age": 30, "mood": "x"}', "txt": b"hello"}),
+    "b": (1, {"emotion": b"ang", "speaker": b"7", "txt": b"there"}),
+    "c": (2, {"json": b'{"emotion_votes": {"anger": 2}, "valence": 0.5}', "gender": b"f"}),
+    "d": (3, {}),
+}
+
+
+@pytest.fixture(params=[{}, {"ang": "sadness"}, {"ang": None}], ids=["plain", "labels", "no label"])
+def beside(request, tmp_path):
+    members = [
+        (f"{stem}.{suffix}", data)
+        for stem, (number, others) in BESIDE.items()
+        for suffix, data in {"flac": RECORDINGS[number], **others, "cls": b"9"}.items()
+    ]
+    (tmp_path / "x.tar").write_bytes(tar_of(members))
+    adopt_shards(tmp_path, tmp_path, options=ReadOptions(labels=request.param))
+    assert verify([tmp_path]) == []
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "value"),
+    [
+        (0, "text", "hullo"),
+        (0, "emotion", "joy"),
+        (0, "age", 31.0),
+        (0, "extra", '{"mood":"y"}'),
+        (1, "speaker", None),
+        (1, "text", None),
+        (2, "valence", -0.5),
+        (2, "gender", "male"),
+        (3, "text", "hello"),
+        (3, "emotion", "anger"),
+        (3, "emotion_votes", '{"anger":2.0}'),
+        (3, "extra", '{"mood":"x"}'),
+        (3, "source", "c"),
+    ],
+)
+def test_rows_that_say_something_else_than_lies_beside_the_audio_are_found(beside, row, name, value):
+    corpus = beside.name
+    value = f"{corpus}:{value}" if name == "speaker" and value else value
+    edit_table(beside, lambda table: with_value(table, name, value, row))
+
+    def recount(manifest):
+        index = load_index([beside])
+        manifest.update(labels=label_tables(index), extra_names=["mood"])
+
+    edit_manifest(beside, recount)
+    problems = [problem for problem in verify([beside]) if "extra that" not in problem]
+    assert problems
+    assert any(f"its {name} is not what lies beside its audio" in p or "its member is called" in p for p in problems)
+
+
+def test_a_sample_that_adopting_would_reject_is_no_row(tmp_path):
+    (tmp_path / "x.tar").write_bytes(tar_of([("a.flac", RECORDINGS[0]), ("a.age", b"30"), ("b.flac", RECORDINGS[1])]))
+    adopt_shards(tmp_path, tmp_path)
+    data = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(data.replace(b"30" + bytes(510), b"xx" + bytes(510)))
+    resign(tmp_path)
+    (problem,) = verify([tmp_path])
+    assert "adopting would reject it (age must be a finite number" in problem

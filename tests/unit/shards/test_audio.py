@@ -14,7 +14,6 @@ from hypothesis.extra.numpy import arrays
 
 from shards.audio import (
     AudioFile,
-    decode,
     decode_stored,
     encode_flac,
     pcm16,
@@ -23,6 +22,7 @@ from shards.audio import (
     resample,
     to_mono,
 )
+from shards.decoding import decode
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
 

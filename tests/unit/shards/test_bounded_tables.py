@@ -179,6 +179,38 @@ def test_a_long_text_that_rows_of_parquet_repeat_is_kept_once(folder):
     assert found["file must have at most 100000 characters, but has 1000000"] == 5_000
 
 
+def lists_of(text: str | bytes, num_rows: int, num_items: int) -> pa.Array:
+    items = pa.DictionaryArray.from_arrays(pa.array([0] * num_rows * num_items, pa.int32()), pa.array([text]))
+    return pa.ListArray.from_arrays(pa.array(range(0, num_rows * num_items + 1, num_items), pa.int32()), items)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lists_of("x" * 99_000, 200, 100),
+        lists_of(b"\xff" * 99_000, 200, 100),
+        pa.StructArray.from_arrays([lists_of("x" * 99_000, 200, 100)], ["tags"]),
+        pa.ListArray.from_arrays(pa.array(range(201), pa.int32()), lists_of("x" * 99_000, 200, 100)),
+        pa.MapArray.from_arrays(
+            pa.array(range(0, 20_001, 100), pa.int32()),
+            pa.array(map(str, range(20_000))),
+            repeated("x" * 99_000, 20_000),
+        ),
+        pa.StructArray.from_arrays([repeated("x" * 400_000, 5_000)], ["a"]),
+    ],
+    ids=["list", "bytes", "list in struct", "list in list", "map", "struct"],
+)
+def test_texts_that_lists_of_parquet_repeat_are_bounded_over_the_table(folder, column):
+    table = pa.table({"file": ["a.wav"] * len(column), "tags": column})
+    pq.write_table(table, folder / "t.parquet", compression="zstd")
+    size = (folder / "t.parquet").stat().st_size
+    most = (256 << 20) + 64 * size
+    with pytest.raises(
+        CorpusError, match=rf"of {size} bytes, must hold at most {most} bytes of text, but its rows and"
+    ):
+        reasons(folder / "t.parquet", "jsonl")
+
+
 # ---------------------------------------------------------------- what is no file
 
 

@@ -15,7 +15,7 @@ import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.audio import AudioFile, check_mixable, decode_stored, prepare, silent_channels
+from shards.audio import AudioFile, Sound, decode_stored, prepare
 from shards.decoding import decode
 from shards.errors import AudioError
 from shards.ffmpeg import foreign_format
@@ -486,17 +486,23 @@ def test_channels_that_cancel_each_other_are_refused_unless_one_is_taken(tmp_pat
     np.testing.assert_array_equal(AudioFile(tmp_path / "turned.wav", channel=1).load()[0], one)
 
 
+def heard(samples: np.ndarray, rate_hz: int = 16_000) -> Sound:
+    sound = Sound("clip")
+    sound.take(samples, rate_hz)
+    return sound
+
+
 @pytest.mark.parametrize("num_channels", [2, 4, 16])
 def test_independent_equal_or_silent_channels_do_not_cancel(num_channels) -> None:
     generator = np.random.default_rng(0)
-    check_mixable(generator.normal(size=(8_000, num_channels)).astype(np.float32), "noise")
-    check_mixable(np.stack([tone(8_000)] * num_channels, axis=1), "equal")
-    check_mixable(np.zeros((8_000, num_channels), np.float32), "silent")
+    heard(generator.normal(size=(8_000, num_channels)).astype(np.float32)).check_mixable()
+    heard(np.stack([tone(8_000)] * num_channels, axis=1)).check_mixable()
+    heard(np.zeros((8_000, num_channels), np.float32)).check_mixable()
     one_live = np.zeros((8_000, num_channels), np.float32)
     one_live[:, 0] = tone(8_000)
-    check_mixable(one_live, "one live")
-    assert silent_channels(one_live) == [*range(2, num_channels + 1)]
-    assert silent_channels(np.zeros((80, 2), np.float32)) == []
+    heard(one_live).check_mixable()
+    assert heard(one_live).silent_channels == [*range(2, num_channels + 1)]
+    assert heard(np.zeros((80, 2), np.float32)).silent_channels == []
 
 
 def test_mixing_the_loudest_that_is_accepted_stays_finite() -> None:

@@ -307,7 +307,7 @@ def test_what_an_index_must_not_hold_is_rejected_by_name(tmp_path, metadata, mes
     [
         ({"max_duration_s": float("nan")}, "--max-duration must be .* got nan"),
         ({"max_duration_s": float("inf")}, "--max-duration must be .* got inf"),
-        ({"max_duration_s": 1e9}, "--max-duration must be a number of seconds up to 86400"),
+        ({"max_duration_s": 1e9}, "--max-duration must be a number of seconds up to 14400"),
         ({"seed": 10**30}, "--seed must be .* a number of 31 digits"),
     ],
 )
@@ -566,3 +566,78 @@ def test_an_ogg_file_cut_between_two_pages_is_packed_and_said(tmp_path):
         tar.add(tmp_path / "whole.ogg", "y.ogg")
     warnings = adopt_shards(tmp_path / "shards", tmp_path / "adopted").warnings
     assert any(warning.startswith("1 of 2 utterances are of OGG files") for warning in warnings)
+
+
+# ---------------------------------------------------------------- paths that lead nowhere
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """Paths by what is wrong with them."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("gone")
+    (tmp_path / "file.wav").write_bytes(b"RIFF")
+    os.mkfifo(tmp_path / "pipe")
+    return {
+        "Too many levels of symbolic links": tmp_path / "loop",
+        "Too many levels of symbolic links ": tmp_path / "loop" / "inside",
+        "File name too long": tmp_path / ("x" * 300),
+        "Not a directory": tmp_path / "file.wav" / "inside",
+        "is a link to what does not exist": tmp_path / "dangling",
+        "does not exist": tmp_path / "gone",
+        "is a file, not a folder": tmp_path / "file.wav",
+        "is no folder": tmp_path / "pipe",
+    }
+
+
+FOLDERS = ["emodb", "ravdess", "iemocap", "crema-d", "msp-podcast", "meld", "nemo", "an4", "folder", "audiofolder"]
+
+
+@pytest.mark.parametrize("corpus", [*FOLDERS, "csv", "jsonl", "audformat"])
+def test_source_that_leads_nowhere_is_told_with_the_true_reason(tmp_path, nowhere, corpus):
+    for reason, source in nowhere.items():
+        if corpus not in FOLDERS and "folder" in reason:
+            continue
+        with pytest.raises(CorpusError) as refused:
+            pack_corpus(corpus, source, tmp_path / "out")
+        assert f"{source} " in str(refused.value)
+        assert reason.strip() in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_folder_where_a_table_is_meant_is_told(tmp_path):
+    for corpus in ("csv", "jsonl"):
+        with pytest.raises(CorpusError, match="is a folder, not a file"):
+            pack_corpus(corpus, tmp_path, tmp_path / "out")
+    (tmp_path / "VideoDemographics.csv").mkdir()
+    (tmp_path / "AudioWAV").mkdir()
+    (tmp_path / "AudioWAV" / "a.wav").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"VideoDemographics\.csv must be .* but it is a folder, not a file"):
+        pack_corpus("crema-d", tmp_path, tmp_path / "out")
+
+
+def test_out_and_source_of_tars_that_lead_nowhere_are_told_with_the_true_reason(tmp_path, nowhere):
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").write_bytes(bytes(1024))
+    for reason, path in nowhere.items():
+        with pytest.raises(CorpusError, match=reason.strip()):
+            adopt_shards(path, tmp_path / "out")
+        words = "no such directory" if reason == "does not exist" else reason.strip()
+        with pytest.raises(ShardError, match=words):
+            read_manifest(path)
+        if reason == "does not exist":
+            continue
+        with pytest.raises(ShardError, match=reason.strip()):
+            adopt_shards(tmp_path / "tars", path)
+        with pytest.raises(ShardError, match=reason.strip()):
+            pack_items([tone(0)], path)
+
+
+def test_folders_that_lead_nowhere_inside_a_corpus_are_told(tmp_path):
+    (tmp_path / "AudioWAV").symlink_to("AudioWAV")
+    with pytest.raises(CorpusError, match=r"AudioWAV must be a folder .* but it cannot be reached: Too many levels"):
+        pack_corpus("crema-d", tmp_path, tmp_path / "out")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "an4_train.fileids").symlink_to("an4_train.fileids")
+    with pytest.raises(CorpusError, match=r"an4_train\.fileids must be a file .* but it cannot be reached: Too many"):
+        pack_corpus("an4", tmp_path, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Folders of another writer: every hash is right and something else is not, which verification and opening tell."""
 
+import hashlib
 import io
 import json
 import os
@@ -13,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile as sf
 from hypothesis import given
 from hypothesis import strategies as st
 from resigned import edit_manifest, edit_table, resign, with_value, write_manifest
 from tones import pack_items, tone
 
 from shards.adopt import adopt_shards
+from shards.audio import pcm16, pcm_sha256, prepare
 from shards.config import StoredSplit
+from shards.decoding import decode
 from shards.errors import InputError, ShardError
 from shards.index import label_tables, load_index
 from shards.indexfile import INDEX_SCHEMA
@@ -586,3 +590,55 @@ def test_a_key_in_two_folders_is_found_whatever_their_labels_say(packed, tmp_pat
     with pytest.raises(ShardError, match="occurs 2 times"):
         load_index(folders)
     assert any("occurs 2 times" in problem for problem in verify(folders))
+
+
+# ---------------------------------------------------------------- the form of the audio
+
+
+OTHER_FORMS = {
+    "OGG": (48_000, 2, "OGG", "VORBIS", "begins with b'OggS'"),
+    "WAV": (16_000, 1, "WAV", "PCM_16", "begins with b'RIFF'"),
+    "stereo": (16_000, 2, "FLAC", "PCM_16", "is FLAC of 16000 Hz, 2 channels and 16 bits"),
+    "rate": (48_000, 1, "FLAC", "PCM_16", "is FLAC of 48000 Hz, 1 channels and 16 bits"),
+    "bits": (16_000, 1, "FLAC", "PCM_24", "is FLAC of 16000 Hz, 1 channels and 24 bits"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FORMS)
+def test_audio_in_another_form_than_packing_writes_is_one_sentence(tmp_path, kind):
+    """All hashes are right, and the samples are those that the index says."""
+    rate_hz, num_channels, container, codec, words = OTHER_FORMS[kind]
+    pack_items([tone(number) for number in range(4)], tmp_path)
+    rows, members = pq.read_table(tmp_path / "index.parquet").to_pylist(), []
+    with tarfile.open(tmp_path / "tones-000000.tar") as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar.getmembers()]
+    with tarfile.open(tmp_path / "tones-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, row in enumerate(rows):
+            buffer = io.BytesIO()
+            wave = 0.1 * np.sin(np.arange(rate_hz // 10) / 9).astype(np.float32)
+            sf.write(buffer, np.stack([wave] * num_channels, axis=1), rate_hz, format=container, subtype=codec)
+            pcm = pcm16(prepare(*decode(buffer.getvalue(), "clip")))
+            row.update(num_samples=len(pcm), pcm_sha256=pcm_sha256(pcm))
+            audio = buffer.getvalue() if number else members[0][1]
+            if not number:
+                kept = rows[0] = pq.read_table(tmp_path / "index.parquet").to_pylist()[0]
+                row = kept
+            meta = json.loads(members[2 * number + 1][1])
+            meta.update(num_samples=row["num_samples"], pcm_sha256=row["pcm_sha256"].hex())
+            for name, data in (
+                (members[2 * number][0], audio),
+                (members[2 * number + 1][0], json.dumps(meta).encode()),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                what = name.rpartition(".")[2].replace("json", "meta").replace("flac", "audio")
+                row.update({f"{what}_offset": tar.offset + 512, f"{what}_bytes": len(data)})
+                tar.addfile(member, io.BytesIO(data))
+            row["audio_sha256"] = hashlib.sha256(audio).digest()
+    edit_table(tmp_path, lambda table: pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    _counted_anew(tmp_path)
+    (problem,) = verify([tmp_path])
+    assert problem.startswith(
+        "all audio must be stored as FLAC of 16000 Hz, 1 channels and 16 bits, but 'tones/u001' in "
+    )
+    assert problem.endswith(f"{words} (3 such utterances)")
