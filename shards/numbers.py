@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from shards.corpora.missing import is_missing
+from shards.missing import is_missing
 from shards.shown import shown
 
 _MAX_SHOWN = 60

@@ -19,11 +19,11 @@ from shards.corpora.csv import read_any_table
 from shards.corpora.files import has_file
 from shards.corpora.identities import tidy
 from shards.corpora.meaning import meaning_of, microseconds
-from shards.corpora.missing import is_missing
 from shards.corpora.options import ReadOptions
 from shards.corpora.rows import Place, found_in
 from shards.corpora.tables import Row, Table
 from shards.errors import CorpusError
+from shards.missing import is_missing
 from shards.schema import Note, make_key
 
 _HEADER = "db.yaml"

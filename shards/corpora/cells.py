@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shards.corpora.identities import is_shortened, plain_code, plain_name, tidy
-from shards.corpora.missing import NAMING_FIELDS, is_missing, may_be_name
 from shards.corpora.tally import Tally
 from shards.emotionwords import folded
 from shards.errors import CorpusError
 from shards.jsontext import JsonTextError, parse_json
 from shards.labels import STYLES, canonical_gender, known_emotion, language_code, own_emotion
+from shards.missing import NAMING_FIELDS, is_missing, may_be_name
 from shards.numbers import finite_number
 from shards.schema import METADATA_FIELDS, SPLITS
 

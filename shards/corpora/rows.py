@@ -16,7 +16,6 @@ from shards.corpora.base import Found
 from shards.corpora.cells import CellError, CellReader, as_text, cell_of, labels_of, number_in, split_in
 from shards.corpora.columns import Columns, columns_of, without
 from shards.corpora.identities import tidy
-from shards.corpora.missing import is_missing
 from shards.corpora.options import ReadOptions
 from shards.corpora.paths import find_audio
 from shards.corpora.said import SIDES
@@ -24,6 +23,7 @@ from shards.corpora.tables import Row, Table
 from shards.corpora.times import seconds_in
 from shards.errors import CorpusError
 from shards.inputfile import fault_of
+from shards.missing import is_missing
 from shards.schema import Note, Rejection, RowCount, SourceUtterance, StatedDuration, Utterance, make_key
 from shards.shown import shown
 from shards.suffixes import AUDIO_SUFFIXES

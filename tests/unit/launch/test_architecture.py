@@ -57,9 +57,8 @@ def test_init_files_hold_only_a_docstring(package: str) -> None:
 
 
 def test_the_model_is_offered_where_people_look_for_it_and_loaded_when_it_is_asked_for() -> None:
-    done = run_python(
-        "import sys, metaser; print('torch' in sys.modules); from metaser import MetaSERModel; print(MetaSERModel.__name__)"
-    )
+    late = "from metaser import MetaSERModel; print(MetaSERModel.__name__)"
+    done = run_python(f"import sys, metaser; print('torch' in sys.modules); {late}")
     assert done.stdout.split() == ["False", "MetaSERModel"]
     assert "has no attribute 'Nothing'" in run_python("import metaser; metaser.Nothing").stderr
 
