@@ -94,7 +94,7 @@ def emodb(version: Path, folder: Path, emodb: Path | None) -> Numbers:
     """Return the numbers of twenty steps on EMO-DB."""
     if emodb is None:
         raise typer.BadParameter("emodb needs --emodb FOLDER, the corpus")
-    rule = "splits: [{kind: leave_one_out, field: speaker, fold: 0}]"
+    rule = "splits: [{policy: leave_one_out, field: speaker, fold: 0}]"
     text = EMODB.replace("SHARDS", str(folder / "shards")).replace("num_workers: 0", f"num_workers: 0, {rule}")
     (folder / "config.yaml").write_text(text)
     recordings = sorted(str(path) for path in emodb.rglob("*.wav"))[:12]
