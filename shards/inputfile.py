@@ -56,9 +56,17 @@ def read_regular(path: str | Path, *, max_bytes: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         # Memory is taken for what the file has, not for what it may have.
-        data = file.read(size + 1) if size <= max_bytes else b""
-        while size < len(data) <= max_bytes and (more := file.read(_BLOCK_BYTES)):
+        data = _read(file, size + 1) if size <= max_bytes else b""
+        while size < len(data) <= max_bytes and (more := _read(file, _BLOCK_BYTES)):
             data += more  # a file may grow, and /proc says that its files are empty
     if max(size, len(data)) > max_bytes:
         raise OSError(errno.EFBIG, f"it has {max(size, len(data))} bytes or more, but at most {max_bytes} are read")
+    return data
+
+
+def _read(file: BufferedReader, num_bytes: int) -> bytes:
+    data = file.read(num_bytes)
+    if data is None:
+        # Some files of /proc wait for somebody to write, as pipes do.
+        raise OSError(errno.EAGAIN, "it has nothing to read yet, so it is no plain file")
     return data
