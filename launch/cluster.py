@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -97,7 +96,7 @@ class ClusterConfig(Section):
     """Training processes on each node, where there are no GPUs; with GPUs it follows from these."""
     cpus_per_task: PositiveInt = 1
     """The training process and its `data.num_workers` readers."""
-    mem_gb: PositiveFloat | None = None
+    mem_gb: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """Of each node; None takes the partition's default."""
     time_min: Annotated[PositiveInt, BeforeValidator(_minutes)]
     """After so many minutes the job is stopped, requeued and goes on; as text also H:MM:SS or D-HH:MM."""

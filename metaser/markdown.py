@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from shards.shown import shown
 
-_OBEYED = re.compile(r"([|<>`\\\[\]*~]|&(?=[#\w]))")
+_OBEYED = re.compile(r"([|<>`\\\[\]*~]|&(?=[#\w])|:(?=//)|(?<=www)\.|(?<=[\w.+-])@(?=\w))", re.IGNORECASE)
+"""Addresses become links where they stand, too."""
 _BACKTICKS = re.compile("`+")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from shards.errors import FilterError
 from shards.index import NUMBER_FIELDS, Codes, Index
 from shards.numbers import number_of
+from shards.shown import shown
 
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -28,6 +30,7 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 }
 _ABSENCE = (ast.Is, ast.Eq)
 _PRESENCE = (ast.IsNot, ast.NotEq)
+_MAX_SHOWN = 200
 _HELP = 'write comparisons such as `emotion in ["anger", "neutral"] and duration_s < 20`'
 
 
@@ -43,9 +46,9 @@ def select_rows(index: Index, expression: str) -> np.ndarray:
     try:
         return _truth(index, ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError as error:
-        raise FilterError(f"filter must be an expression, but {expression!r} has {error.msg}; {_HELP}") from error
+        raise FilterError(f"filter must be an expression, but {_cut(expression)} has {error.msg}; {_HELP}") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise FilterError(f"filter must be a simple text, but {expression[:80]!r} fails: {error}; {_HELP}") from error
+        raise FilterError(f"filter must be a simple text, but {_cut(expression)} fails: {error}; {_HELP}") from error
 
 
 def _truth(index: Index, node: ast.expr) -> np.ndarray:
@@ -59,7 +62,7 @@ def _truth(index: Index, node: ast.expr) -> np.ndarray:
             # `1 < age < 9` is two links, and holds where both do.
             links = zip([left, *comparators], ops, comparators, strict=False)
             return np.asarray(np.logical_and.reduce([_link(index, *link) for link in links]))
-    raise FilterError(f"filter must consist of comparisons, got `{ast.unparse(node)}`; {_HELP}")
+    raise FilterError(f"filter must consist of comparisons, got `{_told(node)}`; {_HELP}")
 
 
 def _link(index: Index, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.ndarray:
@@ -69,13 +72,11 @@ def _link(index: Index, left: ast.expr, op: ast.cmpop, right: ast.expr) -> np.nd
     if _is_none(right):
         return _presence(index, left, op)
     if type(op) not in _COMPARISONS:
-        raise FilterError(f"`is` must be followed by None, got `{ast.unparse(right)}`; write == instead")
+        raise FilterError(f"`is` must be followed by None, got `{_told(right)}`; write == instead")
     compare = _COMPARISONS[type(op)]
     match _field_name(left), _field_name(right):
         case None, None:
-            raise FilterError(
-                f"each comparison must name a field, got `{ast.unparse(left)}` and `{ast.unparse(right)}`; {_HELP}"
-            )
+            raise FilterError(f"each comparison must name a field, got `{_told(left)}` and `{_told(right)}`; {_HELP}")
         case str(name), None:
             constant = _constant(right)
             _check_kinds(index, left, _kinds(index, left), right, {_kind(constant)})
@@ -134,7 +135,7 @@ def _where_pair(left: Codes, right: Codes, compare: Callable[[Any, Any], bool]) 
 def _membership(index: Index, left: ast.expr, is_wanted: bool, right: ast.expr) -> np.ndarray:
     name = _required_field(left)
     if not isinstance(right, ast.List | ast.Tuple | ast.Set):
-        raise FilterError(f"`in` must be followed by a list of values, got `{ast.unparse(right)}`; {_HELP}")
+        raise FilterError(f"`in` must be followed by a list of values, got `{_told(right)}`; {_HELP}")
     choices = [_constant(item) for item in right.elts]
     for item, choice in zip(right.elts, choices, strict=True):
         _check_kinds(index, left, _kinds(index, left), item, {_kind(choice)})
@@ -144,7 +145,7 @@ def _membership(index: Index, left: ast.expr, is_wanted: bool, right: ast.expr) 
 
 def _presence(index: Index, node: ast.expr, op: ast.cmpop) -> np.ndarray:
     if not isinstance(op, _ABSENCE + _PRESENCE):
-        raise FilterError(f"None has no order, but the filter compares `{ast.unparse(node)}` with it; write `is None`")
+        raise FilterError(f"None has no order, but the filter compares `{_told(node)}` with it; write `is None`")
     chosen: np.ndarray = (index.codes(_required_field(node)).numbers < 0) == isinstance(op, _ABSENCE)
     return chosen
 
@@ -152,7 +153,7 @@ def _presence(index: Index, node: ast.expr, op: ast.cmpop) -> np.ndarray:
 def _required_field(node: ast.expr) -> str:
     name = _field_name(node)
     if name is None:
-        raise FilterError(f"`in` and `None` need a field on the left, got `{ast.unparse(node)}`; {_HELP}")
+        raise FilterError(f"`in` and `None` need a field on the left, got `{_told(node)}`; {_HELP}")
     return name
 
 
@@ -168,10 +169,27 @@ def _field_name(node: ast.expr) -> str | None:
 def _constant(node: ast.expr) -> str | float:
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return -number
-        case ast.Constant(value=str() | int() | float() as value):
-            return value
-    raise FilterError(f"a filter compares fields with text or numbers, got `{ast.unparse(node)}`; {_HELP}")
+            return -_comparable(number)
+        case ast.Constant(value=str() as word):
+            return word
+        case ast.Constant(value=int() | float() as number):
+            return _comparable(number)
+    raise FilterError(f"a filter compares fields with text or numbers, got `{_told(node)}`; {_HELP}")
+
+
+def _comparable(number: float) -> float:
+    """Return a number as it stands there; whole numbers beyond those of floats have no order beside these."""
+    if abs(number) > sys.float_info.max:
+        raise FilterError(f"a filter compares with numbers up to {sys.float_info.max:.1e}, got one that is larger")
+    return number
+
+
+def _cut(expression: str) -> str:
+    return repr(shown(expression, _MAX_SHOWN))
+
+
+def _told(node: ast.expr) -> str:
+    return shown(ast.unparse(node), _MAX_SHOWN)
 
 
 def _is_none(node: ast.expr) -> bool:
@@ -198,8 +216,8 @@ def _check_kinds(index: Index, left: ast.expr, left_kinds: set[str], right: ast.
     if left_kinds and right_kinds and not left_kinds & right_kinds:
         why = _no_number(index, left) + _no_number(index, right)
         raise FilterError(
-            f"a filter must compare like with like, but `{ast.unparse(left)}` is {'/'.join(sorted(left_kinds))} and "
-            f"`{ast.unparse(right)}` is {'/'.join(sorted(right_kinds))}{why}"
+            f"a filter must compare like with like, but `{_told(left)}` is {'/'.join(sorted(left_kinds))} and "
+            f"`{_told(right)}` is {'/'.join(sorted(right_kinds))}{why}"
         )
 
 

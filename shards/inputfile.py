@@ -87,8 +87,8 @@ def read_regular(path: str | Path, *, max_bytes: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         # Memory is taken for what the file has, not for what it may have.
-        data = file.read(size + 1) if size <= max_bytes else b""
-        while size < len(data) <= max_bytes and (more := file.read(_BLOCK_BYTES)):
+        data = _read(file, size + 1) if size <= max_bytes else b""
+        while size < len(data) <= max_bytes and (more := _read(file, _BLOCK_BYTES)):
             data += more  # a file may grow, and /proc says that its files are empty
     if max(size, len(data)) > max_bytes:
         raise OSError(errno.EFBIG, f"it has {max(size, len(data))} bytes or more, but at most {max_bytes} are read")
@@ -117,3 +117,11 @@ def fault_of(path: str | Path, kind: Literal["file", "folder"] | None = None) ->
         return "is a file, not a folder" if stat.S_ISREG(mode) else "is no folder"
     what = next((what for is_kind, _, what in _KINDS if is_kind(mode)), None)
     return None if kind != "file" or what is None else what.removeprefix("it ")
+
+
+def _read(file: BufferedReader, num_bytes: int) -> bytes:
+    data = file.read(num_bytes)
+    if data is None:
+        # Some files of /proc wait for somebody to write, as pipes do.
+        raise OSError(errno.EAGAIN, "it has nothing to read yet, so it is no plain file")
+    return data

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from shards.audio import AudioFile, Sound, encode_pcm, pcm_sha256
-from shards.corpora.base import OWNERS_LICENCE, CorpusReader, corpus_reader
+from shards.corpora.base import OWNERS_LICENCE, CorpusReader, Found, corpus_reader
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
@@ -183,7 +183,7 @@ class _Collected:
 
 def _collect(reader: CorpusReader, source: Path | None, seed: int, channel: int | None) -> _Collected:
     collected = _Collected()
-    for found in reader.read(source, seed):
+    for found in _read(reader, source, seed):
         if isinstance(found, Note):
             collected.notes.append(found)
         elif isinstance(found, RowCount):
@@ -199,6 +199,20 @@ def _collect(reader: CorpusReader, source: Path | None, seed: int, channel: int 
             else:
                 collected.rejections.append(rejection)
     return collected
+
+
+def _read(reader: CorpusReader, source: Path | None, seed: int) -> Iterator[Found]:
+    """Yield what a reader finds.
+
+    Raises:
+        CorpusError: if a folder of the corpus cannot be read, whose files would be lost.
+    """
+    try:
+        yield from reader.read(source, seed)
+    except OSError as error:
+        raise CorpusError(
+            f"{error.filename or source} must be a file or folder that can be read, but cannot: {error.strerror}"
+        ) from error
 
 
 def _of_channel(item: SourceUtterance, channel: int) -> SourceUtterance:

@@ -74,7 +74,9 @@ _PASSING = (
 _LASTING = (
     ("builtins", "ImportError"),
     ("builtins", "NotImplementedError"),
-    ("builtins", "TypeError"),  # an unknown option
+    # An unknown option, or one of another type, which connecting is the first to use.
+    ("builtins", "TypeError"),
+    ("builtins", "AttributeError"),
     ("builtins", "ValueError"),
     ("botocore.exceptions", "BotoCoreError"),
 )
@@ -301,8 +303,10 @@ class RangeReader:
             filesystem, path = url_to_fs(place, **options)
         except ImportError as error:
             raise ShardError(f"{_shown(place)} needs a package that is missing: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise ShardError(f"{_shown(place)} cannot be opened with remote.options of {protocol}: {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ShardError(
+                f"{_shown(place)} cannot be opened with remote.options of {protocol}: {_reason(error)}"
+            ) from error
         if protocol in _S3:
             filesystem.retries = 1
         return filesystem, path

@@ -17,8 +17,8 @@ from shards.shown import shown
 
 MAX_YAML_BYTES = 4 << 20
 """Read from a file of YAML; PyYAML reads about 0.3 MB a second."""
-MAX_NODES = 250_000
-"""Names and values of one text; 10 s on a busy core. A header that describes 10,000 speakers has 80,000."""
+MAX_NODES = 150_000
+"""Names and values of one text; 7 s on a busy core. A header that describes 10,000 speakers has 80,000."""
 MAX_REPEATED = 10_000
 """Names and values that aliases (`*x`) may add by repeating what stands elsewhere."""
 
@@ -208,7 +208,10 @@ def _whole(text: str) -> int:
 
 
 def _real(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if value == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
+        raise ValueError("it is nearer to 0 than any number that can be computed with")
+    return value
 
 
 _CORE: tuple[tuple[str, str, str, Callable[[str], Any]], ...] = (

@@ -5,9 +5,9 @@ Every change is off until its `probability`, the share of clips that it changes,
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shards.config import PathText, Section
 
@@ -18,6 +18,10 @@ def _check_range(name: str, low: float, high: float) -> None:
 
 
 Probability = Field(default=0.0, ge=0, le=1)
+_Decibels = Annotated[float, Field(ge=-200, le=200)]
+"""Beyond that one of two sounds has no bit left in float32."""
+_Rt60 = Annotated[float, Field(gt=0, le=60)]
+"""In seconds; cathedrals have ten."""
 
 
 class SpeedConfig(Section):
@@ -49,11 +53,11 @@ class ReverberationConfig(Section):
     folder: PathText | None = None
     """Audio files of measured or simulated responses, searched with its subfolders. None draws synthetic ones: the
     direct sound, then noise that decays exponentially."""
-    min_rt60_s: PositiveFloat = 0.2
-    max_rt60_s: PositiveFloat = 0.8
+    min_rt60_s: _Rt60 = 0.2
+    max_rt60_s: _Rt60 = 0.8
     """Synthetic only: the time in which the reverberation falls by 60 dB, drawn evenly."""
-    min_drr_db: float = 0.0
-    max_drr_db: float = 15.0
+    min_drr_db: _Decibels = 0.0
+    max_drr_db: _Decibels = 15.0
     """Synthetic only: energy of the direct sound over that of the reverberation, drawn evenly in dB."""
 
     @model_validator(mode="after")
@@ -72,8 +76,8 @@ class NoiseConfig(Section):
     clip is repeated. None uses built-in noise."""
     colours: tuple[Literal["white", "pink"], ...] = Field(default=("white", "pink"), min_length=1)
     """Built-in only: one is drawn; white has equal power per Hz, pink equal power per octave."""
-    min_snr_db: float = 5.0
-    max_snr_db: float = 20.0
+    min_snr_db: _Decibels = 5.0
+    max_snr_db: _Decibels = 20.0
     """Energy of the whole clip, pauses included, over that of the noise, drawn evenly in dB."""
 
     @model_validator(mode="after")
@@ -90,8 +94,8 @@ class GainConfig(Section):
     """
 
     probability: float = Probability
-    min_db: float = -6.0
-    max_db: float = 6.0
+    min_db: _Decibels = -6.0
+    max_db: _Decibels = 6.0
     """Drawn evenly in dB. Samples may leave [-1, 1]; nothing clips them but `mu_law`."""
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,9 +74,27 @@ def _validate(
     for override in overrides:
         _apply_override(tree, override)
     try:
-        return kind.model_validate(tree)
+        section = kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where} has {error.error_count()} problem(s): {_describe(error, whole)}") from None
+    for path, value in _switches(tree, section):
+        raise ConfigError(
+            f"{where} has a problem: {shown(path, _MAX_SHOWN)} must be a number, got {str(value).lower()}"
+        )
+    return section
+
+
+def _switches(tree: Any, made: Any, path: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield where `tree` has true or false and the section that was made of it a number: 1 or 0."""
+    if isinstance(tree, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+        yield path.removeprefix("."), tree
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            found = made.get(name) if isinstance(made, dict) else getattr(made, str(name), None)
+            yield from _switches(value, found, f"{path}.{name}")
+    elif isinstance(tree, list) and isinstance(made, list | tuple):
+        for number, (value, found) in enumerate(zip(tree, made, strict=False)):
+            yield from _switches(value, found, f"{path}.{number}")
 
 
 def dump_experiment(config: ExperimentConfig) -> str:

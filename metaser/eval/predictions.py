@@ -1,8 +1,8 @@
 """`predictions.csv`: one row per utterance with all that its results say, written and read back.
 
 Numbers are written so that reading gives the same ones. An empty cell is what is not there. Text that begins with `=`,
-`+`, `-` or `@` would be a formula to a spreadsheet: an apostrophe stands before it. What a terminal obeys is written
-out, ESC as a backslash and `x1b`. `read_predictions` gives the texts themselves.
+`+`, `-` or `@`, in full width, too, would be a formula to a spreadsheet: an apostrophe stands before it. What a
+terminal obeys is written out, ESC as a backslash and `x1b`. `read_predictions` gives the texts themselves.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def csv_line(row: Iterable[object]) -> str:
 
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")
+"""The last four are the first four in full width, which spreadsheets of East Asia take for them."""
 _WRITTEN_OUT = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _LINE_SIGNS = re.compile(r"([\t\r\n]+)")
 """Are quoted as in any CSV."""

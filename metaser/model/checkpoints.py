@@ -6,8 +6,11 @@ held against each other before any memory goes into it.
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -25,8 +28,9 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from metaser.errors import ModelError
+from metaser.model.tensorfile import MAX_HEADER_BYTES
 from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
-from shards.jsontext import JsonTextError, parse_json
+from shards.jsontext import JsonTextError, RepeatedNameError, parse_json, unique
 from shards.schema import RATE_HZ
 from shards.shown import shown
 
@@ -39,6 +43,8 @@ _PATTERNS = {
     "model.safetensors": ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     "pytorch_model.bin": ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
 }
+_MAX_WINDOW_SAMPLES = 10 * RATE_HZ
+"""Of a frame; those of these encoders are 400 samples long."""
 _SMALL_BYTES = 1 << 30
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FETCH_AGAIN = "fetch the checkpoint again"
@@ -50,7 +56,21 @@ _ANCHOR = "feature_projection.projection.weight"
 """A weight that all of these encoders have, by which their place in a larger model is found."""
 _MASK_EMBEDDING = "masked_spec_embed"
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
+_MAX_STATES = 10
+"""Inside each other; one that holds itself would have no end."""
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
+
+_PICKLE_IN_ARCHIVE = "data.pkl"
+_NUM_PICKLES = 5
+"""With which a file begins that torch wrote before 1.6."""
+_MAX_TUPLE_VALUES = 10_000
+"""That a tuple and those in it hold; a shape, a place in a file and the like have a dozen. The hash of one walks over
+all of them, as often as they are repeated."""
+_UNREAD_GLOBALS = frozenset({"builtins bytearray", "__builtin__ bytearray"})
+"""Which torch would call: with a number, it takes as much memory as that says."""
+
+_UNHASHABLE = frozenset({"APPEND", "APPENDS", "BUILD", "DICT", "LIST", "SETITEM", "SETITEMS"})
+"""Opcodes that make, or add to, what is no part of a hash."""
 
 _UNREADABLE = (
     *(OSError, SafetensorError, pickle.UnpicklingError, struct.error, EOFError, ImportError, MemoryError),
@@ -83,7 +103,7 @@ class _Architecture(_FromFile):
     attention_dropout: _Fraction = 0
     feat_proj_dropout: _Fraction = 0
     feat_proj_layer_norm: bool = True
-    layer_norm_eps: Annotated[float, Field(ge=0, le=1)] = 0
+    layer_norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1
     feat_extract_norm: Literal["group", "layer"] = "group"
     feat_extract_activation: _Name = ""
     conv_dim: _Sizes = ()
@@ -256,6 +276,14 @@ def _check_form(config: Mapping[str, Any], path: Path) -> None:
     lengths = [len(config[part]) for part in ("conv_dim", "conv_stride", "conv_kernel")]
     if len(set(lengths)) > 1:
         raise refuse("conv_dim, conv_stride and conv_kernel must be equally long", f"{lengths}")
+    # Before the first frame there must be so many samples, and from each to the next.
+    hop, window = 1, 1
+    for stride, kernel in zip(config["conv_stride"], config["conv_kernel"], strict=True):
+        window += (kernel - 1) * hop
+        hop *= stride
+    if max(hop, window) > _MAX_WINDOW_SAMPLES:
+        rule = f"conv_stride and conv_kernel must make windows and steps of at most {_MAX_WINDOW_SAMPLES} samples"
+        raise refuse(rule, f"{window} and {hop}")
     for part in ("hidden_act", "feat_extract_activation"):
         if config[part] not in ACT2FN:
             raise refuse(f"{part} must be an activation of transformers such as gelu", repr(config[part]))
@@ -299,7 +327,12 @@ def _parsed(path: Path, kind: type[_Parsed], what: str) -> _Parsed | None:
 
 def _validated(data: bytes, path: Path, kind: type[_Parsed], what: str) -> _Parsed:
     try:
-        return kind.model_validate_json(data)
+        parsed = kind.model_validate_json(data)
+        # Of two values under one name, pydantic takes the last without a word.
+        json.loads(data, object_pairs_hook=unique, parse_int=str)
+        return parsed
+    except RepeatedNameError as error:
+        raise ModelError(f"{path} must hold {what}, but {error}; {_FETCH_AGAIN}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"{part}: " for part in first["loc"])
@@ -322,7 +355,7 @@ def refuse_stand_in(start: bytes, path: Path) -> None:
 
 def _words(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) else None
-    return text or " ".join(str(error).split())[:200] or type(error).__name__
+    return text or shown(" ".join(str(error).split()), 200) or type(error).__name__
 
 
 # ---------------------------------------------------------------- weights
@@ -440,18 +473,37 @@ def _reading(file: Path) -> Iterator[None]:
 def _tensors(file: Path) -> Iterator[Mapping[str, Any]]:
     """Open a file of weights: its values by name, read when they are asked for where the format allows it."""
     if file.suffix == ".safetensors":
+        _check_header(file)
         with safe_open(file, framework="pt") as opened:
             yield _Lazy(opened)
         return
     _refuse_compressed(file)
+    _check_pickles(file)
     loaded = torch.load(file, map_location="cpu", weights_only=True)
     # Trainers keep more than the model in a file.
-    while isinstance(loaded, Mapping) and (key := next(filter(_holds_state(loaded), _STATE_KEYS), None)):
+    for _ in range(_MAX_STATES):
+        if not isinstance(loaded, Mapping) or (key := next(filter(_holds_state(loaded), _STATE_KEYS), None)) is None:
+            break
         _LOG.info("%s: the weights are those under %r", file, key)
         loaded = loaded[key]
+    else:
+        raise ModelError(f"{file} must hold tensors by name, but holds states in states without end; {_FETCH_AGAIN}")
     if not isinstance(loaded, Mapping):
         raise ModelError(f"{file} must hold tensors by name, but holds a {type(loaded).__name__}; {_FETCH_AGAIN}")
     yield {str(name): value for name, value in loaded.items()}
+
+
+def _check_header(file: Path) -> None:
+    """Refuse headers of which the library would take minutes and gigabytes, or one of two tensors of a name.
+
+    Raises:
+        ValueError: saying which.
+    """
+    with open_regular(file) as opened:
+        num_bytes = int.from_bytes(opened.read(8), "little")
+        if num_bytes > MAX_HEADER_BYTES:
+            raise ValueError(f"its header has {num_bytes} bytes, and at most {MAX_HEADER_BYTES} are read")
+        parse_json(opened.read(num_bytes))
 
 
 def _refuse_compressed(file: Path) -> None:
@@ -466,6 +518,57 @@ def _refuse_compressed(file: Path) -> None:
             f"{file} must hold weights as torch writes them, but has {size} bytes that unpack to {unpacked}; "
             f"{_FETCH_AGAIN}"
         )
+
+
+def _check_pickles(file: Path) -> None:
+    """Refuse pickles of which a few bytes make gigabytes, or hours of work; what else is in them, torch refuses.
+
+    Raises:
+        ModelError: naming what is in them.
+        ValueError: if they are none.
+        LookupError: likewise.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.endswith(_PICKLE_IN_ARCHIVE):
+                    _check_pickle(io.BytesIO(archive.read(name)), file)
+        return
+    with open_regular(file) as opened:
+        for _ in range(_NUM_PICKLES):
+            if opened.peek(1):
+                _check_pickle(opened, file)
+
+
+def _check_pickle(opened: io.BufferedIOBase, file: Path) -> None:
+    """Count the values in each tuple by the opcodes' effects on the stack: nothing is made of them."""
+    mark = 0
+    stack: list[int] = []
+    memo: dict[Any, int] = {}
+    for opcode, argument, _ in pickletools.genops(opened):  # type: ignore[arg-type]
+        if isinstance(argument, str) and opcode.name == "GLOBAL" and argument in _UNREAD_GLOBALS:
+            raise ModelError(f"{file} must hold tensors by name, but holds {argument}, which is not read; {_CONVERT}")
+        if opcode.name.endswith("GET"):
+            stack.append(memo[argument])
+            continue
+        if "PUT" in opcode.name:
+            memo[argument] = stack[-1]
+            continue
+        taken = []
+        for wanted in reversed(opcode.stack_before):
+            while wanted is pickletools.stackslice and stack[-1] != mark:
+                taken.append(stack.pop())
+            if wanted is not pickletools.stackslice:
+                taken.append(stack.pop())
+        num_values = 1 if opcode.name in _UNHASHABLE else 1 + sum(taken)
+        if num_values > _MAX_TUPLE_VALUES:
+            raise ModelError(
+                f"{file} must hold tensors by name, but holds tuples in each other of more than {_MAX_TUPLE_VALUES} "
+                f"values; {_FETCH_AGAIN}"
+            )
+        stack += [mark if made is pickletools.markobject else num_values for made in opcode.stack_after]
+        if opcode.name == "MEMOIZE":
+            memo[len(memo)] = stack[-1] = taken[0]
 
 
 def _holds_state(loaded: Mapping[Any, Any]) -> Callable[[str], bool]:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -176,6 +177,9 @@ def test_a_file_in_place_of_the_folder(folder: Path) -> None:
         ({"hidden_act": "swooosh"}, "hidden_act must be an activation of transformers such as gelu, got 'swooosh'"),
         ({"feat_extract_norm": "batch"}, "feat_extract_norm: Input should be 'group' or 'layer', got 'batch'"),
         ({"hidden_dropout": 1.5}, "hidden_dropout: Input should be less than or equal to 1, got 1.5"),
+        ({"conv_stride": [65536] * 7}, "must make windows and steps of at most 160000 samples, got"),
+        ({"conv_kernel": [65536] * 7}, "must make windows and steps of at most 160000 samples, got"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps: Input should be greater than or equal to .+, got 0.0"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps: Input should be a finite number, got nan"),
         ({"do_stable_layer_norm": "yes"}, "do_stable_layer_norm: Input should be a valid boolean, got 'yes'"),
     ],
@@ -414,6 +418,79 @@ def test_an_archive_that_unpacks_to_more_than_it_holds(folder: Path) -> None:
             archive.writestr(name, data)
     assert path.stat().st_size < 10**5
     assert "bytes that unpack to 400" in refusal(folder)
+
+
+def _pickled(opcodes: bytes) -> bytes:
+    return b"\x80\x02" + opcodes + b"."
+
+
+_DOUBLED = b"".join(b"h%ch%c\x86q%c" % (number, number, number + 1) for number in range(1, 60))
+EXCESSIVE = {
+    "tuples": _pickled(b"})q\x01" + _DOUBLED + b"K\x01s"),
+    "wide tuples": _pickled(
+        b"})q\x01" + b"".join(b"(" + b"h%c" % n * 99 + b"tq%c" % (n + 1) for n in range(1, 9)) + b"K\x01s"
+    ),
+    "memory": _pickled(b"}X\x01\0\0\0acbuiltins\nbytearray\n\x8a\x08" + (1 << 36).to_bytes(8, "little") + b"\x85Rs"),
+    "memory in Python 2": _pickled(b"}X\x01\0\0\0ac__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85Rs"),
+}
+"""The hash of 2^60 tuples, memory of 64 GiB: what a few bytes ask for, and torch would give."""
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+@pytest.mark.parametrize("kind", EXCESSIVE)
+def test_pickles_of_which_little_makes_much(folder: Path, kind: str, is_archive: bool) -> None:
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    if is_archive:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", EXCESSIVE[kind])
+            archive.writestr("archive/version", "3\n")
+    else:
+        path.write_bytes(EXCESSIVE[kind])
+    assert f"{path} must hold tensors by name, but holds " in refusal(folder)
+
+
+def test_a_state_that_holds_itself(folder: Path) -> None:
+    state: dict[str, object] = {}
+    state["model"] = state
+    assert "holds states in states without end" in refusal(with_weights(folder, state))
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{}}', "cannot be read: it names a twice"),
+        (b"[" * 1000, "cannot be read: it is deeper than 64|cannot be read: Expecting"),
+        (b" " * (17 << 20), "its header has 17825792 bytes, and at most 16777216 are read"),
+        (b'{"a":{"dtype":"\\u001b[2J","shape":[0],"data_offsets":[0,0]}}', r"\\x1b\[2J"),
+    ],
+)
+def test_headers_of_weights(folder: Path, header: bytes, words: str) -> None:
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    said = refusal(folder)
+    assert re.search(words, said)
+    assert said.isprintable()
+
+
+def test_shapes_that_many_tensors_share_are_no_excess(folder: Path, tensors: dict[str, Tensor]) -> None:
+    shared = ("a", (1, 2), (3.0,) * 500)
+    groups = [{"betas": shared, "params": list(range(number))} for number in range(200)]
+    assert_same(load(with_weights(folder, {"model": tensors, "optimizer": {"groups": groups}})), tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"model_type": "wav2vec2", "hidden_size": 16, "hidden_size": 32}'),
+        ("config.json", '{"model_type": "wav2vec2", "x": {"y": 1, "y": 1}}'),
+        ("preprocessor_config.json", '{"do_normalize": true, "do_normalize": false}'),
+        ("processor_config.json", '{"feature_extractor": {"do_normalize": true, "do_normalize": false}}'),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "model.safetensors", "a": "b"}}'),
+    ],
+)
+def test_a_name_that_stands_twice(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    assert "twice; fetch the checkpoint again" in refusal(folder)
 
 
 @pytest.mark.parametrize("changes", [{"hidden_size": 2**14}, {"intermediate_size": 2**20, "num_hidden_layers": 256}])

@@ -48,6 +48,24 @@ def test_every_experiment_opens_with_what_it_is_and_how_to_run_it(path):
     assert f"configs/experiment/{path.name}" in head
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(
+            (part, f"{end}_{name}", value)
+            for part, name in (("gain", "db"), ("noise", "snr_db"))
+            for end in ("min", "max")
+            for value in (-1e5, 1e300)
+        ),
+        *(("reverberation", f"{end}_drr_db", value) for end in ("min", "max") for value in (-201.0, 1e300)),
+        *(("reverberation", f"{end}_rt60_s", value) for end in ("min", "max") for value in (1e9, 61.0, 0.0)),
+    ],
+)
+def test_no_augmentation_is_beyond_what_can_be_computed(tmp_path, part, name, value):
+    with pytest.raises(ConfigError, match=rf"stages\.0\.augment\.{part}\.{name}: Input should be .+, got "):
+        load_experiment(write(tmp_path, MINIMAL | augmented(**{part: {"probability": 1.0, name: value}})))
+
+
 def test_stages_may_share_one_augmentation_by_a_yaml_anchor(tmp_path):
     stage = {**MINIMAL["stages"][0], "augment": {"gain": {"probability": 0.5}}}
     other = {**stage, "name": "t"}
@@ -57,6 +75,23 @@ def test_stages_may_share_one_augmentation_by_a_yaml_anchor(tmp_path):
     assert first.augment == second.augment
     assert first.augment.gain.probability == 0.5
     assert first.augment.noise.probability == 0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("seed=true", "data.batch_utterances=true", "stages.0.num_steps=true", "stages.0.weights.emotion=true"),
+        *("stages.0.betas=[false, 0.9]", "stages.0.augment={gain: {probability: true}}", "data.window_s=true"),
+        *(
+            "tasks.0.class_weights=[1, true, 1, 1]",
+            "model.encoder={kind: logmel, width: true, num_heads: 1}",
+            "stages.0.ema_decay=1e-400",
+        ),
+    ],
+)
+def test_neither_a_switch_nor_nearly_nothing_is_a_number(tmp_path, override):
+    with pytest.raises(ConfigError, match=r"must be a number, got (true|false)$|nearer to 0 than"):
+        load_experiment(write(tmp_path, MINIMAL), [override])
 
 
 def test_overrides_reach_sections_and_list_items(tmp_path):

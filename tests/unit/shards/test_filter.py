@@ -36,6 +36,20 @@ def _tones(*numbers):
     return [f"u{number:03d}" for number in numbers]
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e400", "0x" + "f" * 300])
+@pytest.mark.parametrize("form", ["duration_s < {}", "{} != age", "age in [1, {}]", "extra.rating == {}"])
+def test_numbers_beyond_all_floats(index, form, number):
+    with pytest.raises(FilterError, match=r"a filter compares with numbers up to 1\.8e"):
+        select_rows(index, form.format(number))
+
+
+@pytest.mark.parametrize("part", ["(duration_s)", "emotion and ", 'emotion == "', "not ", "1 < ", "x" * 99, "{1: 2}, "])
+def test_a_long_filter_is_refused_in_few_words(index, part):
+    with pytest.raises(FilterError) as refused:
+        select_rows(index, part * 20_000)
+    assert len(str(refused.value)) < 1000
+
+
 @pytest.mark.parametrize(
     ("expression", "numbers"),
     [

@@ -20,6 +20,13 @@ def test_a_file_that_says_it_is_empty_is_bounded_too():
         read_regular("/proc/self/status", max_bytes=10)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may open the kernel's messages")
+def test_a_file_that_waits_for_a_writer_is_told_as_what_it_is():
+    with pytest.raises(OSError, match=r"it has nothing to read yet|Operation not permitted"):
+        for _ in range(1000):
+            read_regular("/proc/kmsg", max_bytes=1 << 24)
+
+
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")

@@ -557,6 +557,21 @@ def test_an_unknown_protocol_a_missing_package_and_a_wrong_option_are_one_senten
         RemoteConfig(options={"S3": {}})
 
 
+WRONG_OPTIONS = [
+    *({"client_kwargs": 5}, {"client_kwargs": None}, {"client_kwargs": [1]}, {"client_kwargs": "x"}, {"headers": 5}),
+    *({"client_kwargs": {"connector": "x"}}, {"client_kwargs": {"headers": None}}, {"client_kwargs": {"timeout": "x"}}),
+    *({"client_kwargs": {"cookies": 5}}, {"client_kwargs": {"trust_env": []}}, {"client_kwargs": {"auth": "x"}}),
+    *({"get_client": 5}, {"encoded": {}}, {"loop": "x"}, {"block_size": "x"}, {"proxy": 5}, {"ssl": "x"}),
+    *({"client_kwargs": {"json_serialize": 5}}, {"client_kwargs": {"version": "x"}}, {"allow_redirects": "x", "a": 1}),
+]
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS, ids=str)
+def test_options_of_any_type_are_taken_or_refused_in_one_sentence(options):
+    with pytest.raises(ShardError, match=r"^http://127\.0\.0\.1:9/b\.tar (must|cannot)[^\n]*$"):
+        RangeReader(quick(num_tries=1, options={"http": options})).read("http://127.0.0.1:9/b.tar", 0, 1)
+
+
 def _has_package(protocol: str) -> bool:
     try:
         fsspec.get_filesystem_class(protocol)
