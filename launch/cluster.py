@@ -16,12 +16,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     model_validator,
 )
 
-from shards.config import PathText, Section, usable_path
+from shards.config import Count, PathText, Section, usable_path
 from shards.errors import InputError
 from shards.inputfile import open_regular
 from shards.shown import shown
@@ -88,17 +86,17 @@ class ClusterConfig(Section):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    nodes: PositiveInt = 1
+    nodes: Count = 1
     """Machines of one job."""
-    gpus_per_node: NonNegativeInt = 0
+    gpus_per_node: int = Field(default=0, ge=0, lt=2**31)
     """One training process per GPU."""
-    tasks_per_node: PositiveInt | None = None
+    tasks_per_node: Count | None = None
     """Training processes on each node, where there are no GPUs; with GPUs it follows from these."""
-    cpus_per_task: PositiveInt = 1
+    cpus_per_task: Count = 1
     """The training process and its `data.num_workers` readers."""
     mem_gb: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """Of each node; None takes the partition's default."""
-    time_min: Annotated[PositiveInt, BeforeValidator(_minutes)]
+    time_min: Annotated[Count, BeforeValidator(_minutes)]
     """After so many minutes the job is stopped, requeued and goes on; as text also H:MM:SS or D-HH:MM."""
     partition: Word | None = None
     """A partition of the cluster's; None takes its default one, here and below."""
@@ -108,7 +106,7 @@ class ClusterConfig(Section):
     """Quality of service."""
     constraint: Word | None = None
     """Node features, as in `--constraint`."""
-    grace_s: PositiveInt = 300
+    grace_s: Count = 300
     """The warning comes so long before the time is over. A step and a save must fit in."""
     modules: tuple[Word, ...] = ()
     """Loaded by `module load` before the training starts."""
@@ -121,9 +119,9 @@ class ClusterConfig(Section):
     """A shell file sourced by the job: NCCL's settings, for example `slurm/env.sh`."""
     pass_environment: tuple[Annotated[str, AfterValidator(_variable)], ...] = ()
     """Variables of the submitting shell that reach the job, beside `PASSED_VARIABLES`."""
-    max_requeues: NonNegativeInt = 100
+    max_requeues: int = Field(default=100, ge=0, lt=2**31)
     """How often a job may start again by itself."""
-    max_parallel_folds: PositiveInt = 16
+    max_parallel_folds: Count = 16
     """Folds of one cross-validation that run at the same time."""
     check_node_names: bool = True
     """Refuse to submit when a node's name does not resolve on this host; false where login nodes know none of them."""

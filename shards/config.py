@@ -10,8 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -63,13 +61,19 @@ PathText = Annotated[str, AfterValidator(usable_path)]
 """A file, a folder, or the URL or public name of something like it, in a configuration."""
 
 
+MAX_SECONDS = 1e6
+"""Eleven days; what waits takes no number without end."""
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+
+
 class StoredSplit(Section):
     """The corpus's own split; where it has no dev part, whole training speakers are held out for it."""
 
     policy: Literal["stored"] = "stored"
     corpus: str | None = None
     """Applies to this corpus only; None applies to all that no other rule names."""
-    num_dev_speakers: int = Field(default=0, ge=0)
+    num_dev_speakers: int = Field(default=0, ge=0, lt=2**31)
     """Training speakers moved to dev when the corpus has no dev part."""
 
 
@@ -79,9 +83,9 @@ class LeaveOneOut(Section):
     policy: Literal["leave_one_out"]
     corpus: str | None = None
     field: Literal["speaker", "session"] = "speaker"
-    fold: int = Field(default=0, ge=0)
+    fold: int = Field(default=0, ge=0, lt=2**31)
     """Index of the test group among the sorted groups."""
-    num_dev_groups: PositiveInt = 1
+    num_dev_groups: Count = 1
     partners: Literal["dev", "train"] = "dev"
     """With `field: speaker`, where they go who share a session or dialogue with the test speaker: into dev, before (and
     if need be beyond) `num_dev_groups` others, or nowhere in particular (`train`), which every result then says."""
@@ -92,9 +96,9 @@ class RandomSpeakers(Section):
 
     policy: Literal["random_speakers"]
     corpus: str | None = None
-    num_test_speakers: PositiveInt = 2
-    num_dev_speakers: PositiveInt = 1
-    seed: int = 0
+    num_test_speakers: Count = 2
+    num_dev_speakers: Count = 1
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
 
 SplitRule = Annotated[StoredSplit | LeaveOneOut | RandomSpeakers, Field(discriminator="policy")]
@@ -103,7 +107,7 @@ SplitRule = Annotated[StoredSplit | LeaveOneOut | RandomSpeakers, Field(discrimi
 class SamplingConfig(Section):
     """How often utterances are drawn; an epoch has as many draws as utterances. Nothing set: each exactly once."""
 
-    corpora: dict[str, PositiveFloat] = Field(default_factory=dict)
+    corpora: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
     """Share of the draws per corpus, e.g. {emodb: 1, an4: 3}; all of the stage's corpora or none."""
     balance: str | None = None
     """Metadata field whose values are drawn equally often, e.g. `emotion`; utterances without it stay as they were."""
@@ -118,13 +122,13 @@ class RemoteConfig(Section):
 
     cache_dir: PathText | None = None
     """Folder on a disk of this node that keeps what was read; None reads everything anew."""
-    cache_max_gb: PositiveFloat = 50.0
+    cache_max_gb: float = Field(default=50.0, gt=0, le=1e9)
     """Size (10^9 bytes) above which the oldest entries of `cache_dir` are deleted."""
-    num_tries: PositiveInt = 6
+    num_tries: int = Field(default=6, gt=0, le=1000)
     """Requests for one byte range before its failure stops the run."""
-    timeout_s: PositiveFloat = 20.0
+    timeout_s: Seconds = 20.0
     """Deadline of one request, from connecting to the last byte."""
-    first_wait_s: PositiveFloat = 0.5
+    first_wait_s: Seconds = 0.5
     """Pause before the second try; each further one is twice as long (at most 30 s), all times a random 0.5 to 1.5."""
     options: dict[str, dict[str, Any]] = {}
     """Keyword arguments of fsspec's file systems by protocol: `{s3: {endpoint_url: http://minio:9000}}`."""
@@ -150,20 +154,20 @@ class DataConfig(Section):
     """Accept speakers that stand in more than one split; every result then carries the word."""
     allow_recording_overlap: bool = False
     """Accept one recording, or segments of one file, in more than one split; every result then says so."""
-    batch_utterances: PositiveInt = 16
+    batch_utterances: Count = 16
     """Utterances of one optimizer step, over all processes and accumulation slots."""
-    max_slot_s: PositiveFloat = 160.0
+    max_slot_s: Seconds = 160.0
     """Padded seconds one process forwards at once; more are cut into accumulation slots."""
-    window_s: float | None = Field(default=None, ge=MIN_WINDOW_S)
+    window_s: float | None = Field(default=None, ge=MIN_WINDOW_S, le=MAX_SECONDS)
     """Longer clips are heard in windows of so many seconds: a random one each time in training, all of them in
     evaluation. None: clips are heard whole."""
-    window_overlap_s: float | None = Field(default=None, ge=0)
+    window_overlap_s: float | None = Field(default=None, ge=0, le=MAX_SECONDS)
     """Seconds that neighbouring windows share in evaluation; None: a quarter of `window_s`."""
-    pool_utterances: PositiveInt = 1600
+    pool_utterances: Count = 1600
     """Utterances sorted by duration together before they are cut into steps."""
-    num_workers: int = Field(default=1, ge=0)
+    num_workers: int = Field(default=1, ge=0, le=1000)
     """Reader processes of each training process; 0 reads in the training process itself."""
-    worker_timeout_s: PositiveFloat = 300.0
+    worker_timeout_s: Seconds = 300.0
     """A reader that delivers nothing for so long is an error."""
     remote: RemoteConfig = RemoteConfig()
     """Only for shards behind URLs."""

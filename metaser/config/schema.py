@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from metaser.config.augment import AugmentConfig
 from metaser.tasks.kinds import AnyTask
-from shards.config import DataConfig, PathText, SamplingConfig, Section
+from shards.config import Count, DataConfig, PathText, SamplingConfig, Section
 
 # ---------------------------------------------------------------- model
 
@@ -21,6 +21,8 @@ _Width = Annotated[int, Field(gt=0, le=2**16)]
 """Larger ones are slips or attacks: a square of them takes 16 GB."""
 _NumLayers = Annotated[int, Field(gt=0, le=256)]
 _NumHeads = Annotated[int, Field(gt=0, le=1024)]
+_NumMasks = Annotated[int, Field(ge=0, le=1000)]
+"""They are drawn one by one, for each clip."""
 
 
 class LogMelEncoderConfig(Section):
@@ -72,7 +74,7 @@ class AdapterConfig(Section):
     """Small trainable parts inside a frozen encoder; 0 leaves a part out."""
 
     lora_rank: int = Field(default=0, ge=0, le=2**16)
-    lora_alpha: PositiveFloat = 64.0
+    lora_alpha: float = Field(default=64.0, gt=0, le=1e6)
     bottleneck: int = Field(default=0, ge=0, le=2**16)
     """Width of the bottleneck after each layer."""
 
@@ -80,10 +82,10 @@ class AdapterConfig(Section):
 class SpecAugmentConfig(Section):
     """Masks over the encoder's input frames during training; 0 masks draw none."""
 
-    num_time_masks: NonNegativeInt = 0
-    max_time_mask_frames: PositiveInt = 10
-    num_feature_masks: NonNegativeInt = 0
-    max_feature_mask: PositiveInt = 16
+    num_time_masks: _NumMasks = 0
+    max_time_mask_frames: _Width = 10
+    num_feature_masks: _NumMasks = 0
+    max_feature_mask: _Width = 16
 
 
 class ModelConfig(Section):
@@ -109,15 +111,17 @@ _LAYER_RANGE = re.compile(r"encoder\.layers\.\d+-\d+")
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+_Rate = Annotated[float, Field(ge=0, le=1e3)]
+_Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class LearningRates(Section):
     """Peak learning rates by parameter group."""
 
-    encoder: NonNegativeFloat = 1e-5
-    heads: NonNegativeFloat = 1e-4
+    encoder: _Rate = 1e-5
+    heads: _Rate = 1e-4
     """Heads, co-attention and adapters."""
-    ari: NonNegativeFloat = 1e-2
+    ari: _Rate = 1e-2
     """ARI's scalars: they start at zero, and Adam moves a scalar by about the rate per step."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Each encoder layer's rate is the next upper layer's times this; a final norm belongs to the top layer, and what
@@ -139,9 +143,9 @@ class StageConfig(Section):
     train: tuple[str, ...] = Field(min_length=1)
     """`encoder`, `encoder.layers.6-11` (with the final norm if the top layer is among them), `ari`, `heads`,
     `heads.NAME`, `coattention`, `adapters`."""
-    weights: dict[str, NonNegativeFloat]
+    weights: dict[str, _Weight]
     """Loss weight per task; a task that is not named has weight 0."""
-    num_steps: PositiveInt
+    num_steps: Count
     filter: str | None = None
     """Expression over metadata, e.g. `emotion in ["anger", "neutral"] and duration_s < 20`."""
     sampling: SamplingConfig = SamplingConfig()
@@ -149,11 +153,11 @@ class StageConfig(Section):
     """A stage's own, because what leaves a transcript alone may change a voice's gender or emotion."""
     learning_rate: LearningRates = LearningRates()
     schedule: ScheduleConfig = ScheduleConfig()
-    weight_decay: NonNegativeFloat = 0.01
+    weight_decay: float = Field(default=0.01, ge=0, le=1e3)
     betas: tuple[_Beta, _Beta] = (0.9, 0.98)
     max_grad_norm: PositiveFloat = 1.0
-    eval_every_steps: PositiveInt = 100
-    save_every_steps: PositiveInt = 200
+    eval_every_steps: Count = 100
+    save_every_steps: Count = 200
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Judge, hand on and export an exponential moving average of the weights instead of the weights themselves; each
     step keeps this share of it (0.999 averages over about 1,000 steps), early ones less: (1 + t) / (10 + t) after t
@@ -193,7 +197,7 @@ class ParallelConfig(Section):
     """Compute the encoder layers' activations again in the backward pass instead of keeping them."""
     compile_layers: bool = False
     """Compile the encoder layers (torch.compile, once for all lengths)."""
-    expected_num_processes: PositiveInt | None = None
+    expected_num_processes: Count | None = None
     """Refuse to start on any other number of processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     peak_tflops: PositiveFloat | None = None
@@ -216,14 +220,14 @@ class ParallelConfig(Section):
 class CheckpointConfig(Section):
     """What stays on disk."""
 
-    keep_last: PositiveInt = 2
+    keep_last: Count = 2
 
 
 class ExperimentConfig(Section):
     """Everything that decides what a run computes."""
 
     output_dir: PathText
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     init_from: PathText | None = None
     """A run's folder or an exported model whose weights the first stage starts from; the encoder must be the same, and
     what else does not fit starts fresh."""
@@ -237,7 +241,7 @@ class ExperimentConfig(Section):
     checkpoints: CheckpointConfig = CheckpointConfig()
     log_keys: bool = False
     """Write which utterances each process read in each step to `keys/` in the run."""
-    max_skipped_steps: PositiveInt = 20
+    max_skipped_steps: Count = 20
     """Non-finite steps in a row that stop the run."""
 
     @model_validator(mode="after")
