@@ -98,7 +98,7 @@ class RandomSpeakers(Section):
     corpus: str | None = None
     num_test_speakers: Count = 2
     num_dev_speakers: Count = 1
-    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    seed: int = 0
 
 
 SplitRule = Annotated[StoredSplit | LeaveOneOut | RandomSpeakers, Field(discriminator="policy")]

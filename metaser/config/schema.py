@@ -227,7 +227,7 @@ class ExperimentConfig(Section):
     """Everything that decides what a run computes."""
 
     output_dir: PathText
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0)
     init_from: PathText | None = None
     """A run's folder or an exported model whose weights the first stage starts from; the encoder must be the same, and
     what else does not fit starts fresh."""

@@ -20,8 +20,8 @@ from shards.config import Section
 
 COMPUTED_WITH = {"max_grad_norm", "peak_tflops", "offset", "scale", "class_weights"}
 """Nothing is done so often or so long."""
-LOOKED_AT = {"factors", "extra", "options", "sbatch"}
-"""By a validator, or by the tool whose settings they are."""
+LOOKED_AT = {"seed", "factors", "extra", "options", "sbatch"}
+"""By a validator (`Section`'s own for seeds), or by the tool whose settings they are."""
 
 
 def sections(kind: type[Section], seen: set[type[Section]]) -> Iterator[type[Section]]:
