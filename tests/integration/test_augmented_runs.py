@@ -44,7 +44,7 @@ def test_dev_and_test_are_not_augmented(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("stages.1.augment.noise={probability: 1, folder: nowhere}", "got 'nowhere', which is none"),
+        ("stages.1.augment.noise={probability: 1, folder: nowhere}", "but 'nowhere' does not exist"),
         ("data.max_slot_s=0.85", "data.max_slot_s must hold the longest clip at the slowest speed"),
     ],
 )

@@ -338,7 +338,7 @@ def test_folders_that_cannot_be_used_are_refused_at_the_start(tmp_path, name):
             Augmenter(always(**{name: {"folder": str(tmp_path / "x")}}), seed=0)
         assert words in str(caught.value)
 
-    refused(TrainingError, f"augment.{name}.folder must be a folder of audio files, got '{tmp_path}/x', which is none")
+    refused(TrainingError, f"augment.{name}.folder must be a folder of audio files, but '{tmp_path}/x' does not exist")
     (tmp_path / "x").mkdir()
     (tmp_path / "x/notes.txt").write_text("nothing")
     refused(TrainingError, f"augment.{name}.folder must hold audio files (.3gp, .aac, .ac3")
