@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -54,6 +55,10 @@ class App(typer.Typer):
 def exit_code(action: Callable[[], object]) -> int:
     """Run `action`; return 0, or 2 after one sentence on stderr for the caller's mistakes, or 1 after the traceback."""
     wait_passively()
+    if not _has_current_folder():
+        # torch's oneMKL would end the process without a word of ours.
+        say("error: the current folder must be there, but was removed; change into another one")
+        return 2
     if logging.lastResort is not None:
         # What is logged where no verb has set up its own.
         logging.lastResort.addFilter(_SHOWN)
@@ -90,7 +95,7 @@ _INTERRUPTED = 128 + signal.SIGINT
 _SURROUNDINGS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-        *(errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG),
     }
 )
 """Numbers of errors that lie in the system, not in MetaSER."""
@@ -106,6 +111,14 @@ def _surroundings(error: OSError) -> str | None:
         return None
     what = "what MetaSER reads and writes" if error.filename is None else repr(str(error.filename))
     return f"{what} must be usable, but is not: {error.strerror}"
+
+
+def _has_current_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def exit_with_code(action: Callable[[], object]) -> NoReturn:

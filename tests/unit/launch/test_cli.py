@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
-from launch.cli import App, app, exit_with_code
+from launch.cli import app
+from launch.exits import App, exit_with_code
 from metaser.errors import ConfigError
 from shards.corpora.base import CORPORA
 from shards.errors import InputError, ShardError
@@ -243,7 +245,7 @@ def test_a_broken_pipe_that_is_not_stdout_is_one_sentence(capsys, monkeypatch):
     assert outcome(own, capsys) == (2, said)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ELOOP])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ELOOP, errno.EFBIG])
 def test_what_the_system_refuses_is_one_sentence_wherever_it_comes_from(number, capsys):
     error = OSError(number, os.strerror(number), "a\x1b/b")
     code, said = outcome(raising(error), capsys)
@@ -293,3 +295,21 @@ def test_an_experiment_of_utf8_is_read_in_any_locale(tmp_path):
     assert [done.returncode for done in printed] == [0, 0, 0], printed
     assert len({done.stdout for done in printed}) == 1
     assert "output_dir: w\u00fct\n" in printed[0].stdout.decode()
+
+
+@pytest.mark.parametrize("arguments", [("pack", "wds", ".", "."), ("inspect", "x"), ("predict", "x", "y.wav")])
+def test_a_current_folder_that_is_gone_is_told(tmp_path, arguments):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    started = f"import os; os.rmdir({str(gone)!r}); from launch.cli import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        [sys.executable, "-c", started, *arguments],
+        cwd=gone,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
