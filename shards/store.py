@@ -468,7 +468,7 @@ def _wrong_length(num_bytes: int, data: bytes) -> Failure | None:
 
 def _error_or_raise(request: _Request, failure: Failure, number: int) -> RangeError:
     place, num_bytes, offset = _shown(request.place), request.num_bytes, request.offset
-    if failure.is_short:
+    if failure.is_short and num_bytes:
         return _too_short(place, offset, num_bytes, f"{failure.reason} (try {number})")
     if failure.is_final:
         raise ShardError(f"{place} must be readable, but: {failure.reason}")

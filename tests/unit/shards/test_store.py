@@ -319,6 +319,14 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
                 ask(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("status", [400, 401, 404, 410, 416, 418, 429, 451, 499, 500, 501, 503, 511, 599])
+def test_no_status_is_taken_for_a_size(server, blob, status):
+    server.restart([str(status)] * 6)
+    with pytest.raises(ShardError, match=rf"status {status}|there is no such file|must not be") as caught:
+        file_size(blob, quick(num_tries=2))
+    assert not isinstance(caught.value, RangeError)
+
+
 @pytest.mark.parametrize(("offset", "why"), [(len(BLOB), "status 416"), (len(BLOB) - 5, "the reply has Content-Range")])
 def test_a_remote_file_that_ends_before_the_range_is_an_error_of_its_own(blob, offset, why):
     with pytest.raises(RangeError) as short:
