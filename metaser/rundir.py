@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from metaser.errors import RunError
 from metaser.sums import SEAL, is_as_sealed, is_sealed, sealed_json
-from shards.inputfile import MISSING, is_there, open_regular, read_regular, why_no_folder
+from shards.inputfile import ABSENT, fault_of, is_there, open_regular, read_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.shown import shown
 
@@ -218,7 +218,7 @@ def refuse_no_folder(path: str | Path) -> None:
     Raises:
         RunError: saying why it is none.
     """
-    if (why := why_no_folder(path)) is not None:
+    if (why := fault_of(path, "folder")) is not None:
         raise RunError(f"RUN must be a run's folder, but {str(path)!r} {why}")
 
 
@@ -228,8 +228,8 @@ def refuse_output_dir(run: RunDir) -> bool:
     Raises:
         RunError: saying why it is none.
     """
-    why = why_no_folder(run.root)
-    if why not in (None, MISSING) or (why == MISSING and is_there(run.root)):
+    why = fault_of(run.root, "folder")
+    if why not in (None, ABSENT):
         raise RunError(f"output_dir must be a folder, but {str(run.root)!r} {why}")
     return why is None
 

@@ -26,9 +26,9 @@ _KINDS = (
     (stat.S_ISBLK, errno.ENODEV, "it is a device, not a regular file"),
 )
 
-ABSENT = "does not exist"
 NOT_REGULAR = frozenset(number for _, number, _ in _KINDS)
 """The errors' numbers that say so."""
+ABSENT = "does not exist"
 
 
 def open_regular(path: str | Path) -> BufferedReader:
@@ -60,22 +60,6 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-MISSING = "does not exist"
-
-
-def why_no_folder(path: str | Path) -> str | None:
-    """Return the words that follow a name which is no folder's (links are followed), `MISSING` or others; else None."""
-    try:
-        mode = Path(path).stat().st_mode
-    except FileNotFoundError:
-        return MISSING
-    except OSError as error:
-        return f"cannot be looked at: {error.strerror}"
-    if stat.S_ISDIR(mode):
-        return None
-    return "is a file, not a folder" if stat.S_ISREG(mode) else "is neither a folder nor a file"
 
 
 def read_regular(path: str | Path, *, max_bytes: int) -> bytes:

@@ -26,7 +26,7 @@ from metaser.model.encoder import FAMILIES
 from metaser.model.tensorfile import TensorFile, TensorFileError, open_tensors
 from metaser.sums import SUMS, SumsError, check_sum, read_sums
 from shards.errors import InputError
-from shards.inputfile import MAX_SETTINGS_BYTES, MISSING, is_there, open_regular, read_regular, why_no_folder
+from shards.inputfile import ABSENT, MAX_SETTINGS_BYTES, fault_of, is_there, open_regular, read_regular
 from shards.shown import shown
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def find_export(path: str | Path, *, setting: str) -> Path:
     """
     folder = Path(path)
     try:
-        if (why := why_no_folder(folder)) is not None:
+        if (why := fault_of(folder, "folder")) is not None:
             raise ModelError(f"{setting} must be a run's folder or an exported model's, but {str(path)!r} {why}")
         if not is_there(folder / CONFIG) and is_there(folder / "best" / CONFIG):
             folder = folder / "best"
@@ -89,10 +89,10 @@ def export_folder(name: str | Path, wanted: Sequence[str], options: Mapping[str,
     Raises:
         ModelError: if there is none.
     """
-    why = why_no_folder(name)
+    why = fault_of(name, "folder")
     if why is None:
         return Path(name)
-    if why != MISSING:
+    if why != ABSENT:
         raise ModelError(f"an exported model must be a folder or a model on the hub, but {str(name)!r} {why}")
     try:
         return Path(snapshot_download(str(name), allow_patterns=[*wanted, SUMS], **options))

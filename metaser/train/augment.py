@@ -29,7 +29,7 @@ from metaser.config.schema import ExperimentConfig
 from metaser.errors import TrainingError
 from shards.audio import AudioFile
 from shards.batch import Batch
-from shards.inputfile import why_no_folder
+from shards.inputfile import fault_of
 from shards.plan import stable_seed
 from shards.schema import RATE_HZ
 from shards.suffixes import AUDIO_SUFFIXES
@@ -93,7 +93,7 @@ class AudioFolder:
             AudioError: if a file cannot be decoded.
         """
         root = Path(folder)
-        if (why := why_no_folder(root)) is not None:
+        if (why := fault_of(root, "folder")) is not None:
             raise TrainingError(f"{what} must be a folder of audio files, but {folder!r} {why}; correct it")
         found = [path for path in root.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()]
         self._paths = sorted(found, key=lambda path: path.relative_to(root).as_posix())

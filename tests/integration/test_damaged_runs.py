@@ -206,13 +206,13 @@ def no_folders(folder):
     (folder / "loop").symlink_to("loop")
     (folder / "dangling").symlink_to("nowhere")
     return {
-        "x" * 300: "cannot be looked at: File name too long",
+        "x" * 300: "cannot be reached: File name too long",
         str(folder / "file"): "is a file, not a folder",
-        str(folder / "pipe"): "is neither a folder nor a file",
-        str(folder / "loop"): "cannot be looked at: Too many levels of symbolic links",
-        str(folder / "loop/x"): "cannot be looked at: Too many levels of symbolic links",
-        str(folder / "file/x"): "cannot be looked at: Not a directory",
-        str(folder / "dangling"): "does not exist",
+        str(folder / "pipe"): "is no folder",
+        str(folder / "loop"): "cannot be reached: Too many levels of symbolic links",
+        str(folder / "loop/x"): "cannot be reached: Too many levels of symbolic links",
+        str(folder / "file/x"): "cannot be reached: Not a directory",
+        str(folder / "dangling"): "is a link to what does not exist",
     }
 
 
@@ -284,6 +284,6 @@ def test_a_folder_that_may_not_be_entered_is_told(finished, tmp_path):
     outer.chmod(0)
     try:
         for verb in ("status", "stop", "evaluate"):
-            assert "cannot be looked at: Permission denied" in said_here(verb, outer / "run")
+            assert "cannot be reached: Permission denied" in said_here(verb, outer / "run")
     finally:
         outer.chmod(0o700)
