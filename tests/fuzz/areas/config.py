@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -230,9 +231,9 @@ def _difference(said: Any, found: Any, where: str) -> str | None:
             _difference(one, other, f"{where}.{at}") for at, (one, other) in enumerate(zip(said, found, strict=True))
         )
         return next(filter(None, pairs), None)
-    return (
-        None if said == found or _number(said) == _number(found) is not None else f"{where} is {found!r}, said {said!r}"
-    )
+    is_home = isinstance(said, str) and said.startswith("~/") and os.path.expanduser(said) == found
+    is_number = _number(said) == _number(found) is not None
+    return None if said == found or is_home or is_number else f"{where} is {found!r}, said {said!r}"
 
 
 def _number(value: Any) -> float | None:
