@@ -136,7 +136,7 @@ def stage_data(
 
 
 def _report_cut(stage: StageConfig, specs: tuple[TaskSpec, ...], part: Index, chosen: Index, data: DataConfig) -> None:
-    """Say what windows take from a stage: a text belongs to the whole clip."""
+    """Say what windows take from a stage: some labels, as a text, belong to the whole clip."""
     num_cut = int(is_cut(chosen, data).sum())
     num_left_out = len(select_utterances(stage, specs, part)) - len(chosen)
     if num_cut or num_left_out:
@@ -148,7 +148,7 @@ def _report_cut(stage: StageConfig, specs: tuple[TaskSpec, ...], part: Index, ch
             len(chosen),
             data.window_s,
             f"; they have no part in {', '.join(texts)}" if texts else "",
-            f"; {num_left_out} more, with no label but a text, are left out" if num_left_out else "",
+            f"; {num_left_out} more, with no label but those of the whole clip, are left out" if num_left_out else "",
         )
 
 

@@ -156,8 +156,8 @@ def _place(line: Line) -> tuple[int, int]:
 def _cut_back(path: Path, stage: int, step: int) -> tuple[list[Line], Chain]:
     """Cut the file behind its last line that is not beyond `stage` and `step`; return the lines that are left."""
     data = read_bytes(path, max_bytes=MAX_TEXT_BYTES) or b""
-    lines = list(_read(data, path))
-    kept = list(itertools.takewhile(lambda line: _place(line) <= (stage, step), lines))
+    # Lazily: what lies behind the checkpoint may be damaged, it is cut off.
+    kept = list(itertools.takewhile(lambda line: _place(line) <= (stage, step), _read(data, path)))
     end = 0
     for _ in kept:
         end = data.index(b"\n", end) + 1

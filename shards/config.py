@@ -61,8 +61,8 @@ PathText = Annotated[str, AfterValidator(usable_path)]
 """A file, a folder, or the URL or public name of something like it, in a configuration."""
 
 
-MAX_SECONDS = 1e6
-"""Eleven days; what waits takes no number without end."""
+MAX_SECONDS = 1e9
+"""Thirty years, for ever; what waits takes at most 292."""
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -107,7 +107,7 @@ SplitRule = Annotated[StoredSplit | LeaveOneOut | RandomSpeakers, Field(discrimi
 class SamplingConfig(Section):
     """How often utterances are drawn; an epoch has as many draws as utterances. Nothing set: each exactly once."""
 
-    corpora: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
+    corpora: dict[str, Annotated[float, Field(gt=0, le=1e12)]] = Field(default_factory=dict)
     """Share of the draws per corpus, e.g. {emodb: 1, an4: 3}; all of the stage's corpora or none."""
     balance: str | None = None
     """Metadata field whose values are drawn equally often, e.g. `emotion`; utterances without it stay as they were."""

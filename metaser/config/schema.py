@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from metaser.config.augment import AugmentConfig
-from metaser.tasks.kinds import AnyTask
+from metaser.tasks.kinds import AnyTask, kind_of
 from shards.config import Count, DataConfig, PathText, SamplingConfig, Section
 
 # ---------------------------------------------------------------- model
@@ -83,9 +83,9 @@ class SpecAugmentConfig(Section):
     """Masks over the encoder's input frames during training; 0 masks draw none."""
 
     num_time_masks: _NumMasks = 0
-    max_time_mask_frames: _Width = 10
+    max_time_mask_frames: Count = 10
     num_feature_masks: _NumMasks = 0
-    max_feature_mask: _Width = 16
+    max_feature_mask: Count = 16
 
 
 class ModelConfig(Section):
@@ -112,7 +112,6 @@ _LAYER_RANGE = re.compile(r"encoder\.layers\.\d+-\d+")
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Rate = Annotated[float, Field(ge=0, le=1e3)]
-_Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class LearningRates(Section):
@@ -143,7 +142,7 @@ class StageConfig(Section):
     train: tuple[str, ...] = Field(min_length=1)
     """`encoder`, `encoder.layers.6-11` (with the final norm if the top layer is among them), `ari`, `heads`,
     `heads.NAME`, `coattention`, `adapters`."""
-    weights: dict[str, _Weight]
+    weights: dict[str, NonNegativeFloat]
     """Loss weight per task; a task that is not named has weight 0."""
     num_steps: Count
     filter: str | None = None
@@ -251,6 +250,12 @@ class ExperimentConfig(Section):
             raise ValueError(f"task names must differ, got {names}")
         if self.main_task not in names:
             raise ValueError(f"main_task must be one of the tasks {names}, got {self.main_task!r}")
+        main = next(task for task in self.tasks if task.name == self.main_task)
+        if kind_of(main).per_frame:
+            raise ValueError(
+                f"main_task must answer once an utterance, but {self.main_task!r} of kind {main.kind} answers for "
+                "every frame; name another task"
+            )
         if self.model.coattention.form != "none" and len(names) < 2:
             raise ValueError(
                 f"model.coattention.form {self.model.coattention.form!r} needs a second task beside "

@@ -27,6 +27,8 @@ from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
 log = logging.getLogger(__name__)
+# The frames of an hour, or its transcript, are longer than the 128 KiB that the module allows.
+csv.field_size_limit(MAX_TEXT_BYTES)
 
 REPORT, PREDICTIONS = "report.json", "predictions.csv"
 """What is read back of a report."""

@@ -63,6 +63,8 @@ _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _PICKLE_IN_ARCHIVE = "data.pkl"
 _NUM_PICKLES = 5
 """With which a file begins that torch wrote before 1.6."""
+_MAX_OPCODES = 1_000_000
+"""Of a pickle, which take two seconds; a large encoder's have some ten thousand."""
 _MAX_TUPLE_VALUES = 10_000
 """That a tuple and those in it hold; a shape, a place in a file and the like have a dozen. The hash of one walks over
 all of them, as often as they are repeated."""
@@ -545,7 +547,11 @@ def _check_pickle(opened: io.BufferedIOBase, file: Path) -> None:
     mark = 0
     stack: list[int] = []
     memo: dict[Any, int] = {}
-    for opcode, argument, _ in pickletools.genops(opened):  # type: ignore[arg-type]
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(opened)):  # type: ignore[arg-type]
+        if number == _MAX_OPCODES:
+            raise ModelError(
+                f"{file} must hold tensors by name, but its pickle has more than {_MAX_OPCODES} opcodes; {_FETCH_AGAIN}"
+            )
         if isinstance(argument, str) and opcode.name == "GLOBAL" and argument in _UNREAD_GLOBALS:
             raise ModelError(f"{file} must hold tensors by name, but holds {argument}, which is not read; {_CONVERT}")
         if opcode.name.endswith("GET"):

@@ -82,7 +82,8 @@ class Blueprint(Section):
             raise ValueError(f"main_task must be one of the tasks {names}, got {self.main_task!r}")
         if kind_of(self.main).per_frame:
             raise ValueError(
-                f"main_task must be a classification or regression, got the {self.main.kind} task {self.main_task!r}"
+                f"main_task must answer once an utterance, but {self.main_task!r} of kind {self.main.kind} answers for "
+                "every frame"
             )
         return self
 

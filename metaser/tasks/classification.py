@@ -121,6 +121,14 @@ class Classification(TaskKind[ClassificationTask]):
     has_classes = True
 
     @override
+    def check(self, spec: TaskSpec) -> None:
+        super().check(spec)
+        if not 0 <= spec.label_smoothing < 1:
+            raise ValueError(
+                f"task {spec.name!r} must have label_smoothing from 0 to below 1, got {spec.label_smoothing}"
+            )
+
+    @override
     def resolve(self, task: ClassificationTask, training: Index) -> TaskSpec:
         counts: Counter[str] = Counter()
         for value, count in training.codes(task.field).counts().items():

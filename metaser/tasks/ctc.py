@@ -79,6 +79,12 @@ class Ctc(TaskKind[CtcTask]):
     is_text = True
 
     @override
+    def check(self, spec: TaskSpec) -> None:
+        super().check(spec)
+        if spec.labels[: len(SPECIAL)] != SPECIAL:
+            raise ValueError(f"task {spec.name!r} must have labels that begin with {SPECIAL}, got {spec.labels[:2]}")
+
+    @override
     def resolve(self, task: CtcTask, training: Index) -> TaskSpec:
         (field,) = task.metadata_fields
         characters = sorted({char for text in training.stream(field) if text for char in fold_text(text)})

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from shards.index import Index
     from shards.windows import Window
 
-NOTHING = "-"
-"""What a field says of a clip in which it is nowhere; an empty one says nothing."""
+NOWHERE = "nowhere"
+"""What a field says of a clip without it; an empty one, and `-` in many tables, says nothing."""
+_TOLERANCE_S = 0.1
+"""By which an interval may end behind its clip, as rounded times do."""
+_NO_FRAMES = "-"
+_MAX_FRAMES = 1 << 21
+"""Of an answer; the longest utterance, of four hours, has 720,000."""
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _INTERVAL = re.compile(rf"({_NUMBER})-({_NUMBER})")
 _RUN = re.compile(r"([1-9][0-9]{0,8})\*([01])")
@@ -34,7 +39,7 @@ _ABSENT = -30.0
 
 
 class FramesTask(TaskConfig):
-    """Say of every frame whether its centre lies in an interval, `0.31-1.22 1.50-2.90` in seconds; `-`: in none."""
+    """Say of every frame whether its centre lies in one of the intervals: `0.31-1.22 1.50-2.90` (s), `nowhere`."""
 
     kind: Literal["frames"]
     name: str
@@ -54,16 +59,33 @@ def parse_intervals(text: str) -> list[tuple[float, float]]:
         TrainingError: if `text` holds something else, or intervals that end before they begin.
     """
     found = []
-    for word in [] if text.strip() == NOTHING else text.split():
+    for word in [] if text.strip() == NOWHERE else text.split():
         match = _INTERVAL.fullmatch(word)
         start_s, end_s = map(float, match.groups()) if match else (0.0, 0.0)
         if not 0 <= start_s < end_s < math.inf:
             raise TrainingError(
                 f"intervals must look like '0.31-1.22 1.50-2.90', in seconds, each with its end after its start, or be "
-                f"'{NOTHING}' where there is none, got {shown(word, 60)!r} in {shown(text, 100)!r}; correct the field"
+                f"'{NOWHERE}' where there is none, got {shown(word, 60)!r} in {shown(text, 100)!r}; correct the field"
             )
         found.append((start_s, end_s))
     return found
+
+
+def _refuse_beyond(spec: TaskSpec, index: Index, found: Sequence[Sequence[tuple[float, float]]]) -> None:
+    """Refuse intervals behind the end of their clip: times in another unit, or of another file.
+
+    Raises:
+        TrainingError: naming the first.
+    """
+    ends_s = np.array([max((end_s for _, end_s in intervals), default=0.0) for intervals in found])
+    beyond = np.flatnonzero(ends_s > index.duration_s + _TOLERANCE_S)
+    if len(beyond):
+        key = index.take(beyond[:1]).values("key")[0]
+        raise TrainingError(
+            f"intervals must lie inside their clip, but {spec.fields[0]} of {key!r} goes on to {ends_s[beyond[0]]:g} s "
+            f"of {index.duration_s[beyond[0]]:g} s ({len(beyond)} such utterances); give times in seconds from the "
+            "clip's beginning"
+        )
 
 
 class _Intervals(TaskTargets):
@@ -72,6 +94,7 @@ class _Intervals(TaskTargets):
     def __init__(self, spec: TaskSpec, index: Index, is_whole: np.ndarray) -> None:
         texts = [text if text and text.strip() else None for text in index.stream(spec.fields[0])]
         found = [parse_intervals(text) if text else [] for text in texts]
+        _refuse_beyond(spec, index, found)
         self._is_labelled = is_whole & np.array([text is not None for text in texts], bool)
         self.weights = self._is_labelled.astype(float)
         # Flat, because ten million lists of pairs would take gigabytes.
@@ -108,7 +131,7 @@ class FrameLabels(TaskKind[FramesTask]):
 
     @override
     def resolve(self, task: FramesTask, training: Index) -> TaskSpec:
-        return TaskSpec(name=task.name, kind=self.name, fields=task.metadata_fields, labels=(task.name,))
+        return TaskSpec(name=task.name, kind=self.name, fields=task.metadata_fields, labels=task.metadata_fields)
 
     @override
     def check(self, spec: TaskSpec) -> None:
@@ -194,6 +217,19 @@ class FrameLabels(TaskKind[FramesTask]):
         return metrics
 
     @override
+    def parse(
+        self,
+        spec: TaskSpec,
+        references: Sequence[str | None],
+        predictions: Sequence[str],
+        probabilities: Probabilities,
+    ) -> TaskResult:
+        lengths = {len(parse_frames(text)) for text in (references[0], predictions[0]) if text is not None}
+        if len(lengths) > 1:
+            raise ValueError(f"reference and prediction of {spec.name} must have as many frames, got {sorted(lengths)}")
+        return TaskResult(references[0], predictions[0], None, None)
+
+    @override
     def answer(self, spec: TaskSpec, prediction: Prediction, probabilities: Probabilities) -> dict[str, Any]:
         return {"frames": prediction}
 
@@ -204,12 +240,12 @@ class FrameLabels(TaskKind[FramesTask]):
     @override
     def brief(self, answer: Mapping[str, Any]) -> str:
         inside = parse_frames(answer["frames"])
-        return f"{inside.mean():.0%}" if len(inside) else NOTHING
+        return f"{inside.mean():.0%}" if len(inside) else _NO_FRAMES
 
 
 def frames_text(is_inside: Sequence[bool]) -> str:
     """Return `12*0 40*1`: how many frames in a row are without and with it."""
-    return " ".join(f"{len(list(run))}*{int(value)}" for value, run in groupby(is_inside))
+    return " ".join(f"{len(list(run))}*{int(value)}" for value, run in groupby(is_inside)) or _NO_FRAMES
 
 
 def parse_frames(text: str) -> np.ndarray:
@@ -218,18 +254,30 @@ def parse_frames(text: str) -> np.ndarray:
     Raises:
         ValueError: if it is no such text.
     """
-    runs = [_RUN.fullmatch(run) for run in text.split()]
-    if None in runs:
+    runs = [_RUN.fullmatch(run) for run in text.split()] if text != _NO_FRAMES else []
+    if None in runs or not text:
         raise ValueError(f"frames must look like '12*0 40*1', got {text[:100]!r}")
     matches = [run for run in runs if run is not None]
-    return np.repeat(np.array([run[2] == "1" for run in matches], bool), [int(run[1]) for run in matches])
+    numbers = [int(run[1]) for run in matches]
+    if sum(numbers) > _MAX_FRAMES:
+        raise ValueError(f"there must be at most {_MAX_FRAMES} frames, got {sum(numbers)}")
+    return np.repeat(np.array([run[2] == "1" for run in matches], bool), numbers)
 
 
 def _frames_inside(bounds_BI2: Tensor, num_frames_B: Tensor, num_frames: int) -> Tensor:
     """Return which frames have their centre in an interval, shape (B, num_frames)."""
     import torch
 
-    centres_BL = (torch.arange(num_frames, device=bounds_BI2.device) + 0.5) / num_frames_B[:, None]
-    starts_BI1, ends_BI1 = bounds_BI2[..., :1], bounds_BI2[..., 1:]
-    # Comparisons with NaN are false.
-    return ((centres_BL[:, None] >= starts_BI1) & (centres_BL[:, None] < ends_BI1)).any(dim=1)
+    centres_BL = (torch.arange(num_frames, device=bounds_BI2.device) + 0.5) / num_frames_B[:, None].clamp(min=1)
+    # Counted where they begin and end: comparing each frame with each interval would take gigabytes for an hour.
+    begun, ended = (
+        torch.zeros(len(bounds_BI2), num_frames + 1, dtype=torch.int32, device=bounds_BI2.device).scatter_add_(
+            1, firsts_BI, torch.ones_like(firsts_BI, dtype=torch.int32)
+        )
+        for firsts_BI in (
+            # Behind all frames where there is no interval.
+            torch.searchsorted(centres_BL, bounds_BI.nan_to_num(torch.inf).contiguous().to(centres_BL))
+            for bounds_BI in bounds_BI2.unbind(dim=-1)
+        )
+    )
+    return (begun - ended).cumsum(dim=1)[:, :num_frames] > 0

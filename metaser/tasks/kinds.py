@@ -31,8 +31,16 @@ def kind_of(task: TaskSpec | TaskConfig) -> TaskKind[Any]:
 
 
 def all_metrics() -> dict[str, Metric]:
-    """Return the metrics of all kinds, in the order of a table's columns."""
-    return {name: metric for kind in KINDS.values() for name, metric in kind.metrics.items()}
+    """Return the metrics of all kinds, in the order of a table's columns.
+
+    Raises:
+        ValueError: if two kinds have one of the same name, which would be chosen by as the other says.
+    """
+    pairs = [pair for kind in KINDS.values() for pair in kind.metrics.items()]
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"kinds of tasks must have metrics of different names, got {[name for name, _ in pairs]}")
+    return found
 
 
 def check_kind(name: object) -> None:

@@ -42,8 +42,8 @@ class TaskSpec(Section):
     fields: tuple[str, ...]
     """Metadata fields it reads: several for regression, one for the other kinds."""
     labels: tuple[str, ...]
-    """What the outputs mean, in their order: classes; ctc: `<blank>`, `<unk>`, then the alphabet; regression: the
-    fields."""
+    """What the outputs mean, in their order: classes; ctc: `<blank>`, `<unk>`, then the alphabet; regression and
+    frames: the fields."""
     merge: dict[str, str] = Field(default_factory=dict)
     """classification: metadata values that count as another one."""
     class_weights: tuple[float, ...] | None = None

@@ -379,7 +379,7 @@ def test_without_slurm_on_the_path(corpus, tmp_path):
 def test_a_folder_that_cannot_be_written(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     done = metaser(*again(corpus, tmp_path / "file" / "run", write_cluster(tmp_path)), folder=tmp_path)
-    assert "output_dir must be writable" in error_line(done)
+    assert "output_dir must be a folder, but" in error_line(done)
     assert nothing_queued()
 
 

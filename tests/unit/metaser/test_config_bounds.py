@@ -18,7 +18,7 @@ from metaser.errors import ConfigError
 from metaser.tasks.kinds import KINDS
 from shards.config import Section
 
-COMPUTED_WITH = {"max_grad_norm", "peak_tflops", "offset", "scale", "class_weights"}
+COMPUTED_WITH = {"weights", "max_grad_norm", "peak_tflops", "offset", "scale", "class_weights"}
 """Nothing is done so often or so long."""
 LOOKED_AT = {"seed", "factors", "extra", "options", "sbatch"}
 """By a validator (`Section`'s own for seeds), or by the tool whose settings they are."""

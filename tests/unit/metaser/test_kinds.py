@@ -13,7 +13,8 @@ import pytest
 
 from metaser.config.load import parse_experiment
 from metaser.errors import ConfigError
-from metaser.tasks.kinds import KINDS, check_kind
+from metaser.tasks.kinds import KINDS, all_metrics, check_kind
+from metaser.tasks.spec import TaskSpec
 
 REPOSITORY = Path(__file__).parents[3]
 EXPERIMENT = """
@@ -88,3 +89,29 @@ def test_a_problem_inside_a_task_is_told_with_its_place() -> None:
     ):
         task = "{kind: classification, name: it, label_smoothing: 2, tone: 1}"
         parse_experiment(EXPERIMENT.replace("TASK", task), "it")
+
+
+def test_metrics_of_two_kinds_have_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "other", type("Other", (type(KINDS["frames"]),), {"name": "other"})())
+    with pytest.raises(ValueError, match="metrics of different names"):
+        all_metrics()
+
+
+@pytest.mark.parametrize("task", ["{kind: ctc, name: it}", "{kind: frames, name: it, field: extra.x}"])
+def test_a_main_task_answers_once_an_utterance(task: str) -> None:
+    with pytest.raises(ConfigError, match="main_task must answer once an utterance, but 'it' of kind"):
+        parse_experiment(EXPERIMENT.replace("TASK", task), "it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("ctc", {"labels": ("a", "b")}, "labels that begin with"),
+        ("classification", {"labels": ("a", "b"), "label_smoothing": 7.0}, "label_smoothing from 0 to below 1"),
+        ("frames", {"labels": ("a", "b")}, "one label"),
+    ],
+)
+def test_specifications_that_make_no_task_are_refused(kind: str, changes: dict[str, object], words: str) -> None:
+    spec = TaskSpec.model_validate({"name": "it", "kind": kind, "fields": ("text",), "labels": ("text",), **changes})
+    with pytest.raises(ValueError, match=words):
+        KINDS[kind].check(spec)

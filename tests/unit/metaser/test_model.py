@@ -337,7 +337,7 @@ def changed(section: str, value: Any) -> MetaSERConfig:
         ("model", {"ari": {"form": "tusk"}}, r"model\.ari\.form: Input should be 'none', .*, got 'tusk'"),
         ("tasks", [{"name": "emotion", "kind": "classification", "lables": []}], r"tasks\.0\.lables: Extra inputs"),
         ("tasks", [TASKS[3].model_dump()] * 2, r"task names must differ, got \['emotion', 'emotion'\]"),
-        ("main_task", "asr", "must be a classification or regression, got the ctc task 'asr'"),
+        ("main_task", "asr", "must answer once an utterance, but 'asr' of kind ctc answers for every frame"),
         ("main_task", "mood", r"main_task must be one of the tasks \['asr', .*, got 'mood'"),
     ],
 )

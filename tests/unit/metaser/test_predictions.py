@@ -119,3 +119,12 @@ def test_ragged_or_cut_files_are_damaged(tmp_path, row):
     path.write_text(f"key,corpus,speaker,emotion.reference,emotion.prediction\n{row}")
     with pytest.raises(RunError, match=r"predictions\.csv is damaged"):
         read_predictions(path, TASKS)
+
+
+def test_long_texts_are_read_back(tmp_path):
+    said = "so " * 60_000
+    results = [UtteranceResult("a", "a", None, {"corpus": "a"}, 1.0, {"asr": TaskResult(said, said, None, None)})]
+    path = tmp_path / "predictions.csv"
+    path.write_text(predictions_csv(results, [TaskSpec(name="asr", kind="ctc", fields=("text",), labels=("text",))]))
+    _, (found,) = read_predictions(path, [CtcTask(kind="ctc")])
+    assert found.tasks["asr"].reference == said
