@@ -184,7 +184,7 @@ def _read(
     header = quoted.records[0] if is_header_quoted else literal.records[0]
     width = len(header)
     fields = find_fields([tidy(name) for name in header])
-    torn = [cells for cells in literal.records[1:] if '"' in separator.join(cells) and not _has_width(cells, width)]
+    torn = [cells for cells in literal.records[1:] if _is_torn(cells, width, separator)]
     swallowed = _swallowed(quoted, literal, width, fields.get("file"), is_audio)
     encloses = is_header_quoted or (quoted.form is not None and quoted.form.escape is not None)
     if quoted.error is None and not swallowed:
@@ -200,6 +200,16 @@ def _read(
         f"holds the whole row {swallowed!r}; correct its quotes, or say what they are with --quotes double or --quotes "
         "none"
     )
+
+
+def _is_torn(cells: Sequence[str], width: int, separator: str) -> bool:
+    """Return whether a row is none as it stands, and quotes that enclose cells may be why."""
+    line = separator.join(cells)
+    if '"' not in line or _has_width(cells, width):
+        return False
+    alone = _enclosed(line, separator)
+    # A row with a cell too many has it in either reading.
+    return alone.error is not None or len(alone.records) != 1 or len(alone.records[0]) != len(cells)
 
 
 def _whole(path: Path, quoted: _Reading) -> _Reading:

@@ -182,8 +182,12 @@ def json_bytes(tree: Any, **form: Any) -> bytes:
 
 
 def holds_raw(tree: Any) -> bool:
-    """Return whether a stand-in of `RAW` stands in `tree`, so that it cannot be hashed as it will be read."""
-    return any(stand_in in json.dumps(tree) for stand_in in RAW)
+    """Return whether `tree` cannot be hashed as it will be read: a stand-in of `RAW` stands in it, or it in itself."""
+    try:
+        text = json.dumps(tree)
+    except ValueError:
+        return True
+    return any(stand_in in text for stand_in in RAW)
 
 
 def doubled_name(draw: random.Random, text: str) -> str:

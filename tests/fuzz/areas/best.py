@@ -51,7 +51,8 @@ class Best(Area):
         if plan["entry"] == "from_pretrained":
             return self._loaded(work / "best", plan)
         said = run(["predict", work / "best", GOOD, "--format", "jsonl"])
-        if refused(said):
+        # What no answer can be made of is told in the file's own line.
+        if (said.code == 2 and said.out and all("error" in line for line in _answers(said))) or refused(said):
             return REFUSED
         answers = _answers(said)
         for line in answers:

@@ -98,6 +98,12 @@ def test_a_row_with_a_nul_byte_is_not_swallowed_either(audio) -> None:
     assert [r.source for r in rejected] == ["mine.csv row 3"]
 
 
+def test_a_row_with_a_cell_too_many_makes_no_said_quotes_enclosing(audio):
+    rows = 'file\ttext\n0.wav\t"Nein"\n1.wav\t"Ja"\tmore\n2.wav\t5" lang\n'
+    found, rejected, _ = read(audio, rows, name="mine.tsv")
+    assert ([u.text for u in found], len(rejected)) == (['"Nein"', '5" lang'], 1)
+
+
 def test_what_can_be_read_in_two_ways_is_refused_until_it_is_said(audio) -> None:
     table = 'file,text\n0.wav,"well, yes"\n1.wav,"Nein\n2.wav,Ja"\n'
     with pytest.raises(CorpusError, match=r"must be read in one way.*--quotes double or --quotes none"):
