@@ -208,8 +208,13 @@ def _is_torn(cells: Sequence[str], width: int, separator: str) -> bool:
     if '"' not in line or _has_width(cells, width):
         return False
     alone = _enclosed(line, separator)
-    # A row with a cell too many has it in either reading.
-    return alone.error is not None or len(alone.records) != 1 or len(alone.records[0]) != len(cells)
+    # A row with a cell too many has it in either reading; a lone quote may end what another line begins.
+    return (
+        line.count('"') % 2 == 1
+        or alone.error is not None
+        or len(alone.records) != 1
+        or len(alone.records[0]) != len(cells)
+    )
 
 
 def _whole(path: Path, quoted: _Reading) -> _Reading:
