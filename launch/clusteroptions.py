@@ -72,7 +72,7 @@ def _changes(name: str, value: str | bool | list[str] | None) -> Iterator[str]:
         return
     field = ClusterConfig.model_fields[name]
     if isinstance(value, list) and get_origin(field.annotation) is dict:
-        yield from (f"{name}.{entry.lstrip('-')}" for entry in value)
+        yield from (f"{name}.{entry}" for entry in value)
     elif isinstance(value, str) and str not in _types(field) and name != "time_min":
         yield f"{name}={value}"
     else:

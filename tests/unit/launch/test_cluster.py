@@ -393,6 +393,7 @@ def test_the_short_name_of_the_time_and_what_comes_several_times():
         (("--time", "soon"), "time_min: Input should be a valid integer, .+, got 'soon'"),
         (("--grace-s", "5400"), r"grace_s must be shorter than time_min \(5400 s\), got 5400"),
         (("--sbatch", "time=3"), "sbatch.time must be left out, .+ use time_min, got 3"),
+        (("--sbatch", "--injected=--injected"), "options of sbatch by their long names, .+ got '--injected'"),
         (("--sbatch", "exclusive"), r"must look like a\.b=value, got 'sbatch\.exclusive'"),
     ],
 )
