@@ -144,19 +144,19 @@ def open_shards(folder: Path) -> None:
 
 def read_clips(folder: Path) -> None:
     from shards.index import load_index
-    from shards.plan import Schedule, step_slots
-    from shards.read import read_slots
+    from shards.plan import Schedule, step_micro_batches
+    from shards.read import read_batches
 
     index = load_index([folder / "packed"])
     schedule = Schedule(index.num_samples, batch_utterances=10, pool_utterances=100, seed=0)
-    slots = [
-        slot
+    micro_batches = [
+        micro_batch
         for step in range(schedule.steps_per_epoch)
-        for slot in step_slots(schedule, step, rank=0, num_processes=1, max_slot_samples=1 << 40)
+        for micro_batch in step_micro_batches(schedule, step, rank=0, num_processes=1, max_micro_batch_samples=1 << 40)
     ]
     # Opening is measured by itself.
     for _ in range(10):
-        for _ in read_slots(index, slots, num_workers=0, timeout_s=60):
+        for _ in read_batches(index, micro_batches, num_workers=0, timeout_s=60):
             pass
 
 

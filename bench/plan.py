@@ -28,8 +28,8 @@ from shards.config import RandomSpeakers
 from shards.filter import select_rows
 from shards.index import INDEX_SCHEMA, load_index
 from shards.manifest import FileRecord, IndexRecord, Manifest, Settings, ShardRecord, file_sha256, write_manifest
-from shards.plan import Schedule, cut_slots, step_slots
-from shards.request import slot_request
+from shards.plan import Schedule, cut_micro_batches, step_micro_batches
+from shards.request import micro_batch_request
 from shards.schema import RATE_HZ, SCHEMA_VERSION
 from shards.splits import assign_splits
 
@@ -113,12 +113,16 @@ def plan(folder: Path) -> dict[str, float]:
     training = index.take(rows[chosen[rows]])
     schedule = Schedule(training.num_samples, batch_utterances=256, pool_utterances=1_600, seed=0)
     schedule.items(0)
-    slot_request(training, step_slots(schedule, 0, rank=3, num_processes=8, max_slot_samples=320 * RATE_HZ)[0])
+    micro_batch_request(
+        training, step_micro_batches(schedule, 0, rank=3, num_processes=8, max_micro_batch_samples=320 * RATE_HZ)[0]
+    )
     planned = time.perf_counter()
     num_steps = min(NUM_STEPS, schedule.steps_per_epoch)
     for step in range(num_steps):
-        for slot in step_slots(schedule, step, rank=3, num_processes=8, max_slot_samples=320 * RATE_HZ):
-            slot_request(training, slot)
+        for micro_batch in step_micro_batches(
+            schedule, step, rank=3, num_processes=8, max_micro_batch_samples=320 * RATE_HZ
+        ):
+            micro_batch_request(training, micro_batch)
     return {
         "plan_s": planned - started,
         "step_ms": (time.perf_counter() - planned) / num_steps * 1e3,
@@ -129,11 +133,11 @@ def plan(folder: Path) -> dict[str, float]:
 def quality() -> None:
     """Print padding, straggler factor and randomness on IEMOCAP-like lengths (log-normal, mean 4.5 s, p99 15 s)."""
     num_samples = (RATE_HZ * np.exp(np.random.default_rng(0).normal(1.328, 0.5935, 5_531)).clip(0.5, 34)).astype(int)
-    print("\n5,531 clips of IEMOCAP-like lengths over 8 slots a step, pools of 1,600")
-    print("clips a slot   pool   padding  straggler  together again  (by chance)")
-    for per_slot in (4, 32):
-        for pool in (1_600, 8 * per_slot):
-            schedule = Schedule(num_samples, batch_utterances=8 * per_slot, pool_utterances=pool, seed=0)
+    print("\n5,531 clips of IEMOCAP-like lengths over 8 micro-batches a step, pools of 1,600")
+    print("clips a micro-batch   pool   padding  straggler  together again  (by chance)")
+    for per_micro_batch in (4, 32):
+        for pool in (1_600, 8 * per_micro_batch):
+            schedule = Schedule(num_samples, batch_utterances=8 * per_micro_batch, pool_utterances=pool, seed=0)
             padded = largest = again = pairs = 0
             second = np.empty(len(num_samples), int)
             for step in range(schedule.steps_per_epoch, 2 * schedule.steps_per_epoch):
@@ -141,15 +145,18 @@ def quality() -> None:
             for step in range(schedule.steps_per_epoch):
                 items = schedule.items(step)
                 lengths = num_samples[items]
-                (slots,) = cut_slots(lengths, 8, 10**9)
-                costs = [len(slot) * int(lengths[slot[-1]]) if len(slot) else 0 for slot in slots]
+                (micro_batches,) = cut_micro_batches(lengths, 8, 10**9)
+                costs = [
+                    len(micro_batch) * int(lengths[micro_batch[-1]]) if len(micro_batch) else 0
+                    for micro_batch in micro_batches
+                ]
                 padded, largest = padded + sum(costs), largest + 8 * max(costs)
                 met = second[items]
                 again += int((met[:, None] == met).sum()) - len(met)
                 pairs += len(met) * (len(met) - 1)
-            chance = 8 * per_slot / len(num_samples)
+            chance = 8 * per_micro_batch / len(num_samples)
             print(
-                f"{per_slot:12d}  {pool:5d}  {1 - num_samples.sum() / padded:7.1%}  {largest / padded:9.3f}"
+                f"{per_micro_batch:12d}  {pool:5d}  {1 - num_samples.sum() / padded:7.1%}  {largest / padded:9.3f}"
                 f"  {again / pairs:14.1%}  {chance:11.1%}"
             )
 

@@ -31,9 +31,9 @@ import webdataset
 from shards.corpora.base import CorpusReader
 from shards.index import Index, load_index
 from shards.pack import pack_corpus
-from shards.plan import Schedule, Slot, step_slots
-from shards.read import read_slots
-from shards.request import slot_request
+from shards.plan import MicroBatch, Schedule, step_micro_batches
+from shards.read import read_batches
+from shards.request import micro_batch_request
 from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key
 from shards.store import RangeReader
 
@@ -78,7 +78,7 @@ def our_records(index: Index) -> int:
     ranges = RangeReader()
     order = np.random.default_rng(1).permutation(len(index))
     for start in range(0, len(order), BATCH):
-        for clip in slot_request(index, Slot(order[start : start + BATCH])).clips:
+        for clip in micro_batch_request(index, MicroBatch(order[start : start + BATCH])).clips:
             ranges.read(clip.place, clip.offset, clip.num_bytes)
     return len(order)
 
@@ -91,18 +91,20 @@ def their_records(index: Index) -> int:
 def our_batches(index: Index) -> int:
     """Decode, verify and pad an epoch's batches."""
     schedule = Schedule(index.num_samples, batch_utterances=BATCH, pool_utterances=1_600, seed=0)
-    slots = (
-        slot
+    micro_batches = (
+        micro_batch
         for step in range(schedule.steps_per_epoch)
-        for slot in step_slots(schedule, step, rank=0, num_processes=1, max_slot_samples=NO_LIMIT)
+        for micro_batch in step_micro_batches(schedule, step, rank=0, num_processes=1, max_micro_batch_samples=NO_LIMIT)
     )
-    return sum(len(batch.items_B) for batch in read_slots(index, slots, num_workers=0, timeout_s=60))
+    return sum(len(batch.items_B) for batch in read_batches(index, micro_batches, num_workers=0, timeout_s=60))
 
 
 def same_batches_unsorted(index: Index) -> int:
     """Decode, verify and pad the batches that webdataset's order gives, so that padding is the same."""
-    slots = (Slot(np.arange(start, min(start + BATCH, len(index)))) for start in range(0, len(index), BATCH))
-    return sum(len(batch.items_B) for batch in read_slots(index, slots, num_workers=0, timeout_s=60))
+    micro_batches = (
+        MicroBatch(np.arange(start, min(start + BATCH, len(index)))) for start in range(0, len(index), BATCH)
+    )
+    return sum(len(batch.items_B) for batch in read_batches(index, micro_batches, num_workers=0, timeout_s=60))
 
 
 def their_batches(index: Index) -> int:
@@ -130,8 +132,8 @@ def our_resume(index: Index) -> int:
     """Deliver the first batch after 90 % of an epoch."""
     schedule = Schedule(index.num_samples, batch_utterances=BATCH, pool_utterances=1_600, seed=0)
     step = int(0.9 * schedule.steps_per_epoch)
-    slots = step_slots(schedule, step, rank=0, num_processes=1, max_slot_samples=NO_LIMIT)
-    next(read_slots(index, slots, num_workers=0, timeout_s=60))
+    micro_batches = step_micro_batches(schedule, step, rank=0, num_processes=1, max_micro_batch_samples=NO_LIMIT)
+    next(read_batches(index, micro_batches, num_workers=0, timeout_s=60))
     return 1
 
 

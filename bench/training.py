@@ -27,7 +27,7 @@ from metaser.tasks.ctc import SPECIAL as CTC_SPECIAL
 from metaser.tasks.kind import TaskTarget
 from metaser.tasks.spec import TaskSpec
 from metaser.train.engine import Engine
-from metaser.train.objective import slot_loss
+from metaser.train.objective import micro_batch_loss
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters
 from shards.batch import Batch, collate
@@ -148,7 +148,9 @@ def time_step(engine: Engine, stage: StageConfig, num_samples: np.ndarray) -> fl
     started = time.perf_counter()
     output = engine.forward(batch, None, stage.weighted_tasks)
     denominators = dict.fromkeys(output.logits, float(len(clips)))
-    loss, _ = slot_loss(SPECS, stage.weights, output.logits, output.num_frames_B, targets, batch.valid_B, denominators)
+    loss, _ = micro_batch_loss(
+        SPECS, stage.weights, output.logits, output.num_frames_B, targets, batch.valid_B, denominators
+    )
     engine.backward(loss)
     engine.step()
     synchronise()

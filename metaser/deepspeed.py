@@ -53,7 +53,7 @@ def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda
         if parallel.strategy == "zero3":
             zero["offload_param"] = {"device": "cpu", "pin_memory": use_cuda}
     settings: dict[str, Any] = {
-        # Slots differ in size, and the engine itself says which is a step's last.
+        # Micro-batches differ in size, and the engine itself says which is a step's last.
         "train_batch_size": num_processes,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -82,7 +82,7 @@ def deepspeed_settings(parallel: ParallelConfig, num_processes: int, *, use_cuda
     if owned:
         raise ConfigError(
             f"parallel.extra must leave {owned} alone, because MetaSER decides them; use parallel.strategy, "
-            "parallel.precision, data.batch_utterances, data.max_slot_s and stages.N.max_grad_norm"
+            "parallel.precision, data.batch_utterances, data.max_micro_batch_s and stages.N.max_grad_norm"
         )
     merged = _merged(settings, parallel.extra)
     if parallel.extra:

@@ -11,7 +11,7 @@ from shards.plan import stable_seed
 
 
 def seed_generators(*position: object) -> None:
-    """Seed Python's, numpy's and torch's generators (of every device) from `position`: (seed, stage, step, slot)."""
+    """Seed Python's, numpy's and torch's (all devices) generators from `position`: (seed, stage, step, micro-batch)."""
     seed = stable_seed(*position)
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """One slot's audio. Labels are looked up by `items`; they never travel through reader processes."""
+    """One micro-batch's audio. Labels are looked up by `items`; they never travel through reader processes."""
 
     items_B: Int[Tensor, "B"]
     """Positions in the schedule's list of utterances."""

@@ -155,9 +155,9 @@ class DataConfig(Section):
     allow_recording_overlap: bool = False
     """Accept one recording, or segments of one file, in more than one split; every result then says so."""
     batch_utterances: Count = 16
-    """Utterances of one optimizer step, over all processes and accumulation slots."""
-    max_slot_s: Seconds = 160.0
-    """Padded seconds one process forwards at once; more are cut into accumulation slots."""
+    """Utterances of one optimizer step, over all processes and accumulation micro-batches."""
+    max_micro_batch_s: Seconds = 160.0
+    """Padded seconds one process forwards at once; more are cut into accumulation micro-batches."""
     window_s: float | None = Field(default=None, ge=MIN_WINDOW_S, le=MAX_SECONDS)
     """Longer clips are heard in windows of so many seconds: a random one each time in training, all of them in
     evaluation. None: clips are heard whole."""
@@ -199,8 +199,8 @@ class DataConfig(Section):
             if self.window_overlap_s is not None:
                 raise ValueError(f"window_overlap_s needs a window_s, got {self.window_overlap_s:g} without one")
             return
-        if self.window_s > self.max_slot_s:
-            raise ValueError(f"window_s must fit max_slot_s {self.max_slot_s:g}, got {self.window_s:g}")
+        if self.window_s > self.max_micro_batch_s:
+            raise ValueError(f"window_s must fit max_micro_batch_s {self.max_micro_batch_s:g}, got {self.window_s:g}")
         if self.window_overlap_s is not None and self.window_overlap_s > self.window_s - MIN_HOP_S:
             raise ValueError(
                 f"window_overlap_s must be at least {MIN_HOP_S:g} less than window_s {self.window_s:g}, got "

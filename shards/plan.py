@@ -27,13 +27,13 @@ def stable_seed(*parts: object) -> int:
 
 
 @dataclass(frozen=True)
-class Slot:
+class MicroBatch:
     """What one process forwards at once."""
 
     items: np.ndarray
     """Positions in the schedule's list of utterances; never empty."""
     is_dummy: bool = False
-    """True where a step has fewer clips than slots: forwarded with weight zero, so that no process waits."""
+    """True where a step has fewer clips than micro-batches: forwarded with weight zero, so that no process waits."""
     windows: tuple[tuple[int, int], ...] | None = None
     """First sample of each clip that is heard, and the one behind the last; None: all are heard whole."""
 
@@ -105,137 +105,157 @@ class Schedule:
         return order, generator.permutation(self.steps_per_epoch)
 
 
-def cut_slots(num_samples: np.ndarray, num_processes: int, max_slot_samples: int) -> list[list[np.ndarray]]:
-    """Cut one step's clips into slots: `result[accumulation][rank]` holds positions in `num_samples`.
+def cut_micro_batches(
+    num_samples: np.ndarray, num_processes: int, max_micro_batch_samples: int
+) -> list[list[np.ndarray]]:
+    """Cut one step's clips into micro-batches: `result[accumulation][rank]` holds positions in `num_samples`.
 
-    `num_samples` must be ascending. Slots are contiguous and minimise the largest padded length; the number of
-    accumulation rounds is the smallest for which every slot fits `max_slot_samples`. Slots beyond the clips are empty.
+    `num_samples` must be ascending. Micro-batches are contiguous and minimise the largest padded length; the number of
+    accumulation rounds is the smallest for which each fits `max_micro_batch_samples`. Those beyond the clips are empty.
 
     Raises:
-        PlanError: if a single clip is longer than `max_slot_samples`.
+        PlanError: if a single clip is longer than `max_micro_batch_samples`.
     """
     longest = int(num_samples[-1])
-    if longest > max_slot_samples:
+    if longest > max_micro_batch_samples:
         raise PlanError(
-            f"data.max_slot_s must hold the longest clip, but {longest} samples exceed {max_slot_samples}; raise it "
-            "or filter by duration_s"
+            f"data.max_micro_batch_s must hold the longest clip, but {longest} samples exceed "
+            f"{max_micro_batch_samples}; raise it or filter by duration_s"
         )
-    num_rounds = math.ceil(_num_slots(num_samples, max_slot_samples) / num_processes)
-    num_slots = num_rounds * num_processes
-    low, high = longest, max_slot_samples
+    num_rounds = math.ceil(_num_micro_batches(num_samples, max_micro_batch_samples) / num_processes)
+    num_micro_batches = num_rounds * num_processes
+    low, high = longest, max_micro_batch_samples
     while low < high:
         bound = (low + high) // 2
-        if _num_slots(num_samples, bound) <= num_slots:
+        if _num_micro_batches(num_samples, bound) <= num_micro_batches:
             high = bound
         else:
             low = bound + 1
-    slots = _fill(num_samples, low)
-    slots = _split_largest(slots, num_samples, num_slots)
+    micro_batches = _fill(num_samples, low)
+    micro_batches = _split_largest(micro_batches, num_samples, num_micro_batches)
     empty = np.empty(0, dtype=np.int64)
-    slots += [empty] * (num_slots - len(slots))
-    return [slots[start : start + num_processes] for start in range(0, num_slots, num_processes)]
+    micro_batches += [empty] * (num_micro_batches - len(micro_batches))
+    return [micro_batches[start : start + num_processes] for start in range(0, num_micro_batches, num_processes)]
 
 
 def _fill(num_samples: np.ndarray, bound: int) -> list[np.ndarray]:
-    """Return contiguous slots, longest clips first, each as full as `bound` padded samples allow, or of one clip."""
-    slots = []
+    """Return contiguous micro-batches, longest clips first, each filled to `bound` padded samples, or of one clip."""
+    micro_batches = []
     end = len(num_samples)
     while end > 0:
         start = max(0, end - max(1, bound // max(1, int(num_samples[end - 1]))))
-        slots.append(np.arange(start, end))
+        micro_batches.append(np.arange(start, end))
         end = start
-    return slots
+    return micro_batches
 
 
-def _num_slots(num_samples: np.ndarray, bound: int) -> int:
+def _num_micro_batches(num_samples: np.ndarray, bound: int) -> int:
     return len(_fill(num_samples, bound))
 
 
-def _split_largest(slots: list[np.ndarray], num_samples: np.ndarray, num_slots: int) -> list[np.ndarray]:
-    """Halve the costliest slots until there are `num_slots`, so that no process idles while another has two clips."""
-    slots = list(slots)
-    while len(slots) < num_slots:
-        costs = [len(slot) * int(num_samples[slot[-1]]) if len(slot) > 1 else 0 for slot in slots]
+def _split_largest(
+    micro_batches: list[np.ndarray], num_samples: np.ndarray, num_micro_batches: int
+) -> list[np.ndarray]:
+    """Halve the costliest until there are `num_micro_batches`: no process idles while another has two clips."""
+    micro_batches = list(micro_batches)
+    while len(micro_batches) < num_micro_batches:
+        costs = [
+            len(micro_batch) * int(num_samples[micro_batch[-1]]) if len(micro_batch) > 1 else 0
+            for micro_batch in micro_batches
+        ]
         at = int(np.argmax(costs))
         if costs[at] == 0:
             break
-        slot = slots[at]
-        middle = len(slot) // 2
-        slots[at : at + 1] = [slot[middle:], slot[:middle]]
-    return slots
+        micro_batch = micro_batches[at]
+        middle = len(micro_batch) // 2
+        micro_batches[at : at + 1] = [micro_batch[middle:], micro_batch[:middle]]
+    return micro_batches
 
 
-def step_slots(schedule: Schedule, step: int, *, rank: int, num_processes: int, max_slot_samples: int) -> list[Slot]:
-    """Return the slots that `rank` forwards in the 0-based global `step`, one for each accumulation round."""
+def step_micro_batches(
+    schedule: Schedule, step: int, *, rank: int, num_processes: int, max_micro_batch_samples: int
+) -> list[MicroBatch]:
+    """Return the micro-batches that `rank` forwards in the 0-based global `step`, one for each accumulation round."""
     items = schedule.items(step)
-    rounds = cut_slots(schedule.num_samples[items], num_processes, max_slot_samples)
-    return [Slot(items[slots[rank]]) if len(slots[rank]) else Slot(items[:1], is_dummy=True) for slots in rounds]
+    rounds = cut_micro_batches(schedule.num_samples[items], num_processes, max_micro_batch_samples)
+    return [
+        MicroBatch(items[micro_batches[rank]]) if len(micro_batches[rank]) else MicroBatch(items[:1], is_dummy=True)
+        for micro_batches in rounds
+    ]
 
 
 def random_windows(
-    slot: Slot, num_samples: np.ndarray, keys: Sequence[str], windowing: Windowing, *, seed: int, epoch: int
-) -> Slot:
-    """Return `slot` with a window of each clip that is longer than one: its place is drawn from (seed, epoch, key).
+    micro_batch: MicroBatch,
+    num_samples: np.ndarray,
+    keys: Sequence[str],
+    windowing: Windowing,
+    *,
+    seed: int,
+    epoch: int,
+) -> MicroBatch:
+    """Return `micro_batch` with a window of each clip that is longer than one, drawn from (seed, epoch, key).
 
-    `num_samples` and `keys` are those of all utterances and of the slot's.
+    `num_samples` and `keys` are those of all utterances and of the micro-batch's.
     """
     windows = []
-    for key, length in zip(keys, num_samples[slot.items].tolist(), strict=True):
+    for key, length in zip(keys, num_samples[micro_batch.items].tolist(), strict=True):
         heard = min(length, windowing.length)
         start = stable_seed("window", seed, epoch, key) % (length - heard + 1)
         windows.append((start, start + heard))
-    return replace(slot, windows=tuple(windows))
+    return replace(micro_batch, windows=tuple(windows))
 
 
-def evaluation_slots(
+def evaluation_micro_batches(
     num_samples: np.ndarray,
     *,
     rank: int,
     num_processes: int,
-    max_slot_samples: int,
+    max_micro_batch_samples: int,
     windowing: Windowing | None = None,
-) -> Iterator[Slot]:
-    """Yield this rank's slots of one pass in which every utterance stands exactly once.
+) -> Iterator[MicroBatch]:
+    """Yield this rank's micro-batches of one pass in which every utterance stands exactly once.
 
-    Every rank gets the same number of slots, the last of them perhaps dummies. A slot holds clips of one exact padded
-    cost bound, a longer clip stands alone; the cut does not depend on the number of processes, so that results are the
-    same on any number. A clip that is longer than a window comes in windows, alone in its slots, which follow one
-    another on one rank.
+    Every rank gets the same number of micro-batches, the last of them perhaps dummies. A micro-batch holds clips of one
+    exact padded cost bound, a longer clip stands alone; the cut does not depend on the number of processes, so that
+    results are the same on any number. A clip that is longer than a window comes in windows, alone in its
+    micro-batches, which follow one another on one rank.
     """
     order = np.argsort(num_samples, kind="stable")
-    cut: list[list[Slot]] = []
+    cut: list[list[MicroBatch]] = []
     if windowing is not None:
         is_short = num_samples <= windowing.length
         order = order[is_short[order]]
-        at_once = max_slot_samples // windowing.length
+        at_once = max_micro_batch_samples // windowing.length
         for item in np.flatnonzero(~is_short).tolist():
-            cut.append(_window_slots(item, windowing.cut(int(num_samples[item])), at_once))
-    whole = [[Slot(order[slot])] for slot in _fill(num_samples[order], max_slot_samples)]
-    mine: list[list[Slot]] = [[] for _ in range(num_processes)]
-    for slots in sorted(cut, key=len, reverse=True) + whole:
-        min(mine, key=len).extend(slots)
+            cut.append(_window_micro_batches(item, windowing.cut(int(num_samples[item])), at_once))
+    whole = [[MicroBatch(order[micro_batch])] for micro_batch in _fill(num_samples[order], max_micro_batch_samples)]
+    mine: list[list[MicroBatch]] = [[] for _ in range(num_processes)]
+    for micro_batches in sorted(cut, key=len, reverse=True) + whole:
+        min(mine, key=len).extend(micro_batches)
     yield from mine[rank]
     for _ in range(len(max(mine, key=len)) - len(mine[rank])):
         spare = (whole + cut)[-1][0]
-        yield Slot(spare.items[:1], is_dummy=True, windows=spare.windows and spare.windows[:1])
+        yield MicroBatch(spare.items[:1], is_dummy=True, windows=spare.windows and spare.windows[:1])
 
 
-def _window_slots(item: int, windows: Sequence[Window], most: int) -> list[Slot]:
+def _window_micro_batches(item: int, windows: Sequence[Window], most: int) -> list[MicroBatch]:
     parts = [windows[start : start + most] for start in range(0, len(windows), most)]
-    return [Slot(np.full(len(part), item), windows=tuple((w.start, w.end) for w in part)) for part in parts]
+    return [MicroBatch(np.full(len(part), item), windows=tuple((w.start, w.end) for w in part)) for part in parts]
 
 
-def check_longest(num_samples: Sequence[int] | np.ndarray, windowing: Windowing | None, *, max_slot_s: float) -> None:
-    """Check once that every clip that is heard whole fits a slot.
+def check_longest(
+    num_samples: Sequence[int] | np.ndarray, windowing: Windowing | None, *, max_micro_batch_s: float
+) -> None:
+    """Check once that every clip that is heard whole fits a micro-batch.
 
     Raises:
         PlanError: if one does not.
     """
     longest_s = float(np.max(num_samples, initial=0)) / RATE_HZ
-    if windowing is None and longest_s > max_slot_s:
+    if windowing is None and longest_s > max_micro_batch_s:
         raise PlanError(
-            f"data.max_slot_s must hold the longest clip ({longest_s:.2f} s), got {max_slot_s:g}; set data.window_s to "
-            "hear longer clips in windows, raise data.max_slot_s or filter by duration_s"
+            f"data.max_micro_batch_s must hold the longest clip ({longest_s:.2f} s), got {max_micro_batch_s:g}; set "
+            "data.window_s to hear longer clips in windows, raise data.max_micro_batch_s or filter by duration_s"
         )
 
 
@@ -243,17 +263,17 @@ def check_sizes(
     num_samples: Sequence[int] | np.ndarray,
     *,
     num_processes: int,
-    max_slot_s: float,
+    max_micro_batch_s: float,
     windowing: Windowing | None = None,
 ) -> None:
     """Check once, before the first step, that every process will have work and every clip fits.
 
     Raises:
-        PlanError: if there are fewer utterances than processes, or a clip longer than a slot.
+        PlanError: if there are fewer utterances than processes, or a clip longer than a micro-batch.
     """
     if len(num_samples) < num_processes:
         raise PlanError(
             f"each of the {num_processes} processes needs an utterance, but only {len(num_samples)} are selected; "
             f"start at most {max(1, len(num_samples))} processes"
         )
-    check_longest(num_samples, windowing, max_slot_s=max_slot_s)
+    check_longest(num_samples, windowing, max_micro_batch_s=max_micro_batch_s)

@@ -23,9 +23,9 @@ from shards.batch import Batch, as_batch
 from shards.config import RemoteConfig
 from shards.errors import AudioError, RangeError, ShardError
 from shards.index import Index
-from shards.plan import Slot
+from shards.plan import MicroBatch
 from shards.processes import end_with_parent
-from shards.request import ClipRange, SlotRequest, slot_request
+from shards.request import ClipRange, MicroBatchRequest, micro_batch_request
 from shards.store import RangeReader
 
 _FILES_OF_LOADER, _FILES_OF_READER = 8, 6
@@ -33,8 +33,8 @@ _FILES_OF_LOADER, _FILES_OF_READER = 8, 6
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class SlotDataset(Dataset[Batch | ShardError]):
-    """Maps a `SlotRequest` to its `Batch`; lives in the reader processes.
+class MicroBatchDataset(Dataset[Batch | ShardError]):
+    """Maps a `MicroBatchRequest` to its `Batch`; lives in the reader processes.
 
     A shard that cannot be read is returned, not raised: torch would bury its sentence in a worker's traceback.
     """
@@ -44,7 +44,7 @@ class SlotDataset(Dataset[Batch | ShardError]):
         self._ranges = RangeReader(remote)
         self._is_shared = is_shared
 
-    def __getitem__(self, request: SlotRequest) -> Batch | ShardError:
+    def __getitem__(self, request: MicroBatchRequest) -> Batch | ShardError:
         lengths = [clip.num_heard for clip in request.clips]
         wave_BT = np.zeros((len(lengths), max(lengths)), dtype=np.float32)
         valid, problems = [], []
@@ -159,31 +159,31 @@ def _start_reader(_worker: int) -> None:
     end_with_parent()
 
 
-def read_slots(
+def read_batches(
     index: Index,
-    slots: Iterable[Slot],
+    micro_batches: Iterable[MicroBatch],
     *,
     num_workers: int,
     timeout_s: float,
     pin_memory: bool = False,
     remote: RemoteConfig | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batch of each slot, in order, read ahead by `num_workers` processes (0: in this one).
+    """Yield the batch of each micro-batch, in order, read ahead by `num_workers` processes (0: in this one).
 
     Args:
-        index: The utterances that `slots` count in.
-        slots: What to read.
+        index: The utterances that `micro_batches` count in.
+        micro_batches: What to read.
         num_workers: Reader processes.
-        timeout_s: How long a reader process may take over one slot.
+        timeout_s: How long a reader process may take over one micro-batch.
         pin_memory: Deliver batches in page-locked memory.
         remote: How shards behind URLs are read.
 
     Raises:
         ShardError: if a reader process dies or delivers nothing for `timeout_s`; the sentence names what it was at.
     """
-    requests = (slot_request(index, slot) for slot in slots)
+    requests = (micro_batch_request(index, micro_batch) for micro_batch in micro_batches)
     if num_workers == 0:
-        dataset = SlotDataset(remote)
+        dataset = MicroBatchDataset(remote)
         yield from map(_batch_or_raise, (dataset[request] for request in requests))
         return
     context = multiprocessing.get_context("forkserver")
@@ -194,9 +194,9 @@ def read_slots(
         _check_open_files(num_workers)
     except OSError as error:
         raise _no_sharing(error) from error
-    awaited: deque[SlotRequest] = deque()
+    awaited: deque[MicroBatchRequest] = deque()
     loader: DataLoader[Batch | ShardError] = DataLoader(
-        SlotDataset(remote, is_shared=True),
+        MicroBatchDataset(remote, is_shared=True),
         batch_size=None,
         sampler=_noting(requests, awaited),
         num_workers=num_workers,
@@ -224,7 +224,7 @@ def read_slots(
         yield _batch_or_raise(batch)
 
 
-def _noting(requests: Iterable[SlotRequest], awaited: deque[SlotRequest]) -> Iterator[SlotRequest]:
+def _noting(requests: Iterable[MicroBatchRequest], awaited: deque[MicroBatchRequest]) -> Iterator[MicroBatchRequest]:
     """Yield `requests` as readers take them, and keep in `awaited` what has not come back."""
     for request in requests:
         awaited.append(request)

@@ -1,4 +1,4 @@
-"""What a reader process is told of a slot: byte ranges, and what the bytes must be. Loads no torch."""
+"""What a reader process is told of a micro-batch: byte ranges, and what the bytes must be. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.index import Index
-from shards.plan import Slot
+from shards.plan import MicroBatch
 
 
 class ClipRange(NamedTuple):
@@ -33,8 +33,8 @@ class ClipRange(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SlotRequest:
-    """All that a reader process needs to know of one slot."""
+class MicroBatchRequest:
+    """All that a reader process needs to know of one micro-batch."""
 
     items: np.ndarray
     clips: tuple[ClipRange, ...]
@@ -47,9 +47,9 @@ class SlotRequest:
         return f"utterance {first.key!r}{others} in {', '.join(sorted({clip.place for clip in self.clips}))}"
 
 
-def slot_request(index: Index, slot: Slot) -> SlotRequest:
-    """Return the byte ranges of `slot`, whose items are rows of `index`."""
-    part = index.take(slot.items)
+def micro_batch_request(index: Index, micro_batch: MicroBatch) -> MicroBatchRequest:
+    """Return the byte ranges of `micro_batch`, whose items are rows of `index`."""
+    part = index.take(micro_batch.items)
     audio_digests = part.values("audio_sha256")
     # The other digest is needed only where this one is missing, and in a large corpus it is 32 bytes times millions.
     pcm_digests = part.values("pcm_sha256") if None in audio_digests else [None] * len(part)
@@ -61,6 +61,8 @@ def slot_request(index: Index, slot: Slot) -> SlotRequest:
         part.numbers("num_samples").tolist(),
         audio_digests,
         pcm_digests,
-        [None] * len(part) if slot.windows is None else slot.windows,
+        [None] * len(part) if micro_batch.windows is None else micro_batch.windows,
     )
-    return SlotRequest(slot.items, tuple(ClipRange(*row) for row in zip(*columns, strict=True)), slot.is_dummy)
+    return MicroBatchRequest(
+        micro_batch.items, tuple(ClipRange(*row) for row in zip(*columns, strict=True)), micro_batch.is_dummy
+    )

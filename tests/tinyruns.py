@@ -42,7 +42,7 @@ TIMEOUT_S = 300.0
 
 EXPERIMENT = """
 output_dir: runs/tiny
-data: {shards: SHARDS, batch_utterances: 8, max_slot_s: 4, num_workers: 0, worker_timeout_s: 30}
+data: {shards: SHARDS, batch_utterances: 8, max_micro_batch_s: 4, num_workers: 0, worker_timeout_s: 30}
 model:
   encoder: {kind: logmel, num_mels: 16, width: 16, num_layers: 2, num_heads: 2, feed_forward: 32, dropout: 0.1}
   coattention: {form: cross, width: 8, num_heads: 2}
@@ -79,7 +79,7 @@ AUGMENTED = tuple(
 )
 """Overrides that switch every augmentation on."""
 EXACT = ("model.encoder.dropout=0", "model.coattention.dropout=0", "model.head_dropout=0")
-"""Dropout draws from each slot's own generator, and slots are cut by the number of processes."""
+"""Dropout draws from each micro-batch's own generator, and micro-batches are cut by the number of processes."""
 
 
 @dataclass(frozen=True)

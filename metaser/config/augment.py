@@ -30,7 +30,7 @@ class SpeedConfig(Section):
     probability: float = Probability
     factors: tuple[float, ...] = Field(default=(0.9, 1.0, 1.1), min_length=1)
     """One is drawn, each as likely; 1.1 shortens a clip to 1/1.1 and raises its pitch by 10 %. From 0.5 to 2, in
-    hundredths, which keeps the resampling filter short. `data.max_slot_s` holds for the lengths after the change."""
+    hundredths, which keeps the resampling filter short. `data.max_micro_batch_s` holds for the lengths after it."""
 
     @field_validator("factors")
     @classmethod

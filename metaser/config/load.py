@@ -132,12 +132,18 @@ def _position(items: list[Any], part: str, told: str) -> int:
     return int(part)
 
 
+_RENAMED = {"data.max_slot_s": "data.max_micro_batch_s"}
+"""Keys of earlier versions."""
+
+
 def _describe(error: ValidationError, whole: str) -> str:
     problems = []
     for problem in error.errors(include_url=False)[:_MAX_PROBLEMS]:
         where = shown(".".join(str(part) for part in problem["loc"]), _MAX_SHOWN) or whole
         message = _without_middle(problem["msg"].removeprefix("Value error, "))
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and where in _RENAMED:
+            problems.append(f"{where} is called {_RENAMED[where]} now (value {_told(problem['input'])})")
+        elif problem["type"] == "extra_forbidden":
             problems.append(f"{where}: unknown key (value {_told(problem['input'])})")
         elif problem["type"] in ("missing", "value_error"):
             problems.append(f"{where}: {message}")

@@ -20,8 +20,8 @@ from shards.batch import Batch
 from shards.config import DataConfig
 from shards.errors import ShardError
 from shards.index import Index
-from shards.plan import evaluation_slots
-from shards.read import read_slots
+from shards.plan import evaluation_micro_batches
+from shards.read import read_batches
 from shards.schema import RATE_HZ
 from shards.windows import FRAME_SAMPLES, Windowing, is_silent
 
@@ -53,16 +53,16 @@ def evaluate(
     """
     targets = Targets(specs, index)
     info = processes.info
-    slots = evaluation_slots(
+    micro_batches = evaluation_micro_batches(
         index.num_samples,
         rank=info.rank,
         num_processes=info.num_processes,
-        max_slot_samples=round(data.max_slot_s * RATE_HZ),
+        max_micro_batch_samples=round(data.max_micro_batch_s * RATE_HZ),
         windowing=data.windowing,
     )
     mine: list[UtteranceResult] = []
     joiner = _Joiner(specs, index, data.windowing, hop_samples)
-    for batch in read_slots(index, slots, num_workers=0, timeout_s=data.worker_timeout_s, remote=data.remote):
+    for batch in read_batches(index, micro_batches, num_workers=0, timeout_s=data.worker_timeout_s, remote=data.remote):
         if batch.problems:
             raise ShardError(f"evaluation needs every utterance, but {batch.problems[0]}")
         at_boundary()

@@ -176,10 +176,10 @@ def _judge(
 def _heard(data: DataConfig, model: MetaSERModel, part: Index) -> DataConfig:
     """Return `data`, with the windows of `metaser predict` if other shards hold clips that no micro-batch can."""
     longest_s = float(part.duration_s.max())
-    if data.window_s is not None or longest_s <= data.max_slot_s:
+    if data.window_s is not None or longest_s <= data.max_micro_batch_s:
         return data
     windowing = choose_windows(model)
-    window_s = min(windowing.length / RATE_HZ, data.max_slot_s)
+    window_s = min(windowing.length / RATE_HZ, data.max_micro_batch_s)
     overlap_s = min((windowing.length - windowing.hop) / RATE_HZ, window_s / 2)
     log.info(
         "clips longer than %g s (the longest has %.1f s) are heard in windows of %g s that overlap by %g s",

@@ -1,7 +1,7 @@
 """Changes to training audio, drawn on the CPU from (seed, epoch, key) and computed where the audio lies.
 
 Each clip is changed alone and on its true samples, so that it comes out the same, to the last bit on one machine,
-whatever its neighbours, its padding, the cut into slots, the number of processes or an interruption.
+whatever its neighbours, its padding, the cut into micro-batches, the number of processes or an interruption.
 
 Legend: B utterances, T samples, N samples of an impulse response.
 """
@@ -72,8 +72,8 @@ class ClipChange:
 
 
 @dataclass(frozen=True, eq=False)
-class SlotChanges:
-    """What is drawn for the clips of one slot."""
+class MicroBatchChanges:
+    """What is drawn for the clips of one micro-batch."""
 
     clips: tuple[ClipChange, ...]
     num_samples_B: Int[Tensor, "B"]
@@ -142,19 +142,19 @@ class Augmenter:
             if part.probability > 0 and part.folder is not None and part.folder not in self._folders:
                 self._folders[part.folder] = AudioFolder(part.folder, f"augment.{name}.folder")
 
-    def draw(self, batch: Batch, keys: Sequence[str], epoch: int) -> SlotChanges:
+    def draw(self, batch: Batch, keys: Sequence[str], epoch: int) -> MicroBatchChanges:
         """Return what to do to `batch`, which lies on the CPU; nothing to clips that are not valid."""
         clips, warps = [], []
         for key, num_samples, valid in zip(keys, batch.num_samples_B.tolist(), batch.valid_B.tolist(), strict=True):
             clips.append(self._draw_clip(key, epoch, num_samples) if valid else ClipChange(num_samples))
             warps.append(self._draw_warp(key, epoch) if valid else 1.0)
         num_samples_B = torch.tensor([clip.new_num_samples for clip in clips])
-        return SlotChanges(
+        return MicroBatchChanges(
             tuple(clips), num_samples_B, torch.tensor(warps) if self._config.vtlp.probability > 0 else None
         )
 
     @torch.no_grad()
-    def apply(self, batch: Batch, changes: SlotChanges) -> Batch:
+    def apply(self, batch: Batch, changes: MicroBatchChanges) -> Batch:
         """Return the changed batch, on the device of `batch`; padding is zero."""
         if all(clip.is_empty for clip in changes.clips):
             return batch
@@ -233,24 +233,24 @@ def build_augmenters(config: ExperimentConfig) -> list[Augmenter]:
     return [Augmenter(stage.augment, seed=config.seed, folders=folders) for stage in config.stages]
 
 
-def slot_samples(augment: AugmentConfig, max_slot_s: float) -> int:
-    """Return how many padded samples, before augmentation, a slot may hold to fit `max_slot_s` after it."""
-    return round(max_slot_s * RATE_HZ / augment.speed.longest_stretch)
+def micro_batch_samples(augment: AugmentConfig, max_micro_batch_s: float) -> int:
+    """Return how many padded samples a micro-batch may hold before augmentation to fit `max_micro_batch_s` after it."""
+    return round(max_micro_batch_s * RATE_HZ / augment.speed.longest_stretch)
 
 
-def check_stretched(augment: AugmentConfig, num_samples: np.ndarray, max_slot_s: float) -> None:
-    """Check once, before the first step, that even the longest clip fits a slot at the slowest speed.
+def check_stretched(augment: AugmentConfig, num_samples: np.ndarray, max_micro_batch_s: float) -> None:
+    """Check once, before the first step, that even the longest clip fits a micro-batch at the slowest speed.
 
     Raises:
         TrainingError: if it does not.
     """
     longest = int(num_samples.max())
-    if longest > slot_samples(augment, max_slot_s):
+    if longest > micro_batch_samples(augment, max_micro_batch_s):
         longest_s, slowest = longest / RATE_HZ, min(augment.speed.factors)
         raise TrainingError(
-            f"data.max_slot_s must hold the longest clip at the slowest speed of augment.speed.factors "
-            f"({longest_s:.2f} s / {slowest:g} = {longest_s / slowest:.2f} s), got {max_slot_s:g}; raise it, filter by "
-            "duration_s or leave the factor out"
+            f"data.max_micro_batch_s must hold the longest clip at the slowest speed of augment.speed.factors "
+            f"({longest_s:.2f} s / {slowest:g} = {longest_s / slowest:.2f} s), got {max_micro_batch_s:g}; raise it, "
+            "filter by duration_s or leave the factor out"
         )
 
 

@@ -40,16 +40,18 @@ def check_data(config: ExperimentConfig, index: Index, splits: SplitAssignment, 
     specs = experiment_specs(config, index, splits)
     stages = tuple(stage_data(stage, specs, index, splits, config.data) for stage in config.stages)
     notes = check_labels(config, specs, index, splits)
-    windowing, max_slot_s = config.data.windowing, config.data.max_slot_s
+    windowing, max_micro_batch_s = config.data.windowing, config.data.max_micro_batch_s
     for part in stages:
         for split in (part.training, part.dev):
-            check_sizes(split.num_samples, num_processes=num_processes, max_slot_s=max_slot_s, windowing=windowing)
+            check_sizes(
+                split.num_samples, num_processes=num_processes, max_micro_batch_s=max_micro_batch_s, windowing=windowing
+            )
     test = index.take(splits.rows("test"))
     for stage in config.stages:
         judged = test.take(select_utterances(stage, specs, test))
-        check_longest(judged.num_samples, windowing, max_slot_s=max_slot_s)
+        check_longest(judged.num_samples, windowing, max_micro_batch_s=max_micro_batch_s)
     for stage, part in zip(config.stages, stages, strict=True):
-        check_stretched(stage.augment, heard_samples(part.training, config.data), max_slot_s)
+        check_stretched(stage.augment, heard_samples(part.training, config.data), max_micro_batch_s)
     return CheckedData(specs, stages, notes)
 
 

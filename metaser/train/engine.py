@@ -74,7 +74,7 @@ class Engine:
 
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
-        """Keep gradients local to the process until the step's last slot."""
+        """Keep gradients local to the process until the step's last micro-batch."""
         if is_last or self.processes.info.num_processes == 1:
             yield
         else:
@@ -82,7 +82,7 @@ class Engine:
                 yield
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this slot's share of the step's loss."""
+        """Add the gradients of this micro-batch's share of the step's loss."""
         # Processes are averaged over, hence the factor. An infinite loss may have finite gradients: NaN instead reaches
         # all processes, which then skip the step alike.
         num_processes = loss.new_tensor(float(self.processes.info.num_processes))

@@ -22,7 +22,7 @@ from metaser.train.stop import StopNow, StopRequest, reason_flags, strongest_rea
 from metaser.train.timing import CpuWait, StepProfiler
 from shards.batch import Batch
 from shards.index import Index
-from shards.read import read_slots
+from shards.read import read_batches
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class StageLoop:
             self.profiler.before_step()
         runner.engine.clock.take()
         with runner.engine.clock.part("data"):
-            mine = list(islice(batches, len(runner.slots_of(step))))
+            mine = list(islice(batches, len(runner.micro_batches_of(step))))
         line, reason = runner.run(step, mine, state, stop=self.stop_request.look())
         state.step = step
         self.write_metrics(line)
@@ -122,9 +122,9 @@ class StageLoop:
 
     def _batches(self, *, num_workers: int) -> Iterator[Batch]:
         data = self.runner.config.data
-        return read_slots(
+        return read_batches(
             self.runner.index,
-            self.runner.all_slots(self.state.step + 1),
+            self.runner.all_micro_batches(self.state.step + 1),
             num_workers=num_workers,
             timeout_s=data.worker_timeout_s,
             remote=data.remote,

@@ -29,7 +29,7 @@ def draw_masks(
     epoch: int,
     warp_B: Float[Tensor, "B"] | None = None,
 ) -> FrameMasks | None:
-    """Return the masks of one slot (True: hidden) beside VTLP's `warp_B`, or None if neither is asked for.
+    """Return the masks of one micro-batch (True: hidden) beside VTLP's `warp_B`, or None if neither is asked for.
 
     A time mask never hides more than a quarter of its clip, so that a short clip keeps something to recognise.
     """

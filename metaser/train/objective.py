@@ -1,7 +1,7 @@
 """Losses with missing labels.
 
 A task's loss is a sum over utterances divided by the global number of present labels of the whole step, so the result
-depends neither on how a step is cut into slots nor on how many processes share them.
+depends neither on how a step is cut into micro-batches nor on how many processes share them.
 
 Legend: B utterances.
 """
@@ -26,7 +26,7 @@ def utterance_losses(
     return kind_of(spec).losses(spec, logits.float(), num_frames_B, target)
 
 
-def slot_loss(
+def micro_batch_loss(
     specs: Sequence[TaskSpec],
     weights: Mapping[str, float],
     logits: Mapping[str, Tensor],
@@ -35,9 +35,9 @@ def slot_loss(
     valid_B: Bool[Tensor, "B"],
     denominators: Mapping[str, float],
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """Return this slot's share of the step's loss, and of each weighted task's unweighted mean loss.
+    """Return this micro-batch's share of the step's loss, and of each weighted task's unweighted mean loss.
 
-    Summed over all slots of all processes they are the step's values. Clips with `valid_B` false count zero.
+    Summed over all micro-batches of all processes they are the step's values. Clips with `valid_B` false count zero.
     """
     total = torch.zeros((), device=num_frames_B.device)
     shares: dict[str, Tensor] = {}

@@ -19,17 +19,17 @@ from metaser.seeding import seed_generators
 from metaser.targets import Targets
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
-from metaser.train.augment import Augmenter, slot_samples
+from metaser.train.augment import Augmenter, micro_batch_samples
 from metaser.train.engine import Engine
 from metaser.train.masks import draw_masks
-from metaser.train.objective import slot_loss
+from metaser.train.objective import micro_batch_loss
 from metaser.train.optim import learning_rates, schedule_factor, set_learning_rates
 from metaser.train.scale import LOWEST_SCALE, adapt_loss_scale
 from metaser.train.state import TrainState
 from metaser.train.stop import reason_flags, strongest_reason
 from shards.batch import Batch
 from shards.index import Index
-from shards.plan import Schedule, Slot, random_windows, step_slots
+from shards.plan import MicroBatch, Schedule, random_windows, step_micro_batches
 from shards.schema import RATE_HZ
 from shards.windows import Windowing
 
@@ -50,33 +50,37 @@ class StepRunner:
     _flops_per_s: dict[str, float] = field(default_factory=dict, init=False)
     """Operations per second of audio of one step, counted once where `parallel.peak_tflops` is given."""
 
-    def slots_of(self, step: int) -> list[Slot]:
-        """Return this process's slots of the 1-based `step`."""
+    def micro_batches_of(self, step: int) -> list[MicroBatch]:
+        """Return this process's micro-batches of the 1-based `step`."""
         info = self.engine.processes.info
-        slots = step_slots(
+        micro_batches = step_micro_batches(
             self.schedule,
             step - 1,
             rank=info.rank,
             num_processes=info.num_processes,
-            max_slot_samples=slot_samples(self.stage.augment, self.config.data.max_slot_s),
+            max_micro_batch_samples=micro_batch_samples(self.stage.augment, self.config.data.max_micro_batch_s),
         )
         windowing = self.config.data.windowing
-        return slots if windowing is None else [self._in_windows(slot, step, windowing) for slot in slots]
+        return (
+            micro_batches
+            if windowing is None
+            else [self._in_windows(micro_batch, step, windowing) for micro_batch in micro_batches]
+        )
 
-    def _in_windows(self, slot: Slot, step: int, windowing: Windowing) -> Slot:
+    def _in_windows(self, micro_batch: MicroBatch, step: int, windowing: Windowing) -> MicroBatch:
         return random_windows(
-            slot,
+            micro_batch,
             self.index.num_samples,
-            self.index.take(slot.items).values("key"),
+            self.index.take(micro_batch.items).values("key"),
             windowing,
             seed=self.config.seed,
             epoch=self.schedule.epoch_of(step - 1),
         )
 
-    def all_slots(self, first_step: int) -> Iterator[Slot]:
-        """Yield this process's slots from the 1-based `first_step` to the stage's end: what readers read ahead."""
+    def all_micro_batches(self, first_step: int) -> Iterator[MicroBatch]:
+        """Yield this process's micro-batches from the 1-based `first_step` to the stage's end, for the readers."""
         for step in range(first_step, self.stage.num_steps + 1):
-            yield from self.slots_of(step)
+            yield from self.micro_batches_of(step)
 
     def run(
         self, step: int, batches: Sequence[Batch], state: TrainState, *, stop: str | None
@@ -140,7 +144,7 @@ class StepRunner:
 
         Without it a resumed run would differ from an uninterrupted one (`Engine.needs_warm_up`).
         """
-        self._slot(1, 0, batch, self.targets.denominators(batch.items_B.numpy()), is_last=True)
+        self._micro_batch(1, 0, batch, self.targets.denominators(batch.items_B.numpy()), is_last=True)
         self.engine.discard_gradients()
 
     def forward_backward(self, step: int, batches: Sequence[Batch]) -> dict[str, float]:
@@ -164,14 +168,14 @@ class StepRunner:
         device = self.engine.processes.device
         sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
         for number, batch in enumerate(batches):
-            for name, value in self._slot(
+            for name, value in self._micro_batch(
                 step, number, batch, denominators, is_last=number == len(batches) - 1
             ).items():
                 sums[name] += value
-        # Read here alone: between the slots the host need not wait for the device.
+        # Read here alone: between the micro-batches the host need not wait for the device.
         return dict(zip(names, torch.stack(list(sums.values())).tolist(), strict=True))
 
-    def _slot(
+    def _micro_batch(
         self, step: int, number: int, batch: Batch, denominators: dict[str, float], *, is_last: bool
     ) -> dict[str, Tensor | float]:
         info = self.engine.processes.info
@@ -196,7 +200,7 @@ class StepRunner:
         on_device = self.augmenter.apply(batch.to(device), changes)
         with self.engine.accumulating(is_last=is_last):
             output = self.engine.forward(on_device, masks, self.stage.weighted_tasks)
-            loss, shares = slot_loss(
+            loss, shares = micro_batch_loss(
                 self.specs,
                 self.stage.weights,
                 output.logits,

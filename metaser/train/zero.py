@@ -35,7 +35,7 @@ class ZeroEngine(Engine):
 
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
-        """Mark the step's last slot, after which gradients are complete."""
+        """Mark the step's last micro-batch, after which gradients are complete."""
         self._deepspeed.set_gradient_accumulation_boundary(is_boundary=is_last)
         yield
 

@@ -7,7 +7,7 @@ pytestmark = pytest.mark.distributed
 
 STEPS = 12
 TOLERANCE = 1e-3
-"""Of each loss, relative. Rounding alone, one process with slots of 20 s, moves single losses by up to 1.1e-4."""
+"""Of each loss, relative. Rounding alone, one process with micro-batches of 20 s, moves losses by up to 1.1e-4."""
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,13 @@ from metaser.train.stage import freeze_all_but, select_parameters
 from metaser.train.step import StepRunner
 from shards.index import load_index
 from shards.plan import Schedule
-from shards.read import read_slots
+from shards.read import read_batches
 from shards.splits import assign_splits
 
 pytestmark = pytest.mark.distributed
 
 STEP = 2
-ALL_AT_ONCE, IN_SLOTS = "data.max_slot_s=60", "data.max_slot_s=1"
+ALL_AT_ONCE, IN_MICRO_BATCHES = "data.max_micro_batch_s=60", "data.max_micro_batch_s=1"
 
 
 def stage_runner(config: ExperimentConfig, processes: Processes, dtype: torch.dtype) -> StepRunner:
@@ -53,7 +53,7 @@ def stage_runner(config: ExperimentConfig, processes: Processes, dtype: torch.dt
 
 
 def write_gradient(config: ExperimentConfig, path: str, in_float64: bool) -> None:
-    """In each process: do one step up to its gradient; the main process writes that, and the number of slots."""
+    """In each process: do one step up to its gradient; the main process writes it, and how many micro-batches."""
     info = dist_info()
     processes = Processes(config.parallel, info)
     runner = stage_runner(config, processes, torch.float64 if in_float64 else torch.float32)
@@ -61,23 +61,23 @@ def write_gradient(config: ExperimentConfig, path: str, in_float64: bool) -> Non
         # The model turns audio and logits into float32 on purpose.
         torch.set_default_dtype(torch.float64)
         torch.Tensor.float = torch.Tensor.double
-    slots = runner.slots_of(STEP)
-    batches = list(read_slots(runner.index, slots, num_workers=0, timeout_s=30))
+    micro_batches = runner.micro_batches_of(STEP)
+    batches = list(read_batches(runner.index, micro_batches, num_workers=0, timeout_s=30))
     runner.forward_backward(STEP, batches)
     gradients = {name: value.contiguous() for name, value in runner.engine.gradients().items()}
     if info.is_main:
-        save_file({**gradients, "num_slots": torch.tensor(len(slots))}, path)
+        save_file({**gradients, "num_micro_batches": torch.tensor(len(micro_batches))}, path)
     processes.close()
 
 
-def gradient_of(corpus, folder, count, strategy, slots, *, in_float64=False, more=()):
-    config = corpus.experiment(folder / "run", *EXACT, slots, f"parallel.strategy={strategy}", *more)
-    path = folder / f"{strategy}-{count}-{slots}.safetensors"
+def gradient_of(corpus, folder, count, strategy, micro_batches, *, in_float64=False, more=()):
+    config = corpus.experiment(folder / "run", *EXACT, micro_batches, f"parallel.strategy={strategy}", *more)
+    path = folder / f"{strategy}-{count}-{micro_batches}.safetensors"
     with ranks(count, write_gradient, config, str(path), in_float64, folder=folder / "said") as job:
         assert job.join() == [0] * count, job.said()
     found = load_file(path)
-    num_slots = int(found.pop("num_slots"))
-    assert (num_slots > 1) == (slots == IN_SLOTS)
+    num_micro_batches = int(found.pop("num_micro_batches"))
+    assert (num_micro_batches > 1) == (micro_batches == IN_MICRO_BATCHES)
     return found
 
 
@@ -99,27 +99,28 @@ def test_every_trainable_parameter_has_a_gradient(alone):
 
 
 @pytest.mark.parametrize(
-    ("count", "slots"), [(1, IN_SLOTS), (2, ALL_AT_ONCE), (2, IN_SLOTS), (4, ALL_AT_ONCE), (4, IN_SLOTS)]
+    ("count", "micro-batches"),
+    [(1, IN_MICRO_BATCHES), (2, ALL_AT_ONCE), (2, IN_MICRO_BATCHES), (4, ALL_AT_ONCE), (4, IN_MICRO_BATCHES)],
 )
-def test_the_gradient_is_the_same_however_a_step_is_cut(corpus, alone, tmp_path, count, slots):
-    ours = gradient_of(corpus, tmp_path, count, "auto", slots, in_float64=True)
+def test_the_gradient_is_the_same_however_a_step_is_cut(corpus, alone, tmp_path, count, micro_batches):
+    ours = gradient_of(corpus, tmp_path, count, "auto", micro_batches, in_float64=True)
     assert distance(ours, alone) < 1e-9
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
-@pytest.mark.parametrize("slots", [ALL_AT_ONCE, IN_SLOTS])
-def test_zero_computes_the_same_gradient_in_float32(corpus, alone, tmp_path, strategy, slots):
-    ours = gradient_of(corpus, tmp_path, 2, strategy, slots)
+@pytest.mark.parametrize("micro-batches", [ALL_AT_ONCE, IN_MICRO_BATCHES])
+def test_zero_computes_the_same_gradient_in_float32(corpus, alone, tmp_path, strategy, micro_batches):
+    ours = gradient_of(corpus, tmp_path, 2, strategy, micro_batches)
     assert distance(ours, alone) < 1e-5
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
 def test_in_bf16_gradients_differ_by_its_rounding(corpus, alone, tmp_path, strategy):
-    ours = gradient_of(corpus, tmp_path, 2, strategy, IN_SLOTS, more=("parallel.precision=bf16",))
+    ours = gradient_of(corpus, tmp_path, 2, strategy, IN_MICRO_BATCHES, more=("parallel.precision=bf16",))
     assert 1e-4 < distance(ours, alone) < 5e-2
 
 
 def test_activations_computed_again_give_the_same_gradient(corpus, alone, tmp_path):
     more = ("parallel.activation_checkpointing=true",)
-    ours = gradient_of(corpus, tmp_path, 2, "ddp", IN_SLOTS, in_float64=True, more=more)
+    ours = gradient_of(corpus, tmp_path, 2, "ddp", IN_MICRO_BATCHES, in_float64=True, more=more)
     assert distance(ours, alone) < 1e-9

@@ -42,7 +42,7 @@ def test_the_cases_run_each_time_cover_all_pairs():
 
 
 def overrides_of(spread, workers):
-    return (f"parallel.strategy={spread}", f"data.num_workers={workers}", "log_keys=true", "data.max_slot_s=2")
+    return (f"parallel.strategy={spread}", f"data.num_workers={workers}", "log_keys=true", "data.max_micro_batch_s=2")
 
 
 @pytest.fixture(scope="module")

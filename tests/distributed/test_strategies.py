@@ -31,7 +31,7 @@ SPREAD = {
     "zero3-alone": (1, ("parallel.strategy=zero3",)),
     "zero2-offload": (2, ("parallel.strategy=zero2", "parallel.offload=cpu")),
     "zero3-offload": (2, ("parallel.strategy=zero3", "parallel.offload=cpu")),
-    "zero2-slots": (2, ("parallel.strategy=zero2", "data.max_slot_s=1")),
+    "zero2-micro-batches": (2, ("parallel.strategy=zero2", "data.max_micro_batch_s=1")),
     "zero3-recomputed": (2, ("parallel.strategy=zero3", "parallel.activation_checkpointing=true")),
     "zero1-extra": (2, ("parallel.strategy=zero1", "parallel.extra={zero_optimization: {reduce_bucket_size: 999}}")),
 }
@@ -283,7 +283,9 @@ def test_a_report_needs_no_deepspeed(spread, tmp_path):
 
 
 def test_compiled_layers_compute_the_same_in_three_compilations(corpus, alone, tmp_path):
-    run = train_ranks(1, corpus.yaml, tmp_path / "run", *EXACT, "parallel.compile_layers=true", "data.max_slot_s=2")
+    run = train_ranks(
+        1, corpus.yaml, tmp_path / "run", *EXACT, "parallel.compile_layers=true", "data.max_micro_batch_s=2"
+    )
     assert_same_curve(run, alone, rel=1e-4)
     said = (tmp_path / "run-said/rank-0.txt").read_text()
     # Each stage compiles for training and evaluation, and perhaps for a single utterance; not for every length.

@@ -354,7 +354,7 @@ def fuzz(
     """
     session = _Session(made(makers, base), seconds, most_runs)
 
-    def serve(slot: int) -> None:
+    def serve(micro_batch: int) -> None:
         worker = Worker(makers, base)
         try:
             while (chosen := session.next()) is not None:
@@ -362,7 +362,7 @@ def fuzz(
                 started = time.monotonic()
                 # The same ones in every run.
                 is_whole = generator(area.name, seed, number).randrange(WHOLE_EVERY) == 0
-                task = Task(area.name, base / f"case-{slot}", seed, number, is_whole)
+                task = Task(area.name, base / f"case-{micro_batch}", seed, number, is_whole)
                 verdict = worker.judge(task, area.limit_s)
                 session.add(area.name, number, verdict, time.monotonic() - started)
                 if verdict.outcome in FAILURES:

@@ -23,9 +23,9 @@ def test_it_trains_on_other_audio_than_a_run_without(finished, augmented):
 
 
 @pytest.mark.reliability
-def test_the_cut_into_slots_changes_nothing_but_rounding(corpus, tmp_path):
-    whole = corpus.train(tmp_path / "whole", *AUGMENTED, *EXACT, "data.max_slot_s=30")
-    parts = corpus.train(tmp_path / "parts", *AUGMENTED, *EXACT, "data.max_slot_s=2")
+def test_the_cut_into_micro_batches_changes_nothing_but_rounding(corpus, tmp_path):
+    whole = corpus.train(tmp_path / "whole", *AUGMENTED, *EXACT, "data.max_micro_batch_s=30")
+    parts = corpus.train(tmp_path / "parts", *AUGMENTED, *EXACT, "data.max_micro_batch_s=2")
     for ours, theirs in zip(losses(parts), losses(whole), strict=True):
         assert ours[2] == pytest.approx(theirs[2], rel=1e-4)
         assert ours[3] == pytest.approx(theirs[3], rel=1e-4, abs=1e-6)
@@ -45,7 +45,7 @@ def test_dev_and_test_are_not_augmented(corpus, tmp_path):
     ("override", "words"),
     [
         ("stages.1.augment.noise={probability: 1, folder: nowhere}", "but 'nowhere' does not exist"),
-        ("data.max_slot_s=0.85", "data.max_slot_s must hold the longest clip at the slowest speed"),
+        ("data.max_micro_batch_s=0.85", "data.max_micro_batch_s must hold the longest clip at the slowest speed"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_before_the_first_step(corpus, tmp_path, override, words):

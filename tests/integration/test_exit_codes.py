@@ -25,7 +25,7 @@ from transformers import Wav2Vec2Config
         (["tasks.0.labels=[anger, neutral]"], r"task 'emotion'.* found \{'happiness': \d+, 'sadness': \d+\}"),
         (["tasks.3={name: style, kind: classification, field: intensity}"], r"none of its \d+ training .* intensity"),
         (["stages.0.filter=shoe_size > 3"], r"shoe_size"),
-        (["data.max_slot_s=0.5"], r"the longest clip \(0.8\d s\), got 0.5"),
+        (["data.max_micro_batch_s=0.5"], r"the longest clip \(0.8\d s\), got 0.5"),
         (
             ["model.encoder={kind: huggingface, name: FOLDER/encoder}"],
             r"FOLDER/encoder', an encoder folder without",

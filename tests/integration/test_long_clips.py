@@ -20,8 +20,8 @@ from metaser.sums import write_sums
 from metaser.windows import choose_windows
 from shards.errors import PlanError
 from shards.index import load_index
-from shards.plan import Slot
-from shards.read import read_slots
+from shards.plan import MicroBatch
+from shards.read import read_batches
 from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key
 
 WINDOWED = ("data.window_s=0.4", "data.window_overlap_s=0.1")
@@ -51,8 +51,8 @@ def test_an_utterance_is_judged_as_predict_answers_its_file(corpus, windowed, tm
         judged = {row["key"]: row for row in csv.DictReader(file)}
     index = load_index([corpus.shards])
     keys = index.values("key")
-    (batch,) = read_slots(
-        index, [Slot(torch.tensor([keys.index(key) for key in judged]).numpy())], num_workers=0, timeout_s=9
+    (batch,) = read_batches(
+        index, [MicroBatch(torch.tensor([keys.index(key) for key in judged]).numpy())], num_workers=0, timeout_s=9
     )
     files = [tmp_path / f"{number}.wav" for number in range(len(judged))]
     for path, wave, length in zip(files, batch.wave_BT.numpy(), batch.num_samples_B.tolist(), strict=True):
@@ -67,7 +67,7 @@ def test_an_utterance_is_judged_as_predict_answers_its_file(corpus, windowed, tm
         assert row["asr.prediction"] == answer.tasks["asr"]["text"]
 
 
-def test_other_shards_with_clips_that_fit_no_slot_are_judged_as_predict_answers_them(finished, tmp_path, caplog):
+def test_other_shards_with_clips_that_fit_no_micro_batch_are_judged_as_predict_answers_them(finished, tmp_path, caplog):
     run = shutil.copytree(finished, tmp_path / "run")
     path = run / "best/config.json"
     path.write_text(json.dumps(read_json(path) | {"window_s": 0.6, "window_overlap_s": 0.2}))
@@ -76,7 +76,7 @@ def test_other_shards_with_clips_that_fit_no_slot_are_judged_as_predict_answers_
     utterance = Utterance(key=make_key("other", "long"), corpus="other", source="long.wav", emotion="anger")
     pack_items([SourceUtterance(utterance, voice)], tmp_path / "other")
     config = load_experiment(run / "config.yaml")
-    assert config.data.max_slot_s < voice.duration_s
+    assert config.data.max_micro_batch_s < voice.duration_s
     caplog.set_level(logging.INFO)
     report = evaluate_run(RunDir(run), config, ALONE, shards=str(tmp_path / "other"), allow_overlap=True)
     assert report["num_utterances"] == 1
@@ -97,18 +97,18 @@ def test_texts_of_cut_clips_are_left_out_and_counted(windowed):
     assert "they have no part in asr" in log
 
 
-def test_the_cut_into_slots_changes_no_loss(corpus, tmp_path):
+def test_the_cut_into_micro_batches_changes_no_loss(corpus, tmp_path):
     one = corpus.train(tmp_path / "one", *WINDOWED, *EXACT)
-    many = corpus.train(tmp_path / "many", *WINDOWED, *EXACT, "data.max_slot_s=0.8")
+    many = corpus.train(tmp_path / "many", *WINDOWED, *EXACT, "data.max_micro_batch_s=0.8")
     for (_, _, first, _), (_, _, second, _) in zip(losses(one), losses(many), strict=True):
         assert first == pytest.approx(second, rel=1e-3)
 
 
 @pytest.mark.parametrize("limit_s", [0.5, 0.81])
-def test_a_clip_that_fits_no_slot_is_refused_before_the_first_step(corpus, tmp_path, limit_s):
+def test_a_clip_that_fits_no_micro_batch_is_refused_before_the_first_step(corpus, tmp_path, limit_s):
     # Dev's longest clip lasts 0.81 s, test's 0.825 s.
     with pytest.raises(PlanError, match=r"set data\.window_s to hear longer clips in windows"):
-        corpus.train(tmp_path / "run", f"data.max_slot_s={limit_s}")
+        corpus.train(tmp_path / "run", f"data.max_micro_batch_s={limit_s}")
     assert not (tmp_path / "run/config.yaml").exists()
 
 

@@ -22,8 +22,8 @@ from metaser.train.augment import (
     change_clip,
     check_stretched,
     limit_band,
+    micro_batch_samples,
     reverberate,
-    slot_samples,
     synthetic_response,
 )
 from shards.batch import Batch, collate
@@ -108,15 +108,17 @@ def test_a_clip_comes_out_the_same_whatever_its_neighbours_and_its_padding(num_s
 
 
 @given(st.permutations(range(6)), st.integers(1, 5))
-def test_any_cut_of_a_step_into_slots_gives_the_same_clips(order, num_slots):
+def test_any_cut_of_a_step_into_micro_batches_gives_the_same_clips(order, num_micro_batches):
     clips = [speech(800 + 300 * number, number) for number in range(6)]
     whole, _ = augmented(batch_of(clips), [str(number) for number in range(6)], epoch=3)
-    for part in np.array_split(np.array(order), num_slots):
-        slot, _ = augmented(batch_of([clips[number] for number in part]), [str(number) for number in part], epoch=3)
+    for part in np.array_split(np.array(order), num_micro_batches):
+        micro_batch, _ = augmented(
+            batch_of([clips[number] for number in part]), [str(number) for number in part], epoch=3
+        )
         for row, number in enumerate(part):
-            length = int(slot.num_samples_B[row])
+            length = int(micro_batch.num_samples_B[row])
             assert length == int(whole.num_samples_B[number])
-            assert torch.equal(slot.wave_BT[row, :length], whole.wave_BT[number, :length])
+            assert torch.equal(micro_batch.wave_BT[row, :length], whole.wave_BT[number, :length])
 
 
 def test_key_seed_and_epoch_each_change_what_comes_out():
@@ -403,16 +405,16 @@ def test_a_warped_clip_in_a_padded_batch_gives_the_frames_of_the_single_clip(fac
     torch.testing.assert_close(together[: len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
-# ---------------------------------------------------------------- what fits a slot
+# ---------------------------------------------------------------- what fits a micro-batch
 
 
 @given(st.integers(1, 60_000), st.integers(50, 120), st.integers(1, 5))
-def test_what_fits_a_slot_when_it_is_planned_fits_it_at_the_slowest_speed(num_samples, percent, num_clips):
-    config, max_slot_s = always(speed={"factors": [percent / 100, 1.0]}), 10.0
-    assume(num_clips * num_samples <= slot_samples(config, max_slot_s))
+def test_what_fits_a_micro_batch_when_it_is_planned_fits_it_at_the_slowest_speed(num_samples, percent, num_clips):
+    config, max_micro_batch_s = always(speed={"factors": [percent / 100, 1.0]}), 10.0
+    assume(num_clips * num_samples <= micro_batch_samples(config, max_micro_batch_s))
     longest = max(ClipChange(num_samples, speed=speed).new_num_samples for speed in (None, Fraction(percent, 100)))
     # A clip's length is rounded up to a whole sample.
-    assert num_clips * longest <= max_slot_s * RATE_HZ + num_clips
+    assert num_clips * longest <= max_micro_batch_s * RATE_HZ + num_clips
 
 
 def test_a_clip_that_does_not_fit_when_slowed_is_refused_at_the_start():

@@ -124,6 +124,12 @@ def test_all_problems_are_reported_at_once_with_path_and_value(tmp_path):
     assert "data.batch_utterances" in words and "got 0" in words
 
 
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path):
+    tree = {**MINIMAL, "data": {**MINIMAL["data"], "max_slot_s": 40}}
+    with pytest.raises(ConfigError, match=r"data\.max_slot_s is called data\.max_micro_batch_s now \(value 40\)"):
+        load_experiment(write(tmp_path, tree))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -161,10 +161,13 @@ def test_folds_that_cannot_train_are_named_with_the_reason_before_any_starts(cor
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.max_slot_s=0.5"], r"6 of 6 are not: folds 0 .*data\.max_slot_s must hold the longest clip"),
+        (
+            ["data.max_micro_batch_s=0.5"],
+            r"6 of 6 are not: folds 0 .*data\.max_micro_batch_s must hold the longest clip",
+        ),
         (["parallel.expected_num_processes=99"], r"each of the 99 processes needs an utterance"),
         (
-            ["data.max_slot_s=0.83", "stages.1.augment.speed={probability: 1, factors: [0.5]}"],
+            ["data.max_micro_batch_s=0.83", "stages.1.augment.speed={probability: 1, factors: [0.5]}"],
             r"longest clip at the slowest speed",
         ),
         (["data.window_s=0.1", "data.window_overlap_s=0", "stages.0.weights={asr: 1}"], r"every fold: .*needs train"),

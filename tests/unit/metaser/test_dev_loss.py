@@ -21,7 +21,7 @@ from metaser.tasks.classification import ClassificationTask
 from metaser.tasks.ctc import CtcTask
 from metaser.tasks.regression import RegressionTask
 from metaser.tasks.spec import TaskSpec
-from metaser.train.objective import slot_loss
+from metaser.train.objective import micro_batch_loss
 from shards.index import Index
 
 WEIGHTS = {"emotion": 1.0, "smooth": 0.7, "asr": 0.3, "affect": 2.0, "gender": 0.0}
@@ -64,7 +64,7 @@ def both_losses(specs: tuple[TaskSpec, ...], index: Index) -> tuple[dict[str, fl
     num_frames_B = torch.full((len(index),), NUM_FRAMES)
     items = np.arange(len(index))
     targets = Targets(specs, index)
-    total, shares = slot_loss(
+    total, shares = micro_batch_loss(
         specs,
         WEIGHTS,
         logits,

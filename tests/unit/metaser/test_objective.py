@@ -16,7 +16,7 @@ from metaser.tasks.ctc import UNKNOWN as CTC_UNKNOWN
 from metaser.tasks.ctc import CtcTask
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.regression import RegressionTask
-from metaser.train.objective import slot_loss, utterance_losses
+from metaser.train.objective import micro_batch_loss, utterance_losses
 from shards.errors import FilterError
 
 TASKS = (
@@ -130,7 +130,7 @@ def test_losses_are_those_of_torch_one_utterance_at_a_time():
 
 
 @given(st.permutations(range(4)), st.integers(1, 3))
-def test_cutting_a_step_into_slots_changes_nothing(order, cut):
+def test_cutting_a_step_into_micro_batches_changes_nothing(order, cut):
     specs = resolve_tasks(TASKS, table())
     targets = Targets(specs, table())
     denominators = targets.denominators(np.arange(4))
@@ -140,7 +140,9 @@ def test_cutting_a_step_into_slots_changes_nothing(order, cut):
     def loss(items, valid):
         picked = {name: value[items] for name, value in whole_logits.items()}
         found = targets.lookup(np.asarray(items))
-        total, _ = slot_loss(specs, weights, picked, num_frames[: len(items)], found, torch.tensor(valid), denominators)
+        total, _ = micro_batch_loss(
+            specs, weights, picked, num_frames[: len(items)], found, torch.tensor(valid), denominators
+        )
         return float(total.detach())
 
     whole = loss(list(range(4)), [True] * 4)
@@ -153,7 +155,7 @@ def test_a_step_without_any_label_of_a_task_gives_zero_and_keeps_its_head_in_the
     specs = resolve_tasks(TASKS, table())
     targets = Targets(specs, table())
     logits, num_frames, found = outputs(targets, [1])
-    total, shares = slot_loss(
+    total, shares = micro_batch_loss(
         specs, {"asr": 1.0}, logits, num_frames, found, torch.tensor([True]), targets.denominators(np.asarray([1]))
     )
     total.backward()

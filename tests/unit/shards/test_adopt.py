@@ -16,8 +16,8 @@ from shards.decoding import decode
 from shards.errors import CorpusError, ShardError
 from shards.index import load_index
 from shards.manifest import read_manifest
-from shards.plan import Slot
-from shards.read import read_slots
+from shards.plan import MicroBatch
+from shards.read import read_batches
 from shards.survey import verify
 
 
@@ -37,7 +37,7 @@ def write_tar(path, members):
 
 
 def waves(index):
-    (batch,) = read_slots(index, [Slot(np.arange(len(index)))], num_workers=0, timeout_s=1)
+    (batch,) = read_batches(index, [MicroBatch(np.arange(len(index)))], num_workers=0, timeout_s=1)
     assert batch.problems == ()
     return [wave[:length].numpy() for wave, length in zip(batch.wave_BT, batch.num_samples_B, strict=True)]
 

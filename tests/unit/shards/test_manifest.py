@@ -16,8 +16,8 @@ from shards.index import index_row, label_tables, load_index
 from shards.labels import age_group
 from shards.manifest import atomic_file, canonical_json, read_manifest, write_manifest
 from shards.pack import pack_corpus
-from shards.plan import Slot
-from shards.read import read_slots
+from shards.plan import MicroBatch
+from shards.read import read_batches
 from shards.schema import SourceUtterance, Utterance
 from shards.survey import verify
 
@@ -246,7 +246,7 @@ def test_what_schema_version_1_wrote_still_reads(tmp_path):
     assert index.numbers("valence").tolist()[1:] == pytest.approx([np.nan, 2.5], nan_ok=True)
     assert index.values("emotion_votes") == [{"neutral": 1.0, "sadness": 2.0}, None, None]
     assert index.values("audio_sha256") == [None] * 3
-    batch = next(read_slots(index, [Slot(np.arange(3))], num_workers=0, timeout_s=1))
+    batch = next(read_batches(index, [MicroBatch(np.arange(3))], num_workers=0, timeout_s=1))
     assert batch.problems == ()
     assert batch.num_samples_B.tolist() == [1_000, 800, 960]
     assert batch.wave_BT[2, :960].numpy() == pytest.approx(tone(1).audio.load()[0], abs=1e-4)
@@ -263,7 +263,7 @@ def test_damage_in_what_schema_version_1_wrote_is_found(tmp_path):
     data = bytearray(shard.read_bytes())
     data[load_index([V1]).numbers("audio_offset")[2] + 300] ^= 1
     shard.write_bytes(data)
-    batch = next(read_slots(load_index([copy]), [Slot(np.arange(3))], num_workers=0, timeout_s=1))
+    batch = next(read_batches(load_index([copy]), [MicroBatch(np.arange(3))], num_workers=0, timeout_s=1))
     assert "'tones/u001'" in batch.problems[0]
     assert batch.valid_B.tolist() == [True, True, False]
 

@@ -7,21 +7,21 @@ from hypothesis import strategies as st
 
 from shards.errors import PlanError
 from shards.plan import (
+    MicroBatch,
     Schedule,
-    Slot,
     check_sizes,
-    cut_slots,
-    evaluation_slots,
+    cut_micro_batches,
+    evaluation_micro_batches,
     random_windows,
     stable_seed,
-    step_slots,
+    step_micro_batches,
 )
 from shards.windows import Windowing
 
 lengths = st.lists(st.integers(1_000, 160_000), min_size=1, max_size=120).map(np.asarray)
 worlds = st.integers(1, 16)
 batches = st.integers(1, 40)
-MAX_SLOT = 200_000
+MAX_MICRO_BATCH = 200_000
 
 
 @given(lengths, batches, worlds, st.integers(0, 3))
@@ -30,16 +30,24 @@ def test_every_utterance_once_per_epoch_on_any_number_of_processes(num_samples, 
     seen = []
     for step in range(epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch):
         per_rank = [
-            step_slots(schedule, step, rank=rank, num_processes=num_processes, max_slot_samples=MAX_SLOT)
+            step_micro_batches(
+                schedule, step, rank=rank, num_processes=num_processes, max_micro_batch_samples=MAX_MICRO_BATCH
+            )
             for rank in range(num_processes)
         ]
-        assert len({len(slots) for slots in per_rank}) == 1, "every rank must do equally many rounds"
-        items = [item for slots in per_rank for slot in slots if not slot.is_dummy for item in slot.items]
+        assert len({len(micro_batches) for micro_batches in per_rank}) == 1, "every rank must do equally many rounds"
+        items = [
+            item
+            for micro_batches in per_rank
+            for micro_batch in micro_batches
+            if not micro_batch.is_dummy
+            for item in micro_batch.items
+        ]
         assert sorted(items) == sorted(schedule.items(step))
         seen += items
-        for slots in per_rank:
-            for slot in slots:
-                assert len(slot.items) * num_samples[slot.items].max() <= MAX_SLOT
+        for micro_batches in per_rank:
+            for micro_batch in micro_batches:
+                assert len(micro_batch.items) * num_samples[micro_batch.items].max() <= MAX_MICRO_BATCH
     assert sorted(seen) == list(range(len(num_samples)))
     assert schedule.steps_per_epoch == math.ceil(len(num_samples) / batch)
 
@@ -74,11 +82,11 @@ def test_the_plan_is_the_same_on_every_machine():
 
 
 @given(lengths.map(np.sort), worlds)
-def test_slots_minimise_the_largest_padded_length(num_samples, num_processes):
-    rounds = cut_slots(num_samples, num_processes, 10**9)
+def test_micro_batches_minimise_the_largest_padded_length(num_samples, num_processes):
+    rounds = cut_micro_batches(num_samples, num_processes, 10**9)
     assert len(rounds) == 1
-    worst = max(len(slot) * num_samples[slot[-1]] for slot in rounds[0] if len(slot))
-    # No partition into that many contiguous slots can beat the greedy one at a bound one sample lower.
+    worst = max(len(micro_batch) * num_samples[micro_batch[-1]] for micro_batch in rounds[0] if len(micro_batch))
+    # No partition into that many contiguous micro-batches can beat the greedy one at a bound one sample lower.
     end, needed = len(num_samples), 0
     while end > 0:
         fits = (worst - 1) // num_samples[end - 1]
@@ -89,18 +97,29 @@ def test_slots_minimise_the_largest_padded_length(num_samples, num_processes):
 
 
 @given(lengths, worlds)
-def test_evaluation_sees_every_utterance_once_in_slots_that_do_not_depend_on_the_processes(num_samples, num_processes):
-    def slots_of(world):
+def test_evaluation_sees_every_utterance_once_in_micro_batches_that_do_not_depend_on_the_processes(
+    num_samples, num_processes
+):
+    def micro_batches_of(world):
         per_rank = [
-            list(evaluation_slots(num_samples, rank=rank, num_processes=world, max_slot_samples=MAX_SLOT))
+            list(
+                evaluation_micro_batches(
+                    num_samples, rank=rank, num_processes=world, max_micro_batch_samples=MAX_MICRO_BATCH
+                )
+            )
             for rank in range(world)
         ]
-        assert len({len(slots) for slots in per_rank}) == 1
-        return sorted(tuple(slot.items) for slots in per_rank for slot in slots if not slot.is_dummy)
+        assert len({len(micro_batches) for micro_batches in per_rank}) == 1
+        return sorted(
+            tuple(micro_batch.items)
+            for micro_batches in per_rank
+            for micro_batch in micro_batches
+            if not micro_batch.is_dummy
+        )
 
-    slots = slots_of(num_processes)
-    assert sorted(item for slot in slots for item in slot) == list(range(len(num_samples)))
-    assert slots == slots_of(1)
+    micro_batches = micro_batches_of(num_processes)
+    assert sorted(item for micro_batch in micro_batches for item in micro_batch) == list(range(len(num_samples)))
+    assert micro_batches == micro_batches_of(1)
 
 
 def iemocap_like_samples():
@@ -109,15 +128,15 @@ def iemocap_like_samples():
     return (16_000 * np.clip(np.exp(generator.normal(1.328, 0.5935, 5_531)), 0.5, 34)).astype(int)
 
 
-@pytest.mark.parametrize(("clips_per_slot", "max_padding", "max_straggler"), [(32, 0.05, 1.03), (4, 0.01, 1.05)])
-def test_padding_and_waiting_on_iemocap_like_lengths_are_small(clips_per_slot, max_padding, max_straggler):
+@pytest.mark.parametrize(("clips_per_micro_batch", "max_padding", "max_straggler"), [(32, 0.05, 1.03), (4, 0.01, 1.05)])
+def test_padding_and_waiting_on_iemocap_like_lengths_are_small(clips_per_micro_batch, max_padding, max_straggler):
     num_samples = iemocap_like_samples()
-    schedule = Schedule(num_samples, batch_utterances=8 * clips_per_slot, pool_utterances=1_600, seed=0)
+    schedule = Schedule(num_samples, batch_utterances=8 * clips_per_micro_batch, pool_utterances=1_600, seed=0)
     padded = largest = 0
     for step in range(schedule.steps_per_epoch):
         lengths = num_samples[schedule.items(step)]
-        (slots,) = cut_slots(lengths, 8, 10**9)
-        costs = [len(slot) * int(lengths[slot[-1]]) for slot in slots]
+        (micro_batches,) = cut_micro_batches(lengths, 8, 10**9)
+        costs = [len(micro_batch) * int(lengths[micro_batch[-1]]) for micro_batch in micro_batches]
         padded += sum(costs)
         largest += 8 * max(costs)
     assert 1 - num_samples.sum() / padded <= max_padding
@@ -163,24 +182,26 @@ def test_any_size_and_skew_is_read_once_and_any_step_continues_it(num_samples, b
     k = data.draw(st.integers(first, end - 1))
     assert all(np.array_equal(resumed.items(step), steps[step - first]) for step in range(k, min(k + 50, end)))
     per_rank = [
-        step_slots(resumed, k, rank=rank, num_processes=num_processes, max_slot_samples=480_000)
+        step_micro_batches(resumed, k, rank=rank, num_processes=num_processes, max_micro_batch_samples=480_000)
         for rank in range(num_processes)
     ]
-    assert len({len(slots) for slots in per_rank}) == 1
-    real = [slot.items for slots in per_rank for slot in slots if not slot.is_dummy]
+    assert len({len(micro_batches) for micro_batches in per_rank}) == 1
+    real = [
+        micro_batch.items for micro_batches in per_rank for micro_batch in micro_batches if not micro_batch.is_dummy
+    ]
     assert np.array_equal(np.sort(np.concatenate(real)), np.sort(steps[k - first]))
     assert all(len(items) * num_samples[items].max() <= 480_000 for items in real)
 
 
 def test_bad_sizes_are_refused():
     with pytest.raises(PlanError, match="only 2 are selected; start at most 2 processes"):
-        check_sizes([1_000, 1_000], num_processes=3, max_slot_s=10)
+        check_sizes([1_000, 1_000], num_processes=3, max_micro_batch_s=10)
     with pytest.raises(PlanError, match=r"longest clip \(2.00 s\), got 1"):
-        check_sizes([32_000], num_processes=1, max_slot_s=1)
+        check_sizes([32_000], num_processes=1, max_micro_batch_s=1)
     with pytest.raises(PlanError, match="at least one utterance, got none"):
         Schedule(np.asarray([], dtype=int), batch_utterances=1, pool_utterances=1, seed=0)
     with pytest.raises(PlanError, match="32000 samples exceed 16000"):
-        cut_slots(np.asarray([32_000]), 1, 16_000)
+        cut_micro_batches(np.asarray([32_000]), 1, 16_000)
 
 
 @given(lengths, worlds, st.integers(16_000, 100_000))
@@ -189,19 +210,27 @@ def test_evaluation_sees_every_window_of_an_utterance_once_and_in_order_on_one_r
     seen = {}
     counts = set()
     for rank in range(num_processes):
-        slots = list(
-            evaluation_slots(
-                num_samples, rank=rank, num_processes=num_processes, max_slot_samples=MAX_SLOT, windowing=windowing
+        micro_batches = list(
+            evaluation_micro_batches(
+                num_samples,
+                rank=rank,
+                num_processes=num_processes,
+                max_micro_batch_samples=MAX_MICRO_BATCH,
+                windowing=windowing,
             )
         )
-        counts.add(len(slots))
+        counts.add(len(micro_batches))
         here = {}
-        for slot in slots:
-            if slot.is_dummy:
+        for micro_batch in micro_batches:
+            if micro_batch.is_dummy:
                 continue
-            windows = [(0, num_samples[item]) for item in slot.items] if slot.windows is None else slot.windows
-            assert len(windows) * max(end - start for start, end in windows) <= MAX_SLOT
-            for item, window in zip(slot.items.tolist(), windows, strict=True):
+            windows = (
+                [(0, num_samples[item]) for item in micro_batch.items]
+                if micro_batch.windows is None
+                else micro_batch.windows
+            )
+            assert len(windows) * max(end - start for start, end in windows) <= MAX_MICRO_BATCH
+            for item, window in zip(micro_batch.items.tolist(), windows, strict=True):
                 here.setdefault(item, []).append(window)
         assert not here.keys() & seen.keys()
         seen |= here
@@ -217,10 +246,15 @@ def test_a_random_window_depends_on_seed_epoch_and_key_alone(num_samples, seed, 
     keys = [f"u{number}" for number in range(len(num_samples))]
 
     def drawn(items, epoch):
-        slot = random_windows(
-            Slot(np.asarray(items)), num_samples, [keys[item] for item in items], windowing, seed=seed, epoch=epoch
+        micro_batch = random_windows(
+            MicroBatch(np.asarray(items)),
+            num_samples,
+            [keys[item] for item in items],
+            windowing,
+            seed=seed,
+            epoch=epoch,
         )
-        return list(slot.windows)
+        return list(micro_batch.windows)
 
     everything = drawn(range(len(num_samples)), epoch)
     assert everything == [drawn([item], epoch)[0] for item in range(len(num_samples))]
@@ -231,13 +265,15 @@ def test_a_random_window_depends_on_seed_epoch_and_key_alone(num_samples, seed, 
         assert everything != drawn(range(len(num_samples)), epoch + 1)
 
 
-def test_a_clip_that_fits_no_slot_is_refused_unless_it_is_cut():
+def test_a_clip_that_fits_no_micro_batch_is_refused_unless_it_is_cut():
     long = np.asarray([16_000, 9_600_000])
     with pytest.raises(PlanError, match=r"longest clip \(600.00 s\), got 160; set data.window_s to hear longer"):
-        check_sizes(long, num_processes=1, max_slot_s=160)
-    check_sizes(long, num_processes=1, max_slot_s=160, windowing=Windowing.of_seconds(20.0))
+        check_sizes(long, num_processes=1, max_micro_batch_s=160)
+    check_sizes(long, num_processes=1, max_micro_batch_s=160, windowing=Windowing.of_seconds(20.0))
 
 
-def test_a_clip_longer_than_a_slot_is_evaluated_alone():
-    slots = evaluation_slots(np.asarray([30, 5, 90, 5]), rank=0, num_processes=1, max_slot_samples=20)
-    assert [sorted(slot.items.tolist()) for slot in slots] == [[2], [0], [1, 3]]
+def test_a_clip_longer_than_a_micro_batch_is_evaluated_alone():
+    micro_batches = evaluation_micro_batches(
+        np.asarray([30, 5, 90, 5]), rank=0, num_processes=1, max_micro_batch_samples=20
+    )
+    assert [sorted(micro_batch.items.tolist()) for micro_batch in micro_batches] == [[2], [0], [1, 3]]

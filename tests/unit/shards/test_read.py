@@ -17,16 +17,16 @@ from tones import Tone, pack_items, tone, utterance
 from shards.audio import decode_stored
 from shards.errors import ShardError
 from shards.index import load_index
-from shards.plan import Slot
-from shards.read import read_slots
-from shards.request import slot_request
+from shards.plan import MicroBatch
+from shards.read import read_batches
+from shards.request import micro_batch_request
 from shards.schema import SourceUtterance
 
-SLOTS = [
-    Slot(np.array([3, 0])),
-    Slot(np.array([5])),
-    Slot(np.array([1]), is_dummy=True),
-    Slot(np.array([2, 4, 6, 7])),
+MICRO_BATCHES = [
+    MicroBatch(np.array([3, 0])),
+    MicroBatch(np.array([5])),
+    MicroBatch(np.array([1]), is_dummy=True),
+    MicroBatch(np.array([2, 4, 6, 7])),
 ]
 
 
@@ -56,17 +56,17 @@ def same(batch, other):
     )
 
 
-def reading(index, slots, *, timeout_s):
+def reading(index, micro_batches, *, timeout_s):
     """Return the batches after the first, and the process that reads them."""
     before = set(multiprocessing.active_children())
-    batches = read_slots(index, slots, num_workers=1, timeout_s=timeout_s)
+    batches = read_batches(index, micro_batches, num_workers=1, timeout_s=timeout_s)
     next(batches)
     (reader,) = set(multiprocessing.active_children()) - before
     return batches, reader
 
 
-def test_batches_hold_the_clips_of_their_slots_in_order_padded_with_silence(index):
-    batches = list(read_slots(index, SLOTS, num_workers=0, timeout_s=1))
+def test_batches_hold_the_clips_of_their_micro_batches_in_order_padded_with_silence(index):
+    batches = list(read_batches(index, MICRO_BATCHES, num_workers=0, timeout_s=1))
     assert [batch.items_B.tolist() for batch in batches] == [[3, 0], [5], [1], [2, 4, 6, 7]]
     assert [batch.valid_B.tolist() for batch in batches] == [[True, True], [True], [False], [True] * 4]
     assert batches[0].num_samples_B.tolist() == [800 + 3 * 160, 800]
@@ -78,7 +78,7 @@ def test_batches_hold_the_clips_of_their_slots_in_order_padded_with_silence(inde
 
 
 def test_a_request_holds_byte_ranges_and_nothing_of_the_index(index):
-    request = slot_request(index, SLOTS[0])
+    request = micro_batch_request(index, MICRO_BATCHES[0])
     assert [clip.key for clip in request.clips] == ["tones/u003", "tones/u000"]
     for clip in request.clips:
         data = Path(clip.place).read_bytes()[clip.offset : clip.offset + clip.num_bytes]
@@ -87,9 +87,9 @@ def test_a_request_holds_byte_ranges_and_nothing_of_the_index(index):
 
 @pytest.mark.parametrize("at", [-9, -40, 0])
 def test_a_changed_byte_makes_a_problem_with_the_key_and_silences_that_clip_only(index, at):
-    expected = next(read_slots(index, SLOTS[3:], num_workers=0, timeout_s=1))
+    expected = next(read_batches(index, MICRO_BATCHES[3:], num_workers=0, timeout_s=1))
     flip_byte(index, 4, at=at)
-    batch = next(read_slots(index, SLOTS[3:], num_workers=0, timeout_s=1))
+    batch = next(read_batches(index, MICRO_BATCHES[3:], num_workers=0, timeout_s=1))
     assert batch.valid_B.tolist() == [True, False, True, True]
     (problem,) = batch.problems
     assert "'tones/u004'" in problem
@@ -102,7 +102,7 @@ def test_a_changed_byte_makes_a_problem_with_the_key_and_silences_that_clip_only
 def test_a_shard_that_was_cut_makes_a_problem_with_the_key(index):
     path = shard_of(index, 7)
     os.truncate(path, int(index.numbers("audio_offset")[7]) + 20)
-    batch = next(read_slots(index, [Slot(np.array([7]))], num_workers=0, timeout_s=1))
+    batch = next(read_batches(index, [MicroBatch(np.array([7]))], num_workers=0, timeout_s=1))
     assert "'tones/u007'" in batch.problems[0]
     assert "got 20" in batch.problems[0]
 
@@ -112,23 +112,23 @@ def test_a_shard_that_is_gone_is_one_sentence(index, num_workers):
     path = shard_of(index, 0)
     path.unlink()
     with pytest.raises(ShardError) as gone:
-        list(read_slots(index, SLOTS, num_workers=num_workers, timeout_s=60))
+        list(read_batches(index, MICRO_BATCHES, num_workers=num_workers, timeout_s=60))
     assert str(gone.value) == f"shard {path} must be readable: No such file or directory"
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_reader_processes_deliver_the_same_batches_in_the_same_order(index, num_workers):
     flip_byte(index, 4)
-    slots = SLOTS * 3
-    expected = list(read_slots(index, slots, num_workers=0, timeout_s=1))
-    batches = list(read_slots(index, slots, num_workers=num_workers, timeout_s=60))
+    micro_batches = MICRO_BATCHES * 3
+    expected = list(read_batches(index, micro_batches, num_workers=0, timeout_s=1))
+    batches = list(read_batches(index, micro_batches, num_workers=num_workers, timeout_s=60))
     assert len(batches) == len(expected) == 12
     assert all(same(batch, other) for batch, other in zip(batches, expected, strict=True))
 
 
 def test_a_killed_reader_is_an_error_and_no_hang(index):
-    list(read_slots(index, SLOTS, num_workers=1, timeout_s=60))  # The server of readers runs from here on.
-    batches, reader = reading(index, SLOTS * 1000, timeout_s=4)
+    list(read_batches(index, MICRO_BATCHES, num_workers=1, timeout_s=60))  # The server of readers runs from here on.
+    batches, reader = reading(index, MICRO_BATCHES * 1000, timeout_s=4)
     os.kill(reader.pid, signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(
@@ -140,8 +140,8 @@ def test_a_killed_reader_is_an_error_and_no_hang(index):
 
 
 def test_a_stuck_reader_is_an_error_within_the_stated_time_and_names_the_clip(index):
-    list(read_slots(index, SLOTS, num_workers=1, timeout_s=60))
-    batches, reader = reading(index, SLOTS * 1000, timeout_s=4)
+    list(read_batches(index, MICRO_BATCHES, num_workers=1, timeout_s=60))
+    batches, reader = reading(index, MICRO_BATCHES * 1000, timeout_s=4)
     os.kill(reader.pid, signal.SIGSTOP)
     started = time.monotonic()
     try:
@@ -161,7 +161,7 @@ def test_memory_and_open_files_stay_flat_over_an_epoch(index, num_workers):
             len(list(Path(f"/proc/{p}/fd").iterdir())) for p in processes
         )
 
-    batches = read_slots(index, SLOTS * 300, num_workers=num_workers, timeout_s=60)
+    batches = read_batches(index, MICRO_BATCHES * 300, num_workers=num_workers, timeout_s=60)
     for _ in islice(batches, 200):
         pass
     early_bytes, early_files = used()
@@ -176,14 +176,14 @@ def test_memory_and_open_files_stay_flat_over_an_epoch(index, num_workers):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
 def test_readers_are_deaf_to_the_signals_that_stop_a_training(index, name):
-    batches, reader = reading(index, SLOTS * 5, timeout_s=60)
+    batches, reader = reading(index, MICRO_BATCHES * 5, timeout_s=60)
     os.kill(reader.pid, signal.Signals[name])
     assert len(list(batches)) == 19
 
 
 def test_starting_readers_leaves_this_process_s_handlers_alone(index):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
-    list(read_slots(index, SLOTS[:1], num_workers=1, timeout_s=60))
+    list(read_batches(index, MICRO_BATCHES[:1], num_workers=1, timeout_s=60))
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
 
 
@@ -191,10 +191,10 @@ KILLED = """
 import os, sys
 import numpy as np
 from shards.index import load_index
-from shards.plan import Slot
-from shards.read import read_slots
+from shards.plan import MicroBatch
+from shards.read import read_batches
 if __name__ == "__main__":
-    batches = read_slots(load_index([sys.argv[1]]), [Slot(np.arange(4))] * 1000, num_workers=2, timeout_s=60)
+    batches = read_batches(load_index([sys.argv[1]]), [MicroBatch(np.arange(4))] * 1000, num_workers=2, timeout_s=60)
     next(batches)
     print("reading", flush=True)
     os.kill(os.getpid(), 9)
@@ -228,16 +228,16 @@ def group_lives(group):
 
 
 def test_windows_are_cut_from_the_decoded_clips(index):
-    (whole,) = read_slots(index, [Slot(np.array([7, 2]))], num_workers=0, timeout_s=1)
-    slot = Slot(np.array([7, 7, 2, 7]), windows=((0, 500), (400, 900), (0, 1_120), (1_400, 1_920)))
-    (batch,) = read_slots(index, [slot], num_workers=0, timeout_s=1)
+    (whole,) = read_batches(index, [MicroBatch(np.array([7, 2]))], num_workers=0, timeout_s=1)
+    micro_batch = MicroBatch(np.array([7, 7, 2, 7]), windows=((0, 500), (400, 900), (0, 1_120), (1_400, 1_920)))
+    (batch,) = read_batches(index, [micro_batch], num_workers=0, timeout_s=1)
     assert batch.num_samples_B.tolist() == [500, 500, 1_120, 520]
     assert batch.wave_BT.shape == (4, 1_120)
-    for row, (item, (start, end)) in enumerate(zip([0, 0, 1, 0], slot.windows, strict=True)):
+    for row, (item, (start, end)) in enumerate(zip([0, 0, 1, 0], micro_batch.windows, strict=True)):
         assert torch.equal(batch.wave_BT[row, : end - start], whole.wave_BT[item, start:end])
         assert not batch.wave_BT[row, end - start :].any()
     flip_byte(index, 7)
-    (damaged,) = read_slots(index, [slot], num_workers=0, timeout_s=1)
+    (damaged,) = read_batches(index, [micro_batch], num_workers=0, timeout_s=1)
     assert damaged.valid_B.tolist() == [False, False, True, False]
     assert len(damaged.problems) == 3
 
@@ -246,12 +246,12 @@ READ_ALL = """
 import sys
 from shards.errors import ShardError
 from shards.index import load_index
-from shards.plan import Slot
-from shards.read import read_slots
+from shards.plan import MicroBatch
+from shards.read import read_batches
 import numpy as np
 if __name__ == "__main__":
     try:
-        list(read_slots(load_index([sys.argv[1]]), [Slot(np.array([0, 1]))] * 9, num_workers=1, timeout_s=60))
+        list(read_batches(load_index([sys.argv[1]]), [MicroBatch(np.array([0, 1]))] * 9, num_workers=1, timeout_s=60))
     except ShardError as error:
         print(error)
 """

@@ -29,8 +29,8 @@ from shards.index import label_tables, load_index
 from shards.indexfile import INDEX_SCHEMA
 from shards.manifest import read_manifest
 from shards.parquetpages import Chunk, PageError, read_footer, read_pages
-from shards.plan import Slot
-from shards.read import read_slots
+from shards.plan import MicroBatch
+from shards.read import read_batches
 from shards.schema import Rejection
 from shards.splits import assign_splits
 from shards.survey import survey, verify
@@ -82,7 +82,7 @@ def use(folder: Path) -> None:
         index.values(name)
         index.codes(name)
     assign_splits(index, [StoredSplit()], allow_speaker_overlap=True, allow_recording_overlap=True)
-    list(read_slots(index, [Slot(np.arange(len(index)))], num_workers=0, timeout_s=1))
+    list(read_batches(index, [MicroBatch(np.arange(len(index)))], num_workers=0, timeout_s=1))
 
 
 def refusals(folder: Path) -> list[str]:

@@ -27,8 +27,8 @@ from tones import pack_items, tone
 from shards.config import RemoteConfig
 from shards.errors import RangeError, ShardError
 from shards.index import load_index
-from shards.plan import Slot
-from shards.read import read_slots
+from shards.plan import MicroBatch
+from shards.read import read_batches
 from shards.store import NUM_READS, RangeReader, file_size, is_url, join, read_file
 
 BYTES = random.Random(0).randbytes(3 * 2**20 + 12_345)
@@ -468,8 +468,8 @@ def remote_index(server, folder):
 
 
 def batch_of_all(index, cache_dir):
-    (batch,) = read_slots(
-        index, [Slot(np.arange(len(index)))], num_workers=0, timeout_s=1, remote=quick(cache_dir=str(cache_dir))
+    (batch,) = read_batches(
+        index, [MicroBatch(np.arange(len(index)))], num_workers=0, timeout_s=1, remote=quick(cache_dir=str(cache_dir))
     )
     return batch
 
