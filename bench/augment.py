@@ -21,8 +21,9 @@ import torch
 
 from metaser.config.augment import AugmentConfig
 from metaser.config.load import load_experiment
-from metaser.model.encoder import SpeechEncoder, build_encoder
-from metaser.model.logmel import log_mel
+from metaser.model.encoders.base import Inputs, SpeechEncoder
+from metaser.model.encoders.families import build_encoder
+from metaser.model.encoders.logmel import log_mel
 from metaser.train.augment import Augmenter
 from shards.batch import Batch, collate
 from shards.schema import RATE_HZ
@@ -98,7 +99,7 @@ def augmentation(parts: dict[str, dict[str, object]], batch: Batch, device: torc
 
 def forward_backward(encoder: SpeechEncoder, batch: Batch) -> None:
     """Do what a training step does to the encoder, without the update."""
-    encoder(batch.wave_BT, batch.num_samples_B).layers[-1].square().mean().backward()
+    encoder(Inputs(batch.wave_BT, batch.num_samples_B)).layers[-1].square().mean().backward()
     encoder.zero_grad()
 
 

@@ -20,8 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metaser.config.schema import LogMelEncoderConfig, ModelConfig, ParallelConfig, StageConfig
+from metaser.config.encoders import LogMelEncoderConfig
+from metaser.config.schema import ModelConfig, ParallelConfig, StageConfig
 from metaser.distributed import dist_info
+from metaser.model.encoders.base import Inputs
 from metaser.model.metaser import build_model
 from metaser.processes import Processes
 from metaser.tasks.spec import TaskSpec
@@ -96,7 +98,7 @@ def run_rank(rank: int, port: int, way: dict[str, str], num_steps: int, pipe: Co
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(num_steps):
         with engine.accumulating(is_last=True):
-            output = engine.forward(batch, None, None)
+            output = engine.forward(Inputs(batch.wave_BT, batch.num_samples_B))
             engine.backward(sum(logits.square().mean() for logits in output.logits.values()))  # type: ignore[arg-type]
         engine.step()
     pipe.send(

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from metaser.config.schema import HuggingFaceEncoderConfig, LearningRates, ModelConfig, ParallelConfig, StageConfig
+from metaser.config.encoders import HuggingFaceEncoderConfig
+from metaser.config.schema import LearningRates, ModelConfig, ParallelConfig, StageConfig
 from metaser.distributed import dist_info
+from metaser.model.encoders.base import Inputs
 from metaser.model.metaser import build_model
 from metaser.processes import Processes
 from metaser.tasks.ctc import SPECIAL as CTC_SPECIAL
@@ -146,7 +148,7 @@ def time_step(engine: Engine, stage: StageConfig, num_samples: np.ndarray) -> fl
     targets = fake_targets(batch)
     synchronise()
     started = time.perf_counter()
-    output = engine.forward(batch, None, stage.weighted_tasks)
+    output = engine.forward(Inputs(batch.wave_BT, batch.num_samples_B), stage.weighted_tasks)
     denominators = dict.fromkeys(output.logits, float(len(clips)))
     loss, _ = micro_batch_loss(
         SPECS, stage.weights, output.logits, output.num_frames_B, targets, batch.valid_B, denominators

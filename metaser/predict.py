@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from metaser.errors import ConfigError
+from metaser.inputs import make_inputs
 from metaser.model.metaser import MetaSERModel, load_export
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 from metaser.windows import JoinedOutput, WindowOutput, choose_windows, join_windows
+from shards.batch import as_batch
 from shards.corpora.said import SIDES
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
@@ -183,9 +185,9 @@ def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> 
     end = start + len(samples_T)
     if is_silent(samples_T):
         return _Heard(start, end, {}, None)
-    wave_BT = torch.from_numpy(np.ascontiguousarray(samples_T))[None].to(model.device)
+    batch = as_batch(np.zeros(1), np.ascontiguousarray(samples_T)[None], [len(samples_T)], [True])
     with torch.inference_mode():
-        output = model(wave_BT, torch.tensor([len(samples_T)], device=model.device))
+        output = model(*make_inputs(batch, model.device, {}))
     logits = {name: values.cpu() for name, values in output.logits.items()}
     for name, values in logits.items():
         if not bool(torch.isfinite(values).all()):

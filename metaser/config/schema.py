@@ -11,45 +11,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from metaser.config.augment import AugmentConfig
+from metaser.config.encoders import AnyEncoder, LogMelEncoderConfig, NumHeads, Width
 from metaser.tasks.kinds import AnyTask, kind_of
 from shards.config import Count, DataConfig, PathText, SamplingConfig, Section
 
 # ---------------------------------------------------------------- model
 
 
-_Width = Annotated[int, Field(gt=0, le=2**16)]
-"""Larger ones are slips or attacks: a square of them takes 16 GB."""
-_NumLayers = Annotated[int, Field(gt=0, le=256)]
-_NumHeads = Annotated[int, Field(gt=0, le=1024)]
 _NumMasks = Annotated[int, Field(ge=0, le=1000)]
 """They are drawn one by one, for each clip."""
 
-
-class LogMelEncoderConfig(Section):
-    """A small pre-norm transformer over log-mel frames, trained from scratch."""
-
-    kind: Literal["logmel"] = "logmel"
-    num_mels: int = Field(default=80, gt=0, le=1024)
-    width: _Width = 144
-    num_layers: _NumLayers = 4
-    num_heads: _NumHeads = 4
-    feed_forward: int = Field(default=576, gt=0, le=2**20)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-
-
-class HuggingFaceEncoderConfig(Section):
-    """A wav2vec 2.0, HuBERT, WavLM or data2vec-audio checkpoint: a local folder or a hub name, never code."""
-
-    kind: Literal["huggingface"]
-    name: str = Field(pattern=r"^\S(.*\S)?$")
-    revision: str | None = None
-    freeze_feature_encoder: bool = True
-    """Keep the CNN as it is and run it without autograd."""
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Replaces the checkpoint's hidden, attention and activation dropout; None keeps them."""
-
-
-EncoderConfig = Annotated[LogMelEncoderConfig | HuggingFaceEncoderConfig, Field(discriminator="kind")]
 
 AriForm = Literal["none", "weighted_sum", "task", "dense", "gated", "dense+task"]
 CoattentionForm = Literal["none", "concat", "cross", "frame_weights"]
@@ -65,8 +36,8 @@ class CoattentionConfig(Section):
     """How the emotion stream and the metadata streams meet."""
 
     form: CoattentionForm = "cross"
-    width: _Width = 256
-    num_heads: _NumHeads = 4
+    width: Width = 256
+    num_heads: NumHeads = 4
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
@@ -91,7 +62,7 @@ class SpecAugmentConfig(Section):
 class ModelConfig(Section):
     """Encoder, ARI, co-attention and heads."""
 
-    encoder: EncoderConfig = LogMelEncoderConfig()
+    encoder: AnyEncoder = LogMelEncoderConfig()
     ari: AriConfig = AriConfig()
     coattention: CoattentionConfig = CoattentionConfig()
     adapters: AdapterConfig = AdapterConfig()
@@ -99,7 +70,7 @@ class ModelConfig(Section):
     pooling: Literal["mean", "attentive_statistics"] = "mean"
     """How classification and regression heads see an utterance's frames."""
     head_dropout: float = Field(default=0.1, ge=0, lt=1)
-    head_width: _Width = 128
+    head_width: Width = 128
     """Hidden width of the main task's classifier."""
 
 
@@ -263,7 +234,7 @@ class ExperimentConfig(Section):
             )
         for stage in self.stages:
             vtlp = stage.augment.vtlp.probability
-            if vtlp > 0 and self.model.encoder.kind != "logmel":
+            if vtlp > 0 and not self.model.encoder.has_mel_filters:
                 raise ValueError(
                     f"stage {stage.name!r} has augment.vtlp.probability {vtlp:g}, which moves mel filters, but "
                     f"model.encoder.kind is {self.model.encoder.kind!r}, which has none; set it to 0"

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaser.config.schema import ExperimentConfig, HuggingFaceEncoderConfig, StageConfig
+from metaser.config.encoders import HuggingFaceEncoderConfig
+from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.eval.claims import describe_rules
 from metaser.eval.metrics import rounded, selected_value
 from metaser.eval.start import describe_start, known_start
@@ -130,7 +131,7 @@ def _training(config: ExperimentConfig, record: DataRecord) -> list[str]:
 def _encoder(config: ExperimentConfig) -> str:
     encoder = config.model.encoder
     if not isinstance(encoder, HuggingFaceEncoderConfig):
-        return f"a transformer of {encoder.num_layers} layers over log-mel frames, trained from scratch"
+        return encoder.describe()
     revision = f", revision {plain(encoder.revision)}" if encoder.revision else ""
     licence = _encoder_licence(Path(encoder.name) / "README.md")
     return f"{code(encoder.name)}{revision}, pre-trained; its licence: {licence or 'see there, not known here'}"

@@ -43,9 +43,9 @@ def evaluate(
 ) -> list[UtteranceResult]:
     """Return the results on every utterance of `index`, sorted by key, on every process.
 
-    `forward` maps a batch on the device to the model's output, whose frames lie `hop_samples` apart. `at_boundary` is
-    called between batches. Utterances longer than `data.window_s` are heard in windows, as `metaser predict` hears
-    them.
+    `forward` maps a batch, which lies on the CPU, to the model's output, whose frames lie `hop_samples` apart.
+    `at_boundary` is called between batches. Utterances longer than `data.window_s` are heard in windows, as `metaser
+    predict` hears them.
 
     Raises:
         TrainingError: if the processes' results do not add up to every utterance once.
@@ -68,8 +68,7 @@ def evaluate(
         at_boundary()
         # Not inference_mode: ZeRO 3 would keep weights gathered in it, which cannot train afterwards.
         with torch.no_grad():
-            on_device = batch.to(processes.device)
-            output = forward(on_device)
+            output = forward(batch)
         if bool(batch.valid_B.all()):
             items = batch.items_B.numpy()
             said: MetaSEROutput | JoinedOutput | None = output

@@ -21,6 +21,7 @@ from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.report import build_report, write_report
 from metaser.eval.start import describe_start, is_same_shards, known_start, start_facts, start_notes
+from metaser.inputs import make_inputs
 from metaser.model.metaser import MetaSERModel, MetaSEROutput, load_export
 from metaser.processes import Processes, autocast
 from metaser.record import DataRecord, is_own_folder, material, read_material, read_record, used_rows
@@ -137,7 +138,7 @@ def _judge(
 
     def forward(batch: Batch) -> MetaSEROutput:
         with autocast(processes.device, config.parallel.precision):
-            output: MetaSEROutput = model(batch.wave_BT, batch.num_samples_B)
+            output: MetaSEROutput = model(*make_inputs(batch, processes.device, {}))
         return output
 
     results = evaluate(

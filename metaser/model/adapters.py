@@ -14,12 +14,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from metaser.model.encoder import LayerMix, SpeechEncoder
+from metaser.model.encoders.base import Encoder, LayerMix
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj")
 
 
-def add_lora(encoder: SpeechEncoder, rank: int, alpha: float) -> None:
+def add_lora(encoder: Encoder, rank: int, alpha: float) -> None:
     """Put a low-rank update beside every query, key and value projection (Hu et al. 2021), in place.
 
     Every parameter keeps its `requires_grad`; what is frozen is the caller's decision.
@@ -32,7 +32,7 @@ def add_lora(encoder: SpeechEncoder, rank: int, alpha: float) -> None:
         parameter.requires_grad_(True)
 
 
-def reset_lora(encoder: SpeechEncoder) -> None:
+def reset_lora(encoder: Encoder) -> None:
     """Make every low-rank update zero again: A random, B zero."""
     for module in encoder.modules():
         if isinstance(module, LoraLayer):

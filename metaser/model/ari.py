@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metaser.config.schema import AriForm
 from metaser.errors import ConfigError
-from metaser.model.encoder import LayerMix
+from metaser.model.encoders.base import LayerMix
 from metaser.model.pooling import masked_mean
 
 _SCALARS = "scalars"

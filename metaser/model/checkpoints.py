@@ -17,15 +17,14 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 from metaser.errors import ModelError
 from metaser.model.tensorfile import MAX_HEADER_BYTES
@@ -43,8 +42,6 @@ _PATTERNS = {
     "model.safetensors": ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"],
     "pytorch_model.bin": ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"],
 }
-_MAX_WINDOW_SAMPLES = 10 * RATE_HZ
-"""Of a frame; those of these encoders are 400 samples long."""
 _SMALL_BYTES = 1 << 30
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FETCH_AGAIN = "fetch the checkpoint again"
@@ -52,9 +49,6 @@ _CONVERT = (
     "convert it by transformers' convert_*_original_pytorch_checkpoint_to_pytorch.py, or take the model's folder from "
     "the hub"
 )
-_ANCHOR = "feature_projection.projection.weight"
-"""A weight that all of these encoders have, by which their place in a larger model is found."""
-_MASK_EMBEDDING = "masked_spec_embed"
 _LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
 _MAX_STATES = 10
 """Inside each other; one that holds itself would have no end."""
@@ -81,74 +75,37 @@ _UNREADABLE = (
 )
 """What torch and safetensors raise over damaged files."""
 
-_Size = Annotated[int, Field(gt=0, le=2**16)]
-_Sizes = Annotated[tuple[_Size, ...], Field(min_length=1, max_length=32)]
-_Fraction = Annotated[float, Field(ge=0, le=1)]
-_Name = Annotated[str, Field(max_length=40)]
+Size = Annotated[int, Field(gt=0, le=2**16)]
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=32)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(max_length=40)]
 
 
-class _FromFile(BaseModel):
+class FromFile(BaseModel):
+    """What counts of a JSON file that may be damaged or hostile."""
+
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class _Architecture(_FromFile):
-    """What an encoder's form depends on. What a file leaves out has the default of its family, not that below."""
-
+class _Typed(FromFile):
     model_type: str | None = None
-    hidden_size: _Size = 1
-    num_hidden_layers: Annotated[int, Field(gt=0, le=256)] = 1
-    num_attention_heads: _Size = 1
-    intermediate_size: Annotated[int, Field(gt=0, le=2**20)] = 1
-    hidden_act: _Name = ""
-    hidden_dropout: _Fraction = 0
-    activation_dropout: _Fraction = 0
-    attention_dropout: _Fraction = 0
-    feat_proj_dropout: _Fraction = 0
-    feat_proj_layer_norm: bool = True
-    layer_norm_eps: Annotated[float, Field(ge=1e-12, le=1)] = 1
-    feat_extract_norm: Literal["group", "layer"] = "group"
-    feat_extract_activation: _Name = ""
-    conv_dim: _Sizes = ()
-    conv_stride: _Sizes = ()
-    conv_kernel: _Sizes = ()
-    conv_bias: bool = False
-    conv_pos_batch_norm: bool = False
-    conv_pos_kernel_size: _Size = 1
-    num_conv_pos_embeddings: Annotated[int, Field(gt=0, le=1024)] = 1
-    num_conv_pos_embedding_groups: _Size = 1
-    do_stable_layer_norm: bool = False
-    num_buckets: Annotated[int, Field(ge=4, le=2**16)] = 4
-    max_bucket_distance: Annotated[int, Field(gt=0, le=2**24)] = 1
-    adapter_attn_dim: _Size | None = None
 
 
-class _Preprocessing(_FromFile):
+class _Preprocessing(FromFile):
     do_normalize: bool = True
     sampling_rate: Literal[16_000] | float = RATE_HZ
 
 
-class _Processor(_FromFile):
+class _Processor(FromFile):
     feature_extractor: _Preprocessing | None = None
     audio_processor: _Preprocessing | None = None
 
 
-class _HuggingFaceEncoder(_FromFile):
-    kind: Literal["huggingface"]
-    config: _Architecture
-    do_normalize: StrictBool
-    freeze_feature_encoder: StrictBool
-
-
-class _LogMelEncoder(_FromFile):
-    model_config = ConfigDict(extra="allow")
-    kind: Literal["logmel"]
-
-
-class _Export(_FromFile):
+class _Export(FromFile):
     """What counts of an export's config.json: transformers' own entries beside these change nothing in a model."""
 
     model_type: str
-    encoder: Annotated[_HuggingFaceEncoder | _LogMelEncoder, Field(discriminator="kind")]
+    encoder: dict[str, Any]
     model: dict[str, Any]
     tasks: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=100)]
     main_task: Annotated[str, Field(max_length=200)]
@@ -166,11 +123,11 @@ class _Export(_FromFile):
         return model_type
 
 
-class _Index(_FromFile):
+class _Index(FromFile):
     weight_map: Annotated[dict[str, str], Field(min_length=1)]
 
 
-_Parsed = TypeVar("_Parsed", bound=_FromFile)
+_Parsed = TypeVar("_Parsed", bound=FromFile)
 
 
 class Checkpoint(NamedTuple):
@@ -184,7 +141,7 @@ class Checkpoint(NamedTuple):
 
 
 def open_checkpoint(name: str, revision: str | None, families: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint in a folder, or on the hub; `families` are transformers' models by their types.
+    """Return the checkpoint in a folder, or on the hub; `families` are `PretrainedEncoder`s by the `model_type`.
 
     Raises:
         ModelError: if there is none, or its files are damaged or of another kind.
@@ -194,7 +151,7 @@ def open_checkpoint(name: str, revision: str | None, families: Mapping[str, Any]
     return Checkpoint(folder, config, _do_normalize(folder))
 
 
-def exported_config(data: bytes, path: Path, families: Mapping[str, Any]) -> dict[str, Any]:
+def exported_config(data: bytes, path: Path) -> dict[str, Any]:
     """Return what counts of an exported model's config.json, whose bytes are `data`, as `MetaSERConfig` takes it.
 
     Raises:
@@ -206,14 +163,6 @@ def exported_config(data: bytes, path: Path, families: Mapping[str, Any]) -> dic
     except JsonTextError as error:
         raise ModelError(f"{path} must be JSON, but is not: {shown(str(error), 120)}; {_FETCH_AGAIN}") from None
     export = _validated(data, path, _Export, "the configuration of an exported model of MetaSER's")
-    if isinstance(export.encoder, _HuggingFaceEncoder):
-        form = export.encoder.config
-        if form.model_type is None or form.model_type not in families:
-            raise ModelError(
-                f"the encoder in {path} must be of type {', '.join(families)}, got "
-                f"{shown(repr(form.model_type), 60)}; export again"
-            )
-        _check_form({**families[form.model_type].config_class().to_dict(), **form.model_dump(exclude_unset=True)}, path)
     return export.model_dump(exclude_unset=True, exclude={"model_type"})
 
 
@@ -253,45 +202,16 @@ def _fetched(name: str, revision: str | None) -> Path:
 
 def _config(folder: Path, name: str, families: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / _CONFIG
-    if (given := _parsed(path, _Architecture, "an encoder's configuration")) is None:
+    if (given := _parsed(path, _Typed, "an encoder's configuration")) is None:
         raise ModelError(f"an encoder folder must hold config.json, got {name!r} without; point to a checkpoint")
     if given.model_type is None or given.model_type not in families:
         raise ModelError(
             f"model.encoder.name must be a model of type {', '.join(families)}, got {name!r} of type "
             f"{given.model_type!r}; choose another checkpoint"
         )
-    config = given.model_dump(exclude_unset=True)
-    _check_form({**families[given.model_type].config_class().to_dict(), **config}, path)
-    return config
-
-
-def _check_form(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse sizes of which no encoder can be built."""
-
-    def refuse(rule: str, got: str) -> ModelError:
-        return ModelError(f"in {path}, {rule}, got {got}; point to a checkpoint whose config.json is its own")
-
-    hidden = config["hidden_size"]
-    for divisor in ("num_attention_heads", "num_conv_pos_embedding_groups"):
-        if hidden % config[divisor]:
-            raise refuse(f"hidden_size must be a multiple of {divisor}", f"{hidden} and {config[divisor]}")
-    lengths = [len(config[part]) for part in ("conv_dim", "conv_stride", "conv_kernel")]
-    if len(set(lengths)) > 1:
-        raise refuse("conv_dim, conv_stride and conv_kernel must be equally long", f"{lengths}")
-    # Before the first frame there must be so many samples, and from each to the next.
-    hop, window = 1, 1
-    for stride, kernel in zip(config["conv_stride"], config["conv_kernel"], strict=True):
-        window += (kernel - 1) * hop
-        hop *= stride
-    if max(hop, window) > _MAX_WINDOW_SAMPLES:
-        rule = f"conv_stride and conv_kernel must make windows and steps of at most {_MAX_WINDOW_SAMPLES} samples"
-        raise refuse(rule, f"{window} and {hop}")
-    for part in ("hidden_act", "feat_extract_activation"):
-        if config[part] not in ACT2FN:
-            raise refuse(f"{part} must be an activation of transformers such as gelu", repr(config[part]))
-    if "num_buckets" in config and config["max_bucket_distance"] <= config["num_buckets"] // 4:
-        numbers = f"{config['max_bucket_distance']} and {config['num_buckets']}"
-        raise refuse("max_bucket_distance must be greater than a quarter of num_buckets", numbers)
+    family = families[given.model_type]
+    form = _parsed(path, family.form, "an encoder's configuration")
+    return cast("dict[str, Any]", family.form_in(form, path))
 
 
 def _do_normalize(folder: Path) -> bool:
@@ -387,13 +307,16 @@ def _weights_in(folder: Path) -> _Weights | None:
     return None
 
 
-def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_prefix: str) -> dict[str, Tensor]:
+def read_weights(
+    checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_prefix: str, family: Any
+) -> dict[str, Tensor]:
     """Return the tensors of an encoder in float32.
 
     Args:
         checkpoint: Where they lie.
         expected: The encoder's tensors, of which the shapes count.
         usual_prefix: What stands before their names in a larger model of transformers, with its dot.
+        family: The encoder's `PretrainedEncoder`.
 
     Raises:
         ModelError: if files are damaged, or tensors are missing, of other shapes or kinds, or not finite.
@@ -420,7 +343,9 @@ def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_p
             names = [name for name in tensors if found.file_of is None or found.file_of.get(name) == file.name]
             if prefix is None:
                 # Only one of several parts has the weight that tells it.
-                prefix = _prefix(names if found.file_of is None else list(found.file_of), usual_prefix, file)
+                prefix = _prefix(
+                    names if found.file_of is None else list(found.file_of), usual_prefix, family.anchor, file
+                )
             for name in names:
                 ours = _our_name(name, prefix)
                 if ours not in expected:
@@ -443,9 +368,10 @@ def read_weights(checkpoint: Checkpoint, expected: Mapping[str, Tensor], usual_p
         )
     if unexpected:
         _LOG.info("%s: %d tensors outside the encoder are ignored: %s", where, len(unexpected), sorted(unexpected))
-    if _MASK_EMBEDDING not in weights:
-        _LOG.warning("%s: the checkpoint lacks masked_spec_embed; time masks hide frames by zeros", where)
-        weights[_MASK_EMBEDDING] = torch.zeros(expected[_MASK_EMBEDDING].shape)
+    for name, consequence in family.zero_if_absent.items():
+        if name not in weights:
+            _LOG.warning("%s: the checkpoint lacks %s; %s", where, name, consequence)
+            weights[name] = torch.zeros(expected[name].shape)
     if missing := [name for name in expected if name not in weights]:
         remedy = _CONVERT if any(".self_attn." in name for name in unexpected) else "point to a complete checkpoint"
         raise ModelError(
@@ -599,9 +525,9 @@ class _Lazy(Mapping[str, Any]):
         return len(self._names)
 
 
-def _prefix(names: list[str], usual: str, file: Path) -> str:
+def _prefix(names: list[str], usual: str, anchor: str, file: Path) -> str:
     """Return what stands before the encoder's names in `file`."""
-    prefixes = sorted({name.removesuffix(_ANCHOR) for name in names if name.endswith(_ANCHOR)})
+    prefixes = sorted({name.removesuffix(anchor) for name in names if name.endswith(anchor)})
     if usual in prefixes or not prefixes:
         return usual
     if len(prefixes) > 1:

@@ -19,10 +19,10 @@ from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 from torch import Tensor
 
-from metaser.config.schema import LogMelEncoderConfig
+from metaser.config.encoders import ENCODER_KINDS
 from metaser.errors import ModelError
 from metaser.model.checkpoints import exported_config, refuse_stand_in
-from metaser.model.encoder import FAMILIES
+from metaser.model.encoders.families import encoder_class
 from metaser.model.tensorfile import TensorFile, TensorFileError, open_tensors
 from metaser.sums import SUMS, SumsError, check_sum, read_sums
 from shards.errors import InputError
@@ -158,10 +158,9 @@ def _read_config(folder: Path, sums: Mapping[str, str] | None, kind: type[MetaSE
     refuse_stand_in(data, path)
     if sums is not None:
         check_sum(path, sha256(data).hexdigest(), sums)
-    values = exported_config(data, path, FAMILIES)
+    values = exported_config(data, path)
     try:
-        if values["encoder"]["kind"] == "logmel":
-            values["encoder"] = LogMelEncoderConfig.model_validate(values["encoder"]).model_dump()
+        values["encoder"] = _read_encoder(values["encoder"], path)
         config = kind(**values)
     except ValidationError as error:
         raise ModelError(f"{path} is damaged: {describe_problems(error, 'encoder')}; export the model again") from None
@@ -170,6 +169,16 @@ def _read_config(folder: Path, sums: Mapping[str, str] | None, kind: type[MetaSE
     if sums is None:
         _accept_without_sums(folder, config)
     return config
+
+
+def _read_encoder(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in ENCODER_KINDS:
+        raise ModelError(
+            f"an encoder must be of kind {', '.join(ENCODER_KINDS)}, got {shown(repr(kind), 60)}; export the model "
+            "again"
+        )
+    return encoder_class(kind).read_architecture(values, path)
 
 
 def _accept_without_sums(folder: Path, config: MetaSERConfig) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,16 @@ from metaser.errors import ConfigError, ModelError
 from metaser.model.adapters import Bottlenecks, add_lora, is_lora, reset_lora
 from metaser.model.ari import build_ari
 from metaser.model.coattention import build_coattention
-from metaser.model.encoder import (
+from metaser.model.encoders.base import (
+    Encoder,
     FrameMasks,
+    Inputs,
     LayerMix,
     SpeechEncoder,
-    build_encoder,
+    Tokens,
     init_encoder_weights,
-    load_encoder,
 )
+from metaser.model.encoders.families import build_encoder, load_encoder
 from metaser.model.exported import (
     CONFIG,
     COVERED,
@@ -214,7 +216,7 @@ class MetaSERModel(PreTrainedModel):
         blueprint = config.blueprint()
         model, main, others = blueprint.model, blueprint.main, blueprint.others
         if encoder is None:
-            encoder = build_encoder(config.encoder)
+            encoder = hearing(build_encoder(config.encoder))
         else:
             for module in encoder.modules():
                 # How transformers tells loaded modules from those that post_init() has to initialise.
@@ -272,6 +274,9 @@ class MetaSERModel(PreTrainedModel):
         wave_BT: Float[Tensor, "B T"],
         num_samples_B: Int[Tensor, "B"],
         masks: FrameMasks | None = None,
+        warp_B: Float[Tensor, "B"] | None = None,
+        tokens: Mapping[str, Tokens] | None = None,
+        *,
         tasks: Sequence[str] | None = None,
     ) -> MetaSEROutput:
         """Return the outputs of every task asked for; each of their heads is in the graph.
@@ -280,9 +285,12 @@ class MetaSERModel(PreTrainedModel):
             wave_BT: Mono audio at `config.sampling_rate`, zero-padded at the end.
             num_samples_B: True samples of each utterance.
             masks: SpecAugment masks over the encoder's input frames; None masks nothing.
+            warp_B: How far VTLP moves each clip's mel filters; None moves none.
+            tokens: The texts of views that read, by the view's name.
             tasks: Names of the tasks to compute; None computes all.
         """
-        encoded = self.encoder(wave_BT, num_samples_B, masks=masks, mix=self._layer_mix())
+        inputs = Inputs(wave_BT, num_samples_B, masks, warp_B, tokens or {})
+        encoded = self.encoder(inputs, mix=self._layer_mix())
         frames = self.ari(encoded.layers, encoded.frame_mask_BL)
         logits = {}
         for name, head in self.heads.items():
@@ -386,7 +394,7 @@ def build_model(config: ModelConfig, tasks: Sequence[TaskSpec], main_task: str) 
         ModelError: The encoder cannot be loaded, or the tasks cannot be built.
         ConfigError: The parts do not fit together.
     """
-    encoder = load_encoder(config.encoder)
+    encoder = hearing(load_encoder(config.encoder))
     built = MetaSERConfig(
         encoder=encoder.architecture(),
         model=config.model_dump(mode="json"),
@@ -404,6 +412,20 @@ def load_export(path: str | Path, *, setting: str) -> MetaSERModel:
     """
     model: MetaSERModel = MetaSERModel.from_pretrained(find_export(path, setting=setting))
     return model
+
+
+def hearing(encoder: Encoder) -> SpeechEncoder:
+    """Return `encoder` if it hears.
+
+    Raises:
+        ModelError: It does not.
+    """
+    if not isinstance(encoder, SpeechEncoder):
+        raise ModelError(
+            f"model.encoder must be an encoder that hears, got one of kind {encoder.architecture()['kind']!r}; make it "
+            "one of model.views"
+        )
+    return encoder
 
 
 def _head(task: TaskSpec, width: int, model: ModelConfig) -> nn.Module:

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from metaser.errors import TrainingError
-from metaser.model.encoder import FrameMasks
+from metaser.model.encoders.base import Inputs
 from metaser.model.metaser import MetaSERModel, MetaSEROutput
 from metaser.processes import Processes, autocast
 from metaser.train.timing import StepClock
-from shards.batch import Batch
 from shards.shown import shown
 
 _OPTIMIZER_STATES = ("step", "exp_avg", "exp_avg_sq")
@@ -61,10 +60,10 @@ class Engine:
         wrapped: torch.nn.Module = self.processes.accelerator.prepare_model(self.model)
         return wrapped
 
-    def forward(self, batch: Batch, masks: FrameMasks | None, tasks: tuple[str, ...] | None = None) -> MetaSEROutput:
-        """Run the model on a batch that lies on the device; bf16 and fp16 are autocast over float32 parameters."""
+    def forward(self, inputs: Inputs, tasks: tuple[str, ...] | None = None) -> MetaSEROutput:
+        """Run the model on what lies on the device; bf16 and fp16 are autocast over float32 parameters."""
         with self.clock.part("forward"), autocast(self.processes.device, self._precision):
-            output: MetaSEROutput = self._wrapped(batch.wave_BT, batch.num_samples_B, masks=masks, tasks=tasks)
+            output: MetaSEROutput = self._wrapped(*inputs, tasks=tasks)
         return output
 
     @property

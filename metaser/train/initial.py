@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metaser.errors import ModelError
+from metaser.model.encoders.families import encoder_class
 from metaser.model.exported import WEIGHTS, find_export, read_export
 from metaser.model.metaser import Blueprint, MetaSERModel
 from metaser.tasks.kinds import kind_of
@@ -18,13 +19,6 @@ from metaser.tasks.spec import TaskSpec
 
 _PER_TASK = ("task_scalars", "gate_vectors", "gate_scalars")
 """ARI's parameters with a row for each task."""
-_LOGMEL_FORM = ("num_mels", "width", "num_layers", "num_heads", "feed_forward")
-_HUGGING_FACE_FORM = (
-    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation"),
-    *("do_stable_layer_norm", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm"),
-    *("num_buckets", "max_bucket_distance", "layer_norm_eps"),
-)
 
 
 @dataclass(frozen=True)
@@ -101,13 +95,10 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
 
 
 def _check_encoder(ours: dict[str, Any], theirs: dict[str, Any], source: str) -> None:
-    pairs = [("kind", ours["kind"], theirs.get("kind"))]
-    if ours["kind"] == theirs.get("kind") == "logmel":
-        pairs += [(name, ours.get(name), theirs.get(name)) for name in _LOGMEL_FORM]
-    elif ours["kind"] == theirs.get("kind"):
-        pairs.append(("do_normalize", ours["do_normalize"], theirs.get("do_normalize")))
-        here, there = ours["config"], theirs.get("config", {})
-        pairs += [(name, here.get(name), there.get(name)) for name in _HUGGING_FACE_FORM]
+    pairs = [("kind", ours["kind"], theirs["kind"])]
+    if ours["kind"] == theirs["kind"]:
+        here, there = (encoder_class(ours["kind"]).form_of(form) for form in (ours, theirs))
+        pairs += [(name, here.get(name), there.get(name)) for name in here | there]
     differences = [f"{name} is {there!r} there and {here!r} here" for name, here, there in pairs if here != there]
     if differences:
         raise ModelError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from metaser.eval.evaluate import evaluate
 from metaser.eval.metrics import add_interval, evaluate_results, selected_value
+from metaser.inputs import TextLookup, make_inputs
 from metaser.tracking import KeyLog
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
@@ -39,6 +40,8 @@ class StageLoop:
     stop_request: StopRequest
     on_selected: Callable[[], None]
     """Called on every process after a checkpoint with a new best dev value is complete."""
+    dev_texts: Mapping[str, TextLookup] = field(default_factory=dict)
+    """What each view that reads is given of the dev utterances, by the view's name."""
     profiler: StepProfiler | None = None
     key_log: KeyLog | None = None
     cpu_wait: CpuWait = field(default_factory=CpuWait)
@@ -150,12 +153,12 @@ class StageLoop:
 
     def _dev_metrics(self) -> dict[str, Any]:
         runner = self.runner
-        tasks = runner.stage.weighted_tasks
+        tasks, device = runner.stage.weighted_tasks, runner.engine.processes.device
         specs = [spec for spec in runner.specs if spec.name in tasks]
         runner.engine.model.train(mode=False)
         with runner.engine.averaged():
             results = evaluate(
-                lambda batch: runner.engine.forward(batch, None, tasks),
+                lambda batch: runner.engine.forward(make_inputs(batch, device, self.dev_texts), tasks),
                 specs,
                 self.dev,
                 runner.config.data,

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from metaser.config.schema import SpecAugmentConfig
-from metaser.model.encoder import FrameMasks
+from metaser.model.encoders.base import FrameMasks
 from shards.plan import stable_seed
 
 
@@ -27,13 +27,12 @@ def draw_masks(
     *,
     seed: int,
     epoch: int,
-    warp_B: Float[Tensor, "B"] | None = None,
 ) -> FrameMasks | None:
-    """Return the masks of one micro-batch (True: hidden) beside VTLP's `warp_B`, or None if neither is asked for.
+    """Return the masks of one micro-batch (True: hidden), or None if none are asked for.
 
     A time mask never hides more than a quarter of its clip, so that a short clip keeps something to recognise.
     """
-    if not config.num_time_masks and not config.num_feature_masks and warp_B is None:
+    if not config.num_time_masks and not config.num_feature_masks:
         return None
     time_BL = np.zeros((len(keys), max(num_frames)), dtype=bool)
     feature_BF = np.zeros((len(keys), num_features), dtype=bool)
@@ -42,7 +41,7 @@ def draw_masks(
         widest = min(config.max_time_mask_frames, length // 4)
         _hide_spans(time_BL[row, :length], config.num_time_masks, widest, generator)
         _hide_spans(feature_BF[row], config.num_feature_masks, config.max_feature_mask, generator)
-    return _to_tensors(time_BL, feature_BF)._replace(warp_B=warp_B)
+    return _to_tensors(time_BL, feature_BF)
 
 
 def _hide_spans(row: np.ndarray, num_spans: int, widest: int, generator: np.random.Generator) -> None:

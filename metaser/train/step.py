@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
+from metaser.inputs import Augment, TextLookup, make_inputs
+from metaser.model.encoders.base import Inputs
 from metaser.seeding import seed_generators
 from metaser.targets import Targets
 from metaser.tasks.kinds import kind_of
@@ -47,6 +49,8 @@ class StepRunner:
     schedule: Schedule
     engine: Engine
     augmenter: Augmenter
+    texts: Mapping[str, TextLookup] = field(default_factory=dict)
+    """What each view that reads is given of the stage's utterances, by the view's name."""
     _flops_per_s: dict[str, float] = field(default_factory=dict, init=False)
     """Operations per second of audio of one step, counted once where `parallel.peak_tflops` is given."""
 
@@ -181,46 +185,51 @@ class StepRunner:
         info = self.engine.processes.info
         seed_generators(self.config.seed, self.stage_number, step, number * info.num_processes + info.rank)
         items = batch.items_B.numpy()
-        keys, epoch = self.index.take(items).values("key"), self.schedule.epoch_of(step - 1)
-        changes = self.augmenter.draw(batch, keys, epoch)
-        num_frames = self.engine.model.encoder.num_frames(changes.num_samples_B)
-        masks = draw_masks(
-            self.config.model.spec_augment,
-            keys,
-            num_frames.tolist(),
-            self.engine.model.encoder.num_mask_features,
-            seed=self.config.seed,
-            epoch=epoch,
-            warp_B=changes.warp_B,
-        )
         device = self.engine.processes.device
-        if masks is not None:
-            masks = masks.to(device)
+        augment = self._augment(self.schedule.epoch_of(step - 1))
+        inputs = make_inputs(batch, device, self.texts, augment=augment)
         targets = {name: target.to(device) for name, target in self.targets.lookup(items).items()}
-        on_device = self.augmenter.apply(batch.to(device), changes)
         with self.engine.accumulating(is_last=is_last):
-            output = self.engine.forward(on_device, masks, self.stage.weighted_tasks)
+            output = self.engine.forward(inputs, self.stage.weighted_tasks)
             loss, shares = micro_batch_loss(
                 self.specs,
                 self.stage.weights,
                 output.logits,
                 output.num_frames_B,
                 targets,
-                on_device.valid_B,
+                batch.valid_B.to(device, non_blocking=True),
                 denominators,
             )
             self.engine.backward(loss)
         sums: dict[str, Tensor | float] = {f"task:{name}": share for name, share in shares.items()}
         sums["loss"] = loss.detach()
         if bool(batch.valid_B.any()):
-            sums["audio_samples"] = float(changes.num_samples_B.sum())
-            sums["padded_samples"] = float(on_device.wave_BT.numel())
+            sums["audio_samples"] = inputs.num_samples_B.sum()
+            sums["padded_samples"] = float(inputs.wave_BT.numel())
             sums["ctc_too_long"] = sum(
                 kind_of(spec).num_too_long(output.num_frames_B, targets[spec.name])
                 for spec in self.specs
                 if spec.name in shares
             )
         return sums
+
+    def _augment(self, epoch: int) -> Augment:
+        def augment(batch: Batch, device: torch.device) -> Inputs:
+            keys = self.index.take(batch.items_B.numpy()).values("key")
+            encoder = self.engine.model.encoder
+            changes = self.augmenter.draw(batch, keys, epoch)
+            masks = draw_masks(
+                self.config.model.spec_augment,
+                keys,
+                encoder.num_frames(changes.num_samples_B).tolist(),
+                encoder.num_mask_features,
+                seed=self.config.seed,
+                epoch=epoch,
+            )
+            changed = self.augmenter.apply(batch.to(device), changes)
+            return Inputs(changed.wave_BT, changed.num_samples_B, masks, changes.warp_B).to(device)
+
+        return augment
 
     def _count_skips(self, state: TrainState, step: int, norm: float, loss: float) -> None:
         scaled = self.engine.needs_loss_scale

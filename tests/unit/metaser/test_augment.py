@@ -11,10 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from metaser.config.augment import AugmentConfig
-from metaser.config.schema import LogMelEncoderConfig
+from metaser.config.encoders import LogMelEncoderConfig
 from metaser.errors import TrainingError
-from metaser.model.encoder import FrameMasks, build_encoder
-from metaser.model.logmel import log_mel
+from metaser.model.encoders.base import Inputs
+from metaser.model.encoders.families import build_encoder
+from metaser.model.encoders.logmel import log_mel
 from metaser.train.augment import (
     AudioFolder,
     Augmenter,
@@ -394,11 +395,8 @@ def test_a_warped_clip_in_a_padded_batch_gives_the_frames_of_the_single_clip(fac
     row = data.draw(st.integers(0, len(factors) - 1))
 
     def frames(part: Batch, warps):
-        shape = (len(warps), encoder.num_frames(part.wave_BT.shape[1]))
-        masks = FrameMasks(torch.zeros(shape, dtype=torch.bool), torch.zeros(len(warps), 24, dtype=torch.bool))
         with torch.no_grad():
-            masks = masks._replace(warp_B=torch.tensor(warps))
-            return encoder(part.wave_BT, part.num_samples_B, masks=masks).layers[-1]
+            return encoder(Inputs(part.wave_BT, part.num_samples_B, warp_B=torch.tensor(warps))).layers[-1]
 
     together = frames(batch, factors)[row]
     alone = frames(batch_of([speech(1200 + 500 * row, row)]), [factors[row]])[0]

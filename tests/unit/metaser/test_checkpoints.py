@@ -32,9 +32,11 @@ from transformers import (
     WavLMModel,
 )
 
-from metaser.config.schema import CoattentionConfig, HuggingFaceEncoderConfig, LogMelEncoderConfig, ModelConfig
+from metaser.config.encoders import HuggingFaceEncoderConfig, LogMelEncoderConfig
+from metaser.config.schema import CoattentionConfig, ModelConfig
 from metaser.errors import ModelError
-from metaser.model.encoder import HuggingFaceEncoder, load_encoder
+from metaser.model.encoders.families import load_encoder
+from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.predict import load_model
 from metaser.tasks.spec import TaskSpec
@@ -65,9 +67,9 @@ def tensors(source: Path) -> dict[str, Tensor]:
     return load_file(source / "model.safetensors")
 
 
-def load(folder: Path) -> HuggingFaceEncoder:
+def load(folder: Path) -> Wav2Vec2Encoder:
     encoder = load_encoder(HuggingFaceEncoderConfig(kind="huggingface", name=str(folder)))
-    assert isinstance(encoder, HuggingFaceEncoder)
+    assert isinstance(encoder, Wav2Vec2Encoder)
     return encoder
 
 
@@ -78,7 +80,7 @@ def refusal(folder: Path) -> str:
     return str(refused.value)
 
 
-def assert_same(encoder: HuggingFaceEncoder, tensors: dict[str, Tensor]) -> None:
+def assert_same(encoder: Wav2Vec2Encoder, tensors: dict[str, Tensor]) -> None:
     state = encoder.state_dict()
     for name, tensor in state.items():
         assert tensor.dtype == torch.float32

@@ -29,19 +29,12 @@ from transformers import (
     WavLMModel,
 )
 
-from metaser.config.schema import HuggingFaceEncoderConfig, LogMelEncoderConfig
+from metaser.config.encoders import HuggingFaceEncoderConfig, LogMelEncoderConfig
 from metaser.errors import ModelError
-from metaser.model.encoder import (
-    EncoderOutput,
-    FrameMasks,
-    HuggingFaceEncoder,
-    SpeechEncoder,
-    _group_norm,
-    build_encoder,
-    init_encoder_weights,
-    load_encoder,
-)
-from metaser.model.logmel import _mel_filters, log_mel
+from metaser.model.encoders.base import EncoderOutput, FrameMasks, Inputs, SpeechEncoder, init_encoder_weights
+from metaser.model.encoders.families import build_encoder, load_encoder
+from metaser.model.encoders.logmel import _mel_filters, log_mel
+from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder, _group_norm
 
 torch.set_num_threads(1)
 
@@ -129,7 +122,7 @@ def batch(waves: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 def encode(encoder: SpeechEncoder, wave: Tensor, **options: object) -> EncoderOutput:
     with torch.no_grad():
-        return encoder(wave[None], torch.tensor([len(wave)]), **options)
+        return encoder(Inputs(wave[None], torch.tensor([len(wave)])), **options)
 
 
 def encoders(folders: dict[str, Path], name: str, **settings: object) -> SpeechEncoder:
@@ -174,7 +167,7 @@ def test_padded_batch_equals_single_clips(folders: dict[str, Path], name: str) -
     encoder = encoders(folders, name)
     waves = clips()
     with torch.no_grad():
-        together = encoder(*batch(waves))
+        together = encoder(Inputs(*batch(waves)))
     assert together.frame_mask_BL.sum(1).tolist() == [encoder.num_frames(len(wave)) for wave in waves]
     for row, wave in enumerate(waves):
         alone = encode(encoder, wave)
@@ -227,7 +220,7 @@ def test_num_frames_counts_the_real_frames(folders: dict[str, Path], name: str, 
     encoder = _cached(folders, name)
     num_samples_B = torch.tensor(lengths)
     with torch.no_grad():
-        layers, frame_mask_BL = encoder(torch.randn(len(lengths), max(lengths)), num_samples_B)
+        layers, frame_mask_BL = encoder(Inputs(torch.randn(len(lengths), max(lengths)), num_samples_B))
     assert torch.equal(frame_mask_BL.sum(1), encoder.num_frames(num_samples_B))
     assert layers[0].shape == (len(lengths), encoder.num_frames(max(lengths)), encoder.width)
     assert encoder.num_frames(np.array(lengths)).tolist() == [encoder.num_frames(one) for one in lengths]
@@ -268,7 +261,7 @@ def test_masks_hide_frames_and_features(folders: dict[str, Path]) -> None:
     waves = clips()[:2]
     masks = masks_for(encoder, waves)
     with torch.no_grad():
-        encoder(*batch(waves), masks=masks)
+        encoder(Inputs(*batch(waves), masks))
     frames_BLD = seen[0].transpose(1, 2)
     assert (frames_BLD[:, :, 4:9] == 0).all()
     hidden_D = encoder.masked_spec_embed.clone()
@@ -284,7 +277,7 @@ def test_logmel_masks_hide_mel_frames_and_bins() -> None:
     encoder.subsampling.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     waves = clips()[:2]
     with torch.no_grad():
-        encoder(*batch(waves), masks=masks_for(encoder, waves))
+        encoder(Inputs(*batch(waves), masks_for(encoder, waves)))
     mel_BMF = seen[0]
     assert (mel_BMF[:, 6:12] == 0).all()
     assert (mel_BMF[:, :, 4:9] == 0).all()
@@ -327,7 +320,7 @@ def test_every_trainable_tensor_gets_a_gradient(folders: dict[str, Path], name: 
         parameter.requires_grad_(True)
     for parameter in encoder.frozen_parameters():
         parameter.requires_grad_(False)
-    encoder(*batch(clips()), masks=masks_for(encoder, clips())).layers[-1].square().mean().backward()
+    encoder(Inputs(*batch(clips()), masks_for(encoder, clips()))).layers[-1].square().mean().backward()
     with_grad = {key for key, parameter in encoder.named_parameters() if parameter.grad is not None}
     expected = {key for key, _ in encoder.named_parameters()}
     if frozen and name != "logmel":
@@ -344,7 +337,7 @@ def test_frozen_cnn_does_not_train(folders: dict[str, Path]) -> None:
     assert all(key.startswith("feature_extractor.") for key in frozen)
     for parameter in encoder.parameters():
         parameter.requires_grad_(True)
-    encoder(*batch(clips())).layers[-1].square().mean().backward()
+    encoder(Inputs(*batch(clips()))).layers[-1].square().mean().backward()
     assert all(parameter.grad is None for parameter in encoder.frozen_parameters())
     free = load(folders["wav2vec2-base"], freeze_feature_encoder=False)
     assert all(parameter.requires_grad for parameter in free.parameters())
@@ -357,7 +350,7 @@ def test_gradient_checkpointing_changes_no_gradient(folders: dict[str, Path], na
         encoder = encoders(folders, name).train()
         encoder.gradient_checkpointing = recompute
         torch.manual_seed(0)
-        encoder(*batch(clips())).layers[-1].square().mean().backward()
+        encoder(Inputs(*batch(clips()))).layers[-1].square().mean().backward()
         gradients.append(
             {key: parameter.grad for key, parameter in encoder.named_parameters() if parameter.requires_grad}
         )
@@ -379,7 +372,7 @@ def test_bf16_autocast_moves_us_no_further_than_transformers(folders: dict[str, 
     """Both meet the same bf16 kernels, which differ, also in what they get wrong, from processor to processor."""
     waves = clips()[:4]  # of the fifth, transformers makes no frame
     encoder = load(folders[variant], freeze_feature_encoder=False)
-    real_BL = encoder(*batch(waves)).frame_mask_BL
+    real_BL = encoder(Inputs(*batch(waves))).frame_mask_BL
     model = MODELS[VARIANTS[variant][0]][1].from_pretrained(folders[variant]).eval()
     model.adapter = None
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folders[variant])
@@ -391,15 +384,15 @@ def test_bf16_autocast_moves_us_no_further_than_transformers(folders: dict[str, 
         return_tensors="pt",
     )
     theirs = bf16_error(lambda: model(**inputs).last_hidden_state, real_BL)
-    ours = bf16_error(lambda: encoder(*batch(waves)).layers[-1], real_BL)
+    ours = bf16_error(lambda: encoder(Inputs(*batch(waves))).layers[-1], real_BL)
     assert 0 < ours < 1.5 * theirs
 
 
 def test_bf16_autocast_moves_log_mel_a_little() -> None:
     encoder = logmel()
-    real_BL = encoder(*batch(clips())).frame_mask_BL
+    real_BL = encoder(Inputs(*batch(clips()))).frame_mask_BL
     # Rounding is 0.01; there is nothing to compare it with.
-    assert 0 < bf16_error(lambda: encoder(*batch(clips())).layers[-1], real_BL) < 0.1
+    assert 0 < bf16_error(lambda: encoder(Inputs(*batch(clips()))).layers[-1], real_BL) < 0.1
 
 
 def test_log_mel_and_group_norm_keep_float32_under_autocast() -> None:
@@ -543,7 +536,7 @@ def test_missing_mask_embedding_is_reported_and_zero(
     del weights["masked_spec_embed"]
     encoder = load(copy_with(folders["hubert-base"], tmp_path / "copy", weights))
     assert "lacks masked_spec_embed" in caplog.text
-    assert isinstance(encoder, HuggingFaceEncoder)
+    assert isinstance(encoder, Wav2Vec2Encoder)
     assert (encoder.masked_spec_embed == 0).all()
 
 

@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import WavLMConfig
 
-from metaser.config.schema import CoattentionConfig, HuggingFaceEncoderConfig, LogMelEncoderConfig, ModelConfig
+from metaser.config.encoders import HuggingFaceEncoderConfig, LogMelEncoderConfig
+from metaser.config.schema import CoattentionConfig, ModelConfig
 from metaser.errors import ModelError
-from metaser.model.encoder import FAMILIES
 from metaser.model.metaser import COVERED, MetaSERConfig, MetaSERModel, build_model
 from metaser.predict import load_model, predict_files
 from metaser.sums import SUMS, write_sums
@@ -39,7 +40,7 @@ WAVLM = {
 
 def pretrained_form():
     """Return the configuration of a model with an encoder of transformers."""
-    form = FAMILIES["wavlm"].config_class(**WAVLM)
+    form = WavLMConfig(**WAVLM)
     encoder = {
         "kind": "huggingface",
         "config": json.loads(form.to_json_string(use_diff=False)),

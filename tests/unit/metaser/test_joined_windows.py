@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaser.config.schema import LogMelEncoderConfig
-from metaser.model.encoder import build_encoder
+from metaser.config.encoders import LogMelEncoderConfig
+from metaser.model.encoders.families import build_encoder
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.results import Prediction, Probabilities
 from metaser.tasks.spec import TaskSpec

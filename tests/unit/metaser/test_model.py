@@ -10,18 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel, PreTrainedModel, WavLMConfig, WavLMModel
 
-from metaser.config.schema import (
-    AdapterConfig,
-    AriConfig,
-    AriForm,
-    CoattentionConfig,
-    CoattentionForm,
-    EncoderConfig,
-    HuggingFaceEncoderConfig,
-    LogMelEncoderConfig,
-    ModelConfig,
-)
+from metaser.config.encoders import EncoderConfig, HuggingFaceEncoderConfig, LogMelEncoderConfig
+from metaser.config.schema import AdapterConfig, AriConfig, AriForm, CoattentionConfig, CoattentionForm, ModelConfig
 from metaser.errors import ConfigError, ModelError
+from metaser.model.encoders.base import Inputs
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.tasks.spec import TaskSpec
 
@@ -194,10 +186,10 @@ def test_fresh_ari_and_adapters_leave_the_encoder_exactly_as_it_is(
     encoder = LOGMEL if family == "logmel" else checkpoints(family)
     plain = build("none", encoder=encoder)
     with torch.no_grad():
-        expected = plain.encoder(*batch)
+        expected = plain.encoder(Inputs(*batch))
         for adapters in (AdapterConfig(), ADAPTERS):
             model = build(ari, encoder=encoder, adapters=adapters)
-            encoded = model.encoder(*batch, mix=model._layer_mix())
+            encoded = model.encoder(Inputs(*batch), mix=model._layer_mix())
             for frames_BLD in model.ari(encoded.layers, encoded.frame_mask_BL).values():
                 assert torch.equal(frames_BLD, expected.layers[-1])
 
@@ -208,7 +200,7 @@ def test_a_fresh_model_equals_transformers(checkpoints: Callable[[str], HuggingF
     wave_BT = torch.randn(1, 4000, generator=torch.Generator().manual_seed(6))
     theirs = HubertModel.from_pretrained(encoder.name).eval()
     with torch.no_grad():
-        encoded = model.encoder(wave_BT, torch.tensor([4000]), mix=model._layer_mix())
+        encoded = model.encoder(Inputs(wave_BT, torch.tensor([4000])), mix=model._layer_mix())
         ours_BLD = model.ari(encoded.layers, encoded.frame_mask_BL)["emotion"]
         normalised_BT = (wave_BT - wave_BT.mean()) / (wave_BT.var(correction=0) + 1e-7).sqrt()
         theirs_BLD = theirs(normalised_BT).last_hidden_state

@@ -5,16 +5,9 @@ from hypothesis import strategies as st
 from tinyencoders import BUCKETS, SIZES
 from transformers import Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig
 
-from metaser.config.schema import (
-    AdapterConfig,
-    AriConfig,
-    CoattentionConfig,
-    LogMelEncoderConfig,
-    ModelConfig,
-    ScheduleConfig,
-    StageConfig,
-)
-from metaser.model.encoder import HuggingFaceEncoder
+from metaser.config.encoders import LogMelEncoderConfig
+from metaser.config.schema import AdapterConfig, AriConfig, CoattentionConfig, ModelConfig, ScheduleConfig, StageConfig
+from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.tasks.spec import TaskSpec
 from metaser.train.optim import build_optimizer, schedule_factor, set_learning_rates
@@ -129,7 +122,7 @@ def with_adapters(config):
         adapters=AdapterConfig(lora_rank=1, bottleneck=3),
         pooling="attentive_statistics",
     )
-    encoder = HuggingFaceEncoder(config, do_normalize=True, freeze_feature_encoder=False)
+    encoder = Wav2Vec2Encoder(config, do_normalize=True, freeze_feature_encoder=False)
     affect = TaskSpec(name="affect", kind="regression", fields=("valence",), labels=("valence",))
     tasks = (*TASKS, affect)
     form = MetaSERConfig(

@@ -12,9 +12,10 @@ import soundfile as sf
 import torch
 from transformers import WavLMConfig
 
-from metaser.config.schema import CoattentionConfig, LogMelEncoderConfig, ModelConfig
+from metaser.config.encoders import LogMelEncoderConfig
+from metaser.config.schema import CoattentionConfig, ModelConfig
 from metaser.errors import ConfigError, ModelError
-from metaser.model.encoder import HuggingFaceEncoder
+from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.predict import choose_channel, predict_files
 from metaser.tasks.ctc import greedy_text
@@ -263,7 +264,7 @@ def wavlm():
         num_conv_pos_embeddings=8,
         num_conv_pos_embedding_groups=2,
     )
-    encoder = HuggingFaceEncoder(config, do_normalize=False, freeze_feature_encoder=True)
+    encoder = Wav2Vec2Encoder(config, do_normalize=False, freeze_feature_encoder=True)
     form = MetaSERConfig(
         encoder=encoder.architecture(),
         model=ModelConfig(coattention=CoattentionConfig(form="none")).model_dump(mode="json"),

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from tables import index_of
 
+from metaser.config.encoders import LogMelEncoderConfig
 from metaser.config.schema import (
     AdapterConfig,
     AriConfig,
     CoattentionConfig,
     ExperimentConfig,
-    LogMelEncoderConfig,
     ModelConfig,
     StageConfig,
 )

@@ -1,4 +1,4 @@
-"""The parts of the small encoder that trains from scratch: log-mel frames, their subsampling, its layers.
+"""The kind `logmel`: a small encoder that trains from scratch, of log-mel frames, their subsampling and its layers.
 
 Legend: B utterances, T samples, M mel frames (10 ms), S spectral bins, F mel bins, L frames (20 ms), D hidden.
 """
@@ -6,15 +6,22 @@ Legend: B utterances, T samples, M mel frames (10 ms), S spectral bins, F mel bi
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from metaser.config.encoders import LogMelEncoderConfig
+from metaser.errors import ModelError
 from metaser.model.attention import AttentionMask, SelfAttention
+from metaser.model.encoders.base import Inputs, SpeechEncoder, init_encoder_weights, real_mask
+from shards.schema import RATE_HZ
 
-RATE_HZ = 16_000
 WINDOW_SAMPLES = 400
 HOP_SAMPLES = 160
 _FFT_SAMPLES = 512
@@ -150,3 +157,89 @@ def _triangles(edges_hz: Float[Tensor, "*B E"]) -> Float[Tensor, "*B S F"]:
     rising = (bins_S1 - low) / (peak - low)
     falling = (high - bins_S1) / (high - peak)
     return torch.minimum(rising, falling).clamp(min=0.0).float()
+
+
+class LogMelEncoder(SpeechEncoder):
+    """A small pre-norm transformer over log-mel frames; 49 frames a second, as the large encoders."""
+
+    def __init__(self, config: LogMelEncoderConfig) -> None:
+        super().__init__(
+            num_layers=config.num_layers,
+            width=config.width,
+            num_mask_features=config.num_mels,
+            # The second convolution of Subsampling gives ceil(M / 2) frames for M mel frames.
+            windows=[(WINDOW_SAMPLES, HOP_SAMPLES), (1, 2)],
+        )
+        if config.width % config.num_heads:
+            raise ModelError(
+                f"model.encoder.width must be a multiple of model.encoder.num_heads, got {config.width} and "
+                f"{config.num_heads}; change one of them"
+            )
+        self._config = config
+        self.subsampling = Subsampling(config.num_mels, config.width, config.dropout)
+        self.layers = nn.ModuleList(
+            PreNormLayer(config.width, config.num_heads, config.feed_forward, config.dropout)
+            for _ in range(config.num_layers)
+        )
+        self.final_norm = nn.LayerNorm(config.width)
+
+    @property
+    def transformer_layers(self) -> nn.ModuleList:
+        """The N layers, lowest first."""
+        return self.layers
+
+    def top_norm(self) -> nn.Module | None:
+        """Return the norm over the top layer's output."""
+        return self.final_norm
+
+    def architecture(self) -> dict[str, Any]:
+        """Return what `from_architecture` needs."""
+        return self._config.model_dump()
+
+    @classmethod
+    def from_config(cls, config: LogMelEncoderConfig) -> LogMelEncoder:
+        """Return a fresh encoder."""
+        encoder = cls(config)
+        encoder.apply(init_encoder_weights)
+        return encoder
+
+    @classmethod
+    def from_architecture(cls, architecture: Mapping[str, Any]) -> LogMelEncoder:
+        """Return an encoder with random weights."""
+        return cls(LogMelEncoderConfig(**architecture))
+
+    @classmethod
+    def read_architecture(cls, values: Any, path: Path) -> dict[str, Any]:
+        """Return an exported model's `architecture`; see `Encoder.read_architecture`."""
+        return LogMelEncoderConfig.model_validate(values).model_dump()
+
+    @classmethod
+    def form_of(cls, architecture: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what of `architecture` decides the weights' form: all but the dropout."""
+        return {name: value for name, value in architecture.items() if name not in ("kind", "dropout")}
+
+    def _embed(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        wave_BT, num_samples_B, masks = inputs.wave_BT, inputs.num_samples_B, inputs.masks
+        real_BT = real_mask(num_samples_B, wave_BT.shape[1])
+        # Powers of a spectrum span more than bfloat16 resolves.
+        with torch.autocast(wave_BT.device.type, enabled=False):
+            mel_BMF = log_mel(wave_BT * real_BT, real_BT, self._config.num_mels, inputs.warp_B)
+        real_BM = real_mask(self._num_outputs(num_samples_B, self._windows[:1]), mel_BMF.shape[1])
+        seen_BMF = real_BM[:, :, None]
+        if masks is not None:
+            time_BM = masks.time_BL.repeat_interleave(2, dim=1)[:, : mel_BMF.shape[1]]
+            seen_BMF = seen_BMF & ~time_BM[:, :, None] & ~masks.feature_BD[:, None, :]
+        # Frames that masks hide entirely are constant: through each of two norms their gradients grow by 1 / sqrt(eps).
+        with _without_float16(wave_BT.device):
+            frames_BLD: Tensor = self.subsampling(mel_BMF * seen_BMF, real_BM, real_BL)
+        return frames_BLD
+
+    def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:
+        output_BLD: Tensor = layer(frames_BLD, mask)
+        return output_BLD
+
+
+def _without_float16(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that leaves autocast as it is, unless that is to float16: its range is too small."""
+    computes_in_float16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.half
+    return torch.autocast(device.type, enabled=False) if computes_in_float16 else nullcontext()

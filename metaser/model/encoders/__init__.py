@@ -1,0 +1,1 @@
+"""Encoders behind one interface: audio (or its text) in, the frames of all layers out."""
