@@ -1,8 +1,22 @@
 """Errors that are the caller's or the data's fault: one sentence, exit code 2."""
 
+MAX_SENTENCE = 4000
+"""Characters of a message."""
+_KEPT_AT_END = 1000
+"""Where the way out stands."""
+
 
 class InputError(Exception):
-    """Something the caller gave cannot be used; the message says what must hold, what came and what to do."""
+    """Something the caller gave cannot be used; the message says what must hold, what came and what to do.
+
+    What came may be of any length: of a long message the middle is left out.
+    """
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if len(message) <= MAX_SENTENCE:
+            return message
+        return f"{message[: MAX_SENTENCE - _KEPT_AT_END - 5]} ... {message[-_KEPT_AT_END:]}"
 
 
 class CorpusError(InputError):

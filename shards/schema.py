@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from shards.errors import CorpusError
+from shards.shown import shown
 
 SCHEMA_VERSION = 2
 """Version 2 added to the index the digest of the stored audio, and keeps digests as 32 bytes."""
@@ -183,8 +184,9 @@ def make_key(corpus: str, *parts: str) -> str:
             raise CorpusError(f"each part of an utterance key must be Unicode text, got {part!a}; rename it") from None
         if not 0 < len(safe) <= MAX_KEY_PART_BYTES:
             raise CorpusError(
-                f"each part of an utterance key must have 1 to {MAX_KEY_PART_BYTES} bytes, but {part!r} of corpus "
-                f"{corpus!r} encodes to {len(safe)}; rename it or give a shorter id"
+                f"each part of an utterance key must have 1 to {MAX_KEY_PART_BYTES} bytes, but "
+                f"{shown(repr(part), 120)} of corpus {shown(repr(corpus), 120)} encodes to {len(safe)}; rename it or "
+                "give a shorter id"
             )
         encoded.append(safe)
     return "/".join(encoded)

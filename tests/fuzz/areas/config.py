@@ -230,7 +230,7 @@ def _difference(said: Any, found: Any, where: str) -> str | None:
             _difference(one, other, f"{where}.{at}") for at, (one, other) in enumerate(zip(said, found, strict=True))
         )
         return next(filter(None, pairs), None)
-    is_home = isinstance(said, str) and said.startswith("~/") and str(Path(said).expanduser()) == found
+    is_home = isinstance(said, str) and (said == "~" or said.startswith("~/")) and str(Path(said).expanduser()) == found
     is_number = _number(said) == _number(found) is not None
     return None if said == found or is_home or is_number else f"{where} is {found!r}, said {said!r}"
 
