@@ -6,12 +6,13 @@ Where a job runs (nodes, GPUs, time) is not part of an experiment.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from metaser.config.augment import AugmentConfig
-from metaser.config.encoders import AnyEncoder, LogMelEncoderConfig, NumHeads, Width
+from metaser.config.encoders import AnyEncoder, EncoderConfig, LogMelEncoderConfig, NumHeads, Width
 from metaser.tasks.kinds import AnyTask, kind_of
 from shards.config import Count, DataConfig, PathText, SamplingConfig, Section
 
@@ -33,9 +34,11 @@ class AriConfig(Section):
 
 
 class CoattentionConfig(Section):
-    """How the emotion stream and the metadata streams meet."""
+    """How the emotion stream meets those of the metadata and of the views."""
 
     form: CoattentionForm = "cross"
+    streams: tuple[str, ...] | None = None
+    """Names of the tasks and views that the main task's stream meets; None means all of them."""
     width: Width = 256
     num_heads: NumHeads = 4
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -60,9 +63,12 @@ class SpecAugmentConfig(Section):
 
 
 class ModelConfig(Section):
-    """Encoder, ARI, co-attention and heads."""
+    """Encoder, views, ARI, co-attention and heads."""
 
     encoder: AnyEncoder = LogMelEncoderConfig()
+    """The main encoder: every task's stream is made of its layers."""
+    views: dict[str, AnyEncoder] = Field(default={}, max_length=16)
+    """Further encoders by name, of the sound or of what was said; co-attention joins their top layers' frames."""
     ari: AriConfig = AriConfig()
     coattention: CoattentionConfig = CoattentionConfig()
     adapters: AdapterConfig = AdapterConfig()
@@ -73,11 +79,37 @@ class ModelConfig(Section):
     head_width: Width = 128
     """Hidden width of the main task's classifier."""
 
+    @property
+    def encoders(self) -> dict[str, EncoderConfig]:
+        """All encoders by where they stand: `encoder`, `views.NAME`."""
+        return {"encoder": self.encoder} | {f"views.{name}": view for name, view in self.views.items()}
+
+    def other_streams(self, main_task: str, tasks: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the streams that `main_task`'s meets: of tasks, then of views, or as they are given.
+
+        Raises:
+            ValueError: if a view has a task's name, or a stream that is named does not exist.
+        """
+        if both := sorted(set(tasks) & set(self.views)):
+            raise ValueError(f"views must have other names than tasks, got {both}; rename them")
+        known = (*(task for task in tasks if task != main_task), *self.views)
+        if self.coattention.streams is None:
+            return known
+        chosen = self.coattention.streams
+        if strange := [name for name in chosen if name not in known]:
+            raise ValueError(
+                f"model.coattention.streams must name tasks or views other than {main_task!r} ({', '.join(known)}), "
+                f"got {strange}"
+            )
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"model.coattention.streams must name each stream once, got {list(chosen)}")
+        return chosen
+
 
 # ---------------------------------------------------------------- stages
 
 
-PARAMETER_GROUPS = ("encoder", "ari", "heads", "coattention", "adapters")
+PARAMETER_GROUPS = ("encoder", "views", "ari", "heads", "coattention", "adapters")
 _LAYER_RANGE = re.compile(r"encoder\.layers\.\d+-\d+")
 
 
@@ -89,6 +121,7 @@ class LearningRates(Section):
     """Peak learning rates by parameter group."""
 
     encoder: _Rate = 1e-5
+    views: _Rate = 1e-5
     heads: _Rate = 1e-4
     """Heads, co-attention and adapters."""
     ari: _Rate = 1e-2
@@ -112,7 +145,7 @@ class StageConfig(Section):
     name: str
     train: tuple[str, ...] = Field(min_length=1)
     """`encoder`, `encoder.layers.6-11` (with the final norm if the top layer is among them), `ari`, `heads`,
-    `heads.NAME`, `coattention`, `adapters`."""
+    `heads.NAME`, `coattention`, `adapters`, `views`, `views.NAME`."""
     weights: dict[str, NonNegativeFloat]
     """Loss weight per task; a task that is not named has weight 0."""
     num_steps: Count
@@ -227,14 +260,14 @@ class ExperimentConfig(Section):
                 f"main_task must answer once an utterance, but {self.main_task!r} of kind {main.kind} answers for "
                 "every frame; name another task"
             )
-        if self.model.coattention.form != "none" and len(names) < 2:
+        if not self.model.other_streams(self.main_task, names) and self.model.coattention.form != "none":
             raise ValueError(
-                f"model.coattention.form {self.model.coattention.form!r} needs a second task beside "
+                f"model.coattention.form {self.model.coattention.form!r} needs a second task or view beside "
                 f"{self.main_task!r}; add one or set the form to 'none'"
             )
         for stage in self.stages:
             vtlp = stage.augment.vtlp.probability
-            if vtlp > 0 and not self.model.encoder.has_mel_filters:
+            if vtlp > 0 and not any(encoder.has_mel_filters for encoder in self.model.encoders.values()):
                 raise ValueError(
                     f"stage {stage.name!r} has augment.vtlp.probability {vtlp:g}, which moves mel filters, but "
                     f"model.encoder.kind is {self.model.encoder.kind!r}, which has none; set it to 0"
@@ -242,7 +275,8 @@ class ExperimentConfig(Section):
             unknown = [name for name in stage.weights if name not in names]
             if unknown:
                 raise ValueError(f"stage {stage.name!r} weighs unknown tasks {unknown}; the tasks are {names}")
-            groups = (*PARAMETER_GROUPS, *(f"heads.{name}" for name in names))
+            parts = (*(f"heads.{name}" for name in names), *(f"views.{name}" for name in self.model.views))
+            groups = (*PARAMETER_GROUPS, *parts)
             strange = [group for group in stage.train if group not in groups and not _LAYER_RANGE.fullmatch(group)]
             if strange:
                 raise ValueError(

@@ -19,6 +19,7 @@ from metaser.config.schema import AriForm
 from metaser.errors import ConfigError
 from metaser.model.encoders.base import LayerMix
 from metaser.model.pooling import masked_mean
+from metaser.model.streams import Stream
 
 _SCALARS = "scalars"
 """How the name of every parameter of coefficients ends; the optimiser gives these their own rate."""
@@ -125,7 +126,7 @@ class GatedResiduals(nn.Module):
     ) -> Float[Tensor, "K B L D"]:
         """Return every task's frames."""
         normed_SBLD = _normed(self.norms, layers)
-        means_SBD = torch.stack([masked_mean(frames_BLD, frame_mask_BL) for frames_BLD in normed_SBLD])
+        means_SBD = torch.stack([masked_mean(Stream(frames_BLD, frame_mask_BL)) for frames_BLD in normed_SBLD])
         scores_KSB = torch.einsum("kd,sbd->ksb", self.gate_vectors, means_SBD) + self.gate_scalars[..., None]
         return layers[-1] + torch.einsum("ksb,sbld->kbld", torch.tanh(scores_KSB), normed_SBLD)
 

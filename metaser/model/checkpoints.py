@@ -106,6 +106,7 @@ class _Export(FromFile):
 
     model_type: str
     encoder: dict[str, Any]
+    views: Annotated[dict[str, dict[str, Any]], Field(max_length=16)] = {}
     model: dict[str, Any]
     tasks: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=100)]
     main_task: Annotated[str, Field(max_length=200)]

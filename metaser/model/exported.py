@@ -161,6 +161,7 @@ def _read_config(folder: Path, sums: Mapping[str, str] | None, kind: type[MetaSE
     values = exported_config(data, path)
     try:
         values["encoder"] = _read_encoder(values["encoder"], path)
+        values["views"] = {name: _read_encoder(view, path) for name, view in values.get("views", {}).items()}
         config = kind(**values)
     except ValidationError as error:
         raise ModelError(f"{path} is damaged: {describe_problems(error, 'encoder')}; export the model again") from None

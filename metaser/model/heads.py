@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from metaser.model.pooling import build_pooling
+from metaser.model.streams import Stream
 
 
 class FrameHead(nn.Module):
@@ -20,9 +21,9 @@ class FrameHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, num_outputs)
 
-    def forward(self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
+    def forward(self, stream: Stream) -> Float[Tensor, "B L C"]:
         """Return logits per frame; those of padded frames mean nothing."""
-        logits_BLC: Tensor = self.linear(frames_BLD)
+        logits_BLC: Tensor = self.linear(stream.frames_BLD)
         return logits_BLC
 
 
@@ -42,9 +43,9 @@ class UtteranceHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(self.pooling.output_width, num_outputs)
 
-    def forward(self, frames_BLD: Float[Tensor, "B L D"], frame_mask_BL: Bool[Tensor, "B L"]) -> Float[Tensor, "B C"]:
+    def forward(self, stream: Stream) -> Float[Tensor, "B C"]:
         """Return one row of outputs per utterance."""
-        outputs_BC: Tensor = self.linear(self.dropout(self.pooling(frames_BLD, frame_mask_BL)))
+        outputs_BC: Tensor = self.linear(self.dropout(self.pooling(stream)))
         return outputs_BC
 
 

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -17,11 +17,11 @@ from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from metaser.config.schema import ModelConfig
+from metaser.config.schema import PARAMETER_GROUPS, ModelConfig
 from metaser.errors import ConfigError, ModelError
 from metaser.model.adapters import Bottlenecks, add_lora, is_lora, reset_lora
 from metaser.model.ari import build_ari
-from metaser.model.coattention import build_coattention
+from metaser.model.coattention import Plan, build_coattention
 from metaser.model.encoders.base import (
     Encoder,
     FrameMasks,
@@ -43,6 +43,7 @@ from metaser.model.exported import (
     read_export,
 )
 from metaser.model.heads import FrameHead, MainHead, UtteranceHead
+from metaser.model.streams import Stream
 from metaser.sums import SUMS, write_sums
 from metaser.tasks.kinds import check_kind, kind_of
 from metaser.tasks.spec import TaskSpec
@@ -72,16 +73,18 @@ class Blueprint(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"task names must differ, got {names}")
         # Names become parts of parameter names, beside the methods that torch's ModuleDict has.
-        unusable = [name for name in names if not name.isidentifier() or hasattr(nn.ModuleDict(), name)]
+        parts = [*names, *self.model.views]
+        unusable = [name for name in parts if not name.isidentifier() or hasattr(nn.ModuleDict(), name)]
         if unusable:
             raise ValueError(
-                f"task names must be identifiers that torch does not use itself, got {unusable}; "
-                "rename them and give their metadata field separately"
+                f"names of tasks and views must be identifiers that torch does not use itself, got {unusable}; rename "
+                "them, and give a task's metadata field separately"
             )
         for task in self.tasks:
             _check_outputs(task)
         if self.main_task not in names:
             raise ValueError(f"main_task must be one of the tasks {names}, got {self.main_task!r}")
+        self.model.other_streams(self.main_task, names)
         if kind_of(self.main).per_frame:
             raise ValueError(
                 f"main_task must answer once an utterance, but {self.main_task!r} of kind {self.main.kind} answers for "
@@ -127,6 +130,7 @@ class MetaSERConfig(PreTrainedConfig):
         model: dict[str, Any],
         tasks: list[dict[str, Any]],
         main_task: str,
+        views: dict[str, dict[str, Any]] | None = None,
         sampling_rate: int = 16000,
         checksums: str | None = None,
         **others: Any,
@@ -138,6 +142,7 @@ class MetaSERConfig(PreTrainedConfig):
             model: A dumped `ModelConfig`.
             tasks: Dumped `TaskSpec`s.
             main_task: Name of the task whose stream co-attends to the others.
+            views: `Encoder.architecture()` of each view, by its name.
             sampling_rate: Samples a second that the model hears.
             checksums: The file beside config.json that has the checksums, so that it cannot get lost unnoticed.
             others: What transformers itself stores.
@@ -149,6 +154,7 @@ class MetaSERConfig(PreTrainedConfig):
         self.model = model
         self.tasks = tasks
         self.main_task = main_task
+        self.views = {} if views is None else views
         self.sampling_rate = sampling_rate
         self.checksums = checksums
         labels = self.blueprint().main.labels
@@ -178,12 +184,20 @@ class MetaSERConfig(PreTrainedConfig):
             ModelError: As in `__init__`.
         """
         try:
-            return Blueprint.model_validate({"model": self.model, "tasks": self.tasks, "main_task": self.main_task})
+            blueprint = Blueprint.model_validate(
+                {"model": self.model, "tasks": self.tasks, "main_task": self.main_task}
+            )
         except ValidationError as error:
             raise ModelError(
                 f"a MetaSER configuration must be one that this version writes, got {describe_problems(error, 'model')}"
                 "; build or export the model again"
             ) from error
+        if list(self.views) != list(blueprint.model.views):
+            raise ModelError(
+                f"a MetaSER configuration must describe the encoder of each view {list(blueprint.model.views)}, got "
+                f"{list(self.views)}; build or export the model again"
+            )
+        return blueprint
 
 
 class MetaSEROutput(NamedTuple):
@@ -200,32 +214,43 @@ class MetaSEROutput(NamedTuple):
 
 
 class MetaSERModel(PreTrainedModel):
-    """Encoder, adapters, ARI, co-attention and one head per task."""
+    """Encoder, views, adapters, ARI, co-attention and one head per task."""
 
     config_class = MetaSERConfig
     main_input_name = "wave_BT"
 
-    def __init__(self, config: MetaSERConfig, encoder: SpeechEncoder | None = None) -> None:
+    def __init__(
+        self,
+        config: MetaSERConfig,
+        encoder: SpeechEncoder | None = None,
+        views: Mapping[str, Encoder] | None = None,
+    ) -> None:
         """Build the model.
 
         Args:
             config: What to build.
             encoder: A loaded encoder of the configured architecture, whose weights are kept; None builds a fresh one.
+            views: Loaded views, likewise.
         """
         super().__init__(config)
         blueprint = config.blueprint()
         model, main, others = blueprint.model, blueprint.main, blueprint.others
+        # How transformers tells loaded modules from those that post_init() has to initialise.
+        for loaded in (*(() if encoder is None else (encoder,)), *(views or {}).values()):
+            for module in loaded.modules():
+                module._is_hf_initialized = True
         if encoder is None:
             encoder = hearing(build_encoder(config.encoder))
-        else:
-            for module in encoder.modules():
-                # How transformers tells loaded modules from those that post_init() has to initialise.
-                module._is_hf_initialized = True  # type: ignore[assignment]
         self._num_layers = encoder.num_layers
         self._layer_name = re.compile(re.escape(_name_of(encoder.transformer_layers, encoder)) + r"\.(\d+)\.")
         top_norm = encoder.top_norm()
         self._top_norm_prefix = None if top_norm is None else f"{_name_of(top_norm, encoder)}."
         self.encoder = encoder
+        if views is None:
+            views = {name: build_encoder(architecture) for name, architecture in config.views.items()}
+        self.views = nn.ModuleDict(dict(views))
+        for name, view in views.items():
+            view.view = name
         if model.adapters.lora_rank:
             add_lora(encoder, model.adapters.lora_rank, model.adapters.lora_alpha)
         self.adapters = (
@@ -234,8 +259,13 @@ class MetaSERModel(PreTrainedModel):
             else None
         )
         self.ari = build_ari(model.ari.form, encoder.num_layers, encoder.width, [task.name for task in blueprint.tasks])
+        widths = dict.fromkeys((task.name for task in blueprint.tasks), encoder.width)
+        widths |= {name: view.width for name, view in views.items()}
+        joined = (main.name, *model.other_streams(main.name, [task.name for task in blueprint.tasks]))
+        self.joined_views = tuple(name for name in joined if name in views and model.coattention.form != "none")
+        """Those that co-attention joins to the main task's stream; no other is computed."""
         self.coattention = build_coattention(
-            model.coattention, model.pooling, encoder.width, main.name, [task.name for task in others]
+            Plan(model.coattention, model.pooling, {name: widths[name] for name in joined})
         )
         self.heads = nn.ModuleDict({task.name: _head(task, encoder.width, model) for task in others})
         self.heads[main.name] = MainHead(
@@ -292,15 +322,27 @@ class MetaSERModel(PreTrainedModel):
         inputs = Inputs(wave_BT, num_samples_B, masks, warp_B, tokens or {})
         encoded = self.encoder(inputs, mix=self._layer_mix())
         frames = self.ari(encoded.layers, encoded.frame_mask_BL)
+        streams = {name: Stream(frames_BLD, encoded.frame_mask_BL) for name, frames_BLD in frames.items()}
         logits = {}
         for name, head in self.heads.items():
             if tasks is not None and name not in tasks:
                 continue
             if name == self._main_task:
-                logits[name] = head(self.coattention(frames, encoded.frame_mask_BL).vector_BE).float()
+                logits[name] = head(self.coattention(streams | self._view_streams(inputs)).vector_BE).float()
             else:
-                logits[name] = head(frames[name], encoded.frame_mask_BL).float()
+                logits[name] = head(streams[name]).float()
         return MetaSEROutput(logits, encoded.frame_mask_BL.sum(dim=1))
+
+    def _view_streams(self, inputs: Inputs) -> dict[str, Stream]:
+        """Return the top layers' frames of the views; SpecAugment's masks have the main encoder's shape."""
+        outputs = {name: self.views[name](inputs._replace(masks=None)) for name in self.joined_views}
+        return {name: Stream(output.layers[-1], output.frame_mask_BL) for name, output in outputs.items()}
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The main encoder and the views by where they stand: `encoder`, `views.NAME`."""
+        views = {f"views.{name}": cast(Encoder, view) for name, view in self.views.items()}
+        return {"encoder": self.encoder, **views}
 
     @property
     def task_specs(self) -> tuple[TaskSpec, ...]:
@@ -308,11 +350,11 @@ class MetaSERModel(PreTrainedModel):
         return self.config.blueprint().tasks  # type: ignore[no-any-return]
 
     def group_of(self, parameter_name: str) -> str:
-        """Return `encoder`, `ari`, `heads.NAME`, `coattention` or `adapters` for a name of `named_parameters()`."""
+        """Return `encoder`, `views.NAME`, `ari`, `heads.NAME`, `coattention` or `adapters` for a parameter's name."""
         if is_lora(parameter_name):
             return "adapters"
         top, below = parameter_name.split(".", 2)[:2]
-        return f"heads.{below}" if top == "heads" else top
+        return f"{top}.{below}" if top in ("heads", "views") else top
 
     def layer_of(self, parameter_name: str) -> int | None:
         """Return the index (from 0) of the transformer layer that a parameter of the encoder lies in.
@@ -333,26 +375,29 @@ class MetaSERModel(PreTrainedModel):
 
         Args:
             group: `encoder`, `encoder.layers.A-B` (transformer layers A to B, from 0, both included, and the norm over
-                the top one), `ari`, `heads`, `heads.NAME`, `coattention` or `adapters`. The encoder's frozen CNN and
-                its adapters are no part of `encoder`.
+                the top one), `views` (those that co-attention joins), `views.NAME`, `ari`, `heads`, `heads.NAME`,
+                `coattention` or `adapters`. An encoder's frozen CNN and its adapters are no part of it.
 
         Raises:
             ConfigError: There is no such group.
         """
         chosen = self._layer_range(group)
-        names = {"encoder", "ari", "heads", "coattention", "adapters", *(f"heads.{name}" for name in self.heads)}
-        if chosen is None and group not in names:
-            heads = ", ".join(f"heads.{name}" for name in self.heads)
+        parts = [*(f"heads.{name}" for name in self.heads), *(f"views.{name}" for name in self.views)]
+        if chosen is None and group not in {*PARAMETER_GROUPS, *parts}:
+            views = "views, " if self.views else ""
             raise ConfigError(
-                f"a stage trains encoder, encoder.layers.A-B with 0 <= A <= B <= {self._num_layers - 1}, ari, heads, "
-                f"{heads}, coattention or adapters, got {group!r}; name one of these"
+                f"a stage trains encoder, encoder.layers.A-B with 0 <= A <= B <= {self._num_layers - 1}, {views}ari, "
+                f"heads, {', '.join(parts)}, coattention or adapters, got {group!r}; name one of these"
             )
         parameters = {}
-        frozen = {id(parameter) for parameter in self.encoder.frozen_parameters()}
+        left_out = {id(parameter) for encoder in self.encoders.values() for parameter in encoder.frozen_parameters()}
+        if group == "views":
+            for name, view in self.views.items():
+                left_out |= set() if name in self.joined_views else {id(parameter) for parameter in view.parameters()}
         for name, parameter in self.named_parameters():
             own = self.group_of(name)
             belongs = self.layer_of(name) in chosen if chosen is not None else group in (own, own.split(".")[0])
-            if belongs and id(parameter) not in frozen:
+            if belongs and id(parameter) not in left_out:
                 parameters[name] = parameter
         return parameters
 
@@ -369,8 +414,9 @@ class MetaSERModel(PreTrainedModel):
             reset_lora(self.encoder)
             if self.adapters is not None:
                 self.adapters.reset_outputs()
-        for parameter in self.encoder.frozen_parameters():
-            parameter.requires_grad_(False)
+        for encoder in self.encoders.values():
+            for parameter in encoder.frozen_parameters():
+                parameter.requires_grad_(False)
 
     def _init_weights(self, module: nn.Module) -> None:
         init_encoder_weights(module)
@@ -395,13 +441,15 @@ def build_model(config: ModelConfig, tasks: Sequence[TaskSpec], main_task: str) 
         ConfigError: The parts do not fit together.
     """
     encoder = hearing(load_encoder(config.encoder))
+    views = {name: load_encoder(view) for name, view in config.views.items()}
     built = MetaSERConfig(
         encoder=encoder.architecture(),
         model=config.model_dump(mode="json"),
         tasks=[task.model_dump(mode="json") for task in tasks],
         main_task=main_task,
+        views={name: view.architecture() for name, view in views.items()},
     )
-    return MetaSERModel(built, encoder)
+    return MetaSERModel(built, encoder, views)
 
 
 def load_export(path: str | Path, *, setting: str) -> MetaSERModel:

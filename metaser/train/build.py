@@ -19,11 +19,13 @@ def build_engine(
 ) -> Engine:
     """Return the engine that the processes' strategy asks for; `model` lies on the device, with its weights loaded."""
     parallel = processes.parallel
-    model.encoder.gradient_checkpointing = parallel.activation_checkpointing
+    for encoder in model.encoders.values():
+        encoder.gradient_checkpointing = parallel.activation_checkpointing
     if parallel.compile_layers:
         # Every recompilation with its reason, on stderr: one for training, evaluation and a single utterance is normal.
         torch._logging.set_logs(recompiles=True)  # type: ignore[attr-defined]
-        model.encoder.compile_layers()
+        for encoder in model.encoders.values():
+            encoder.compile_layers()
     kind = Engine
     if processes.strategy.startswith("zero"):
         from metaser.train.zero import ZeroEngine

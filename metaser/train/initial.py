@@ -109,7 +109,11 @@ def _check_encoder(ours: dict[str, Any], theirs: dict[str, Any], source: str) ->
 
 def _fresh_parts(ours: Blueprint, theirs: Blueprint) -> dict[str, str]:
     """Return the parts whose form differs, and how."""
-    fresh = {}
+    fresh = {
+        f"views.{name}": "another encoder, or none, there"
+        for name, form in ours.model.views.items()
+        if theirs.model.views.get(name) != form
+    }
     if ours.model.ari.form != theirs.model.ari.form:
         fresh["ari"] = f"form {theirs.model.ari.form} there, {ours.model.ari.form} here"
     if ours.model.adapters != theirs.model.adapters:
@@ -129,9 +133,10 @@ def _fresh_parts(ours: Blueprint, theirs: Blueprint) -> dict[str, str]:
 
 
 def _coattention_form(blueprint: Blueprint) -> tuple[object, ...]:
-    tasks = (blueprint.main_task, *(task.name for task in blueprint.others))
+    tasks = [blueprint.main_task, *(task.name for task in blueprint.others)]
+    streams = (blueprint.main_task, *blueprint.model.other_streams(blueprint.main_task, tasks))
     form = blueprint.model.coattention
-    return (form.form, form.width, form.num_heads, blueprint.model.pooling, tasks)
+    return (form.form, form.width, form.num_heads, blueprint.model.pooling, streams)
 
 
 def _head_difference(ours: TaskSpec, theirs: TaskSpec | None) -> str | None:

@@ -48,6 +48,8 @@ def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage:
             layer = model.layer_of(name)
             depth = model.encoder.num_layers - (0 if layer is None else layer + 1)
             kind, rate = "encoder", rates.encoder * rates.layer_decay**depth
+        elif model.group_of(name).startswith("views."):
+            kind, rate = "views", rates.views
         else:
             kind, rate = "heads", rates.heads
         grouped[kind, rate, id(parameter) in matrices].append(parameter)

@@ -24,10 +24,16 @@ def select_parameters(model: MetaSERModel, stage: StageConfig) -> dict[str, Para
             for task in stage.weighted_tasks:
                 chosen |= model.parameters_of(f"heads.{task}").keys()
             continue
-        if group == "coattention" and model.config.main_task not in stage.weighted_tasks:
+        if group.split(".")[0] in ("coattention", "views") and model.config.main_task not in stage.weighted_tasks:
             raise TrainingError(
-                f"stage {stage.name!r} trains 'coattention' but gives {model.config.main_task!r} no weight, so no "
+                f"stage {stage.name!r} trains {group!r} but gives {model.config.main_task!r} no weight, so no "
                 "gradient would reach it; weigh the task or leave the group out"
+            )
+        if group.startswith("views.") and group[len("views.") :] not in model.joined_views:
+            model.parameters_of(group)
+            raise TrainingError(
+                f"stage {stage.name!r} trains {group!r}, which model.coattention does not join to "
+                f"{model.config.main_task!r}; name it in model.coattention.streams or leave the group out"
             )
         if group.startswith("heads.") and group[len("heads.") :] not in stage.weighted_tasks:
             model.parameters_of(group)
@@ -35,8 +41,8 @@ def select_parameters(model: MetaSERModel, stage: StageConfig) -> dict[str, Para
                 f"stage {stage.name!r} trains {group!r}, a task without weight in it; weigh it or leave it out"
             )
         found = model.parameters_of(group)
-        if not found and group not in ("ari", "coattention"):
-            # The form `none` has no parameters by intent: an ablation changes one value.
+        if not found and (group not in ("ari", "coattention", "views") or (group == "views" and not model.views)):
+            # The form `none` has no parameters, or joins no view, by intent: an ablation changes one value.
             raise TrainingError(
                 f"stage {stage.name!r} trains {group!r}, but this model has no such parameters; leave the group out or "
                 "switch the part on in `model`"

@@ -98,6 +98,8 @@ class Encoder(nn.Module):
     """
 
     longest_samples: int | None = None
+    view: str = ""
+    """The encoder's name in `model.views`; empty for the main one."""
     files: ClassVar[tuple[str, ...]] = ()
     """Of what lies beside the weights of an exported model."""
 

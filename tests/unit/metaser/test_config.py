@@ -134,7 +134,7 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path):
     ("change", "words"),
     [
         ({"main_task": "mood"}, "must be one of the tasks ['emotion'], got 'mood'"),
-        ({"model": {}}, "needs a second task beside 'emotion'"),
+        ({"model": {}}, "needs a second task or view beside 'emotion'"),
         ({"tasks": MINIMAL["tasks"] * 2}, "task names must differ"),
         ({"stages": [{**MINIMAL["stages"][0], "weights": {"asr": 1}}]}, "weighs unknown tasks ['asr']"),
         ({"stages": [{**MINIMAL["stages"][0], "weights": {"emotion": 0}}]}, "must give some task a positive weight"),

@@ -1,0 +1,190 @@
+"""Further encoders beside the main one, and the streams that co-attention joins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from metaser.config.encoders import LogMelEncoderConfig
+from metaser.config.schema import CoattentionConfig, ExperimentConfig, LearningRates, ModelConfig, StageConfig
+from metaser.errors import ConfigError, ModelError, TrainingError
+from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
+from metaser.tasks.spec import TaskSpec
+from metaser.train.optim import build_optimizer
+from metaser.train.stage import freeze_all_but, select_parameters
+
+MAIN = LogMelEncoderConfig(num_mels=16, width=16, num_layers=2, num_heads=2, feed_forward=16)
+NARROW = LogMelEncoderConfig(num_mels=8, width=6, num_layers=1, num_heads=2, feed_forward=8, dropout=0.3)
+TASKS = (
+    TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("anger", "sadness")),
+    TaskSpec(name="gender", kind="classification", fields=("gender",), labels=("female", "male")),
+)
+LENGTHS = (4000, 900, 2600)
+
+
+def config(*, form: str = "cross", streams: tuple[str, ...] | None = None, **views: LogMelEncoderConfig) -> ModelConfig:
+    coattention = CoattentionConfig(form=form, width=8, num_heads=2, streams=streams)  # type: ignore[arg-type]
+    return ModelConfig(encoder=MAIN, views=views or {"mel": NARROW}, coattention=coattention, head_width=8)
+
+
+def model_of(**changes: object) -> MetaSERModel:
+    torch.manual_seed(0)
+    return build_model(config(**changes), TASKS, "emotion").eval()  # type: ignore[arg-type]
+
+
+def clips() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(len(LENGTHS), max(LENGTHS), generator=generator), torch.tensor(LENGTHS)
+
+
+def stage(*train: str, **changes: object) -> StageConfig:
+    settings = {"name": "emotion", "train": train, "weights": {"emotion": 1.0}, "num_steps": 3} | changes
+    return StageConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["none", "concat", "cross", "frame_weights"])
+def test_a_padded_batch_equals_the_single_clips(form: str) -> None:
+    model = model_of(form=form)
+    wave_BT, num_samples_B = clips()
+    with torch.no_grad():
+        together = model(wave_BT, num_samples_B)
+        for row, length in enumerate(LENGTHS):
+            alone = model(wave_BT[row : row + 1, :length], num_samples_B[row : row + 1])
+            for task, logits in alone.logits.items():
+                torch.testing.assert_close(together.logits[task][row : row + 1], logits, atol=2e-6, rtol=2e-5)
+
+
+def test_a_view_has_its_own_group_rate_and_gradient() -> None:
+    model = model_of()
+    own = model.parameters_of("views.mel")
+    assert own and all(name.startswith("views.mel.") for name in own)
+    assert model.parameters_of("views").keys() == own.keys()
+    assert not any(name.startswith("views.") for name in model.parameters_of("encoder"))
+    rates = LearningRates(encoder=1e-5, views=3e-4, heads=1e-3)
+    trained = stage("encoder", "views.mel", "coattention", "heads", learning_rate=rates)
+    parameters = select_parameters(model, trained)
+    freeze_all_but(model, parameters)
+    optimizer = build_optimizer(model, parameters, trained)
+    of_views = [group for group in optimizer.param_groups if group["kind"] == "views"]
+    assert {group["lr"] for group in of_views} == {3e-4}
+    assert sum(len(group["params"]) for group in of_views) == len(own)
+    model(*clips(), tasks=("emotion",)).logits["emotion"].square().sum().backward()
+    missing = [name for name, value in parameters.items() if value.grad is None or not value.grad.abs().sum() > 0]
+    # Gender's stream is joined, its head is not asked.
+    assert missing == []
+
+
+def test_only_what_a_stage_names_moves() -> None:
+    model = model_of()
+    assert not any(name.startswith("views.") for name in select_parameters(model, stage("encoder", "heads")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "words"),
+    [
+        ({}, ("views.mel",), None),
+        ({"streams": ("gender",)}, ("views.mel",), "'views.mel', which model.coattention does not join to 'emotion'"),
+        ({"form": "none"}, ("views", "heads"), None),
+        ({"form": "none"}, ("views.mel",), "which model.coattention does not join"),
+    ],
+)
+def test_a_view_that_nothing_hears_does_not_train(
+    changes: dict[str, object], train: tuple[str, ...], words: str | None
+) -> None:
+    model = model_of(**changes)
+    if words is None:
+        select_parameters(model, stage(*train))
+    else:
+        with pytest.raises(TrainingError, match=words):
+            select_parameters(model, stage(*train))
+
+
+def test_a_view_in_a_stage_without_the_main_task_is_refused() -> None:
+    with pytest.raises(TrainingError, match="trains 'views' but gives 'emotion' no weight"):
+        select_parameters(model_of(), stage("views", "heads", weights={"gender": 1.0}))
+
+
+def test_unknown_groups_are_told_with_the_views() -> None:
+    with pytest.raises(ConfigError, match=r"views, ari, heads, heads\.gender, heads\.emotion, views\.mel, coattention"):
+        model_of().parameters_of("views.text")
+
+
+def test_a_view_that_is_not_joined_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(streams=("gender",))
+    monkeypatch.setattr(model.views["mel"], "forward", None)
+    model(*clips())
+
+
+@pytest.mark.parametrize("form", ["cross", "none"])
+def test_an_export_gives_identical_logits(form: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model = model_of(form=form)
+    model.save_pretrained(tmp_path / "best")
+    again = MetaSERModel.from_pretrained(tmp_path / "best").eval()
+    assert {name: value.view for name, value in again.views.items()} == {"mel": "mel"}
+    with torch.no_grad():
+        for task, logits in model(*clips()).logits.items():
+            assert torch.equal(again(*clips()).logits[task], logits)
+
+
+def test_an_export_of_before_there_were_views_is_read() -> None:
+    plain = ModelConfig(encoder=MAIN, coattention=CoattentionConfig(form="none"))
+    values = build_model(plain, TASKS, "emotion").config.to_dict()
+    del values["views"], values["model"]["views"], values["model"]["coattention"]["streams"]
+    names = ("encoder", "model", "tasks", "main_task")
+    read = MetaSERConfig(**{name: values[name] for name in names})
+    assert list(MetaSERModel(read).views) == []
+
+
+def test_a_configuration_must_describe_every_view() -> None:
+    values = model_of().config
+    with pytest.raises(ModelError, match=r"the encoder of each view \['mel'\], got \[\]"):
+        MetaSERConfig(encoder=values.encoder, model=values.model, tasks=values.tasks, main_task="emotion")
+
+
+EXPERIMENT = {
+    "output_dir": "runs/x",
+    "data": {"shards": "shards", "batch_utterances": 2, "max_micro_batch_s": 10},
+    "tasks": [{"name": "emotion", "kind": "classification"}, {"name": "gender", "kind": "classification"}],
+    "stages": [{"name": "s", "train": ["heads"], "weights": {"emotion": 1}, "num_steps": 1}],
+}
+
+
+def experiment(**model: object) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({**EXPERIMENT, "model": model})
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"views": {"gender": {"kind": "logmel"}}}, r"views must have other names than tasks, got \['gender'\]"),
+        ({"coattention": {"streams": ["mel"]}}, r"other than 'emotion' \(gender\), got \['mel'\]"),
+        ({"coattention": {"streams": ["emotion"]}}, r"got \['emotion'\]"),
+        ({"coattention": {"streams": ["gender", "gender"]}}, r"once, got \['gender', 'gender'\]"),
+        ({"coattention": {"streams": []}}, "needs a second task or view beside 'emotion'"),
+        ({"views": {"mel": {"kind": "melody"}}}, "kind must be one of logmel, huggingface.*, got 'melody'"),
+        ({"views": {"mel": 3}}, "an encoder must be a mapping with a kind"),
+        ({"views": {"mel": {"kind": "logmel", "wdth": 3}}}, "wdth"),
+    ],
+)
+def test_views_and_streams_that_cannot_be(model: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        experiment(**model)
+
+
+@given(st.lists(st.sampled_from(["gender", "mel", "low"]), unique=True, min_size=1))
+def test_streams_are_joined_in_the_order_in_which_they_are_named(streams: list[str]) -> None:
+    views = {"mel": {"kind": "logmel"}, "low": {"kind": "logmel"}}
+    model = experiment(views=views, coattention={"streams": streams}).model
+    assert model.other_streams("emotion", ["emotion", "gender"]) == tuple(streams)
+    assert experiment(views=views).model.other_streams("emotion", ["emotion", "gender"]) == ("gender", "mel", "low")
+
+
+def test_a_stage_may_train_views_by_name() -> None:
+    stages = [{"name": "s", "train": ["views.mel"], "weights": {"emotion": 1}, "num_steps": 1}]
+    ExperimentConfig.model_validate({**EXPERIMENT, "model": {"views": {"mel": {"kind": "logmel"}}}, "stages": stages})
+    with pytest.raises(ValidationError, match="unknown parameter groups"):
+        ExperimentConfig.model_validate({**EXPERIMENT, "stages": stages})
