@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, PlainValidator, SerializeAsAny
 
+from metaser.registry import imported
 from shards.config import Section
 
 Width = Annotated[int, Field(gt=0, le=2**16)]
@@ -57,7 +57,7 @@ class HuggingFaceEncoderConfig(EncoderConfig):
 
 
 class EncoderKind(NamedTuple):
-    """Where a kind of encoder is, as `MODULE:CLASS`, so that nothing is imported that is not used."""
+    """Where a kind of encoder is, as `MODULE:CLASS`."""
 
     config: str
     """An `EncoderConfig`."""
@@ -72,12 +72,6 @@ ENCODER_KINDS: dict[str, EncoderKind] = {
     ),
 }
 """By the word that `kind` holds."""
-
-
-def imported(place: str) -> Any:
-    """Return the class that stands at `MODULE:CLASS`."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _parse_encoder(value: Any) -> EncoderConfig:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
+from metaser.config.ari import AriForm
 from metaser.config.augment import AugmentConfig
 from metaser.config.encoders import AnyEncoder, EncoderConfig, LogMelEncoderConfig, NumHeads, Width
 from metaser.tasks.kinds import AnyTask, kind_of
@@ -23,7 +24,6 @@ _NumMasks = Annotated[int, Field(ge=0, le=1000)]
 """They are drawn one by one, for each clip."""
 
 
-AriForm = Literal["none", "weighted_sum", "task", "dense", "gated", "dense+task"]
 CoattentionForm = Literal["none", "concat", "cross", "frame_weights"]
 
 

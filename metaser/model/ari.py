@@ -10,16 +10,18 @@ Legend: B utterances, L frames, D hidden, N layers, K tasks, S summed layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from metaser.config.schema import AriForm
+from metaser.config.ari import ARI_FORMS
 from metaser.errors import ConfigError
 from metaser.model.encoders.base import LayerMix
 from metaser.model.pooling import masked_mean
 from metaser.model.streams import Stream
+from metaser.registry import imported
 
 _SCALARS = "scalars"
 """How the name of every parameter of coefficients ends; the optimiser gives these their own rate."""
@@ -53,30 +55,51 @@ class DenseResiduals(nn.Module):
         return self.dense_scalars.detach().tril()
 
 
-class LastLayer(nn.Module):
-    """`z_k = hN` for every task."""
+class Integration(nn.Module):
+    """What every form does after the encoder's layers.
 
-    def __init__(self, num_layers: int, num_tasks: int) -> None:
+    Parameters whose names end in `scalars` are coefficients: they start at zero, train at `learning_rate.ari` and are
+    not decayed. Their first axis, and that of `gate_vectors`, is the task where `num_tasks` is its length.
+    """
+
+    min_layers: ClassVar[int] = 1
+    """The fewest layers of an encoder whose features it integrates."""
+
+    def __init__(self, num_layers: int, num_tasks: int, width: int) -> None:
+        """Remember N, K and D."""
         super().__init__()
-        self._shape = (num_tasks, num_layers + 1)
+        self.num_layers, self.num_tasks, self.width = num_layers, num_tasks, width
+
+    def forward(
+        self, layers: tuple[Float[Tensor, "B L D"], ...], frame_mask_BL: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "K B L D"]:
+        """Return every task's frames z_k of the layers h0 .. hN."""
+        raise NotImplementedError
+
+    def coefficients(self) -> Float[Tensor, "K S"]:
+        """Return what each of h0 .. hN contributes to each task, detached; S = N + 1."""
+        raise NotImplementedError
+
+
+class LastLayer(Integration):
+    """`z_k = hN` for every task."""
 
     def forward(
         self, layers: tuple[Float[Tensor, "B L D"], ...], frame_mask_BL: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "K B L D"]:
         """Return the last layer once per task."""
-        return layers[-1].expand(self._shape[0], *layers[-1].shape)
+        return layers[-1].expand(self.num_tasks, *layers[-1].shape)
 
     def coefficients(self) -> Float[Tensor, "K S"]:
         """Return 1 for the last layer, 0 for the others; S = N + 1."""
-        return _with_last_layer(torch.zeros(self._shape[0], self._shape[1] - 2))
+        return _with_last_layer(torch.zeros(self.num_tasks, self.num_layers - 1))
 
 
-class WeightedSum(nn.Module):
+class WeightedSum(Integration):
     """`z_k = sum_l softmax(a)_l h_l` over h0 .. hN, the same for every task (SUPERB, Yang et al. 2021)."""
 
-    def __init__(self, num_layers: int, num_tasks: int) -> None:
-        super().__init__()
-        self._num_tasks = num_tasks
+    def __init__(self, num_layers: int, num_tasks: int, width: int) -> None:
+        super().__init__(num_layers, num_tasks, width)
         self.mix_scalars = nn.Parameter(torch.zeros(num_layers + 1))
 
     def forward(
@@ -84,18 +107,20 @@ class WeightedSum(nn.Module):
     ) -> Float[Tensor, "K B L D"]:
         """Return the weighted sum once per task."""
         frames_BLD = torch.einsum("s,sbld->bld", self.mix_scalars.softmax(dim=0), torch.stack(layers))
-        return frames_BLD.expand(self._num_tasks, *frames_BLD.shape)
+        return frames_BLD.expand(self.num_tasks, *frames_BLD.shape)
 
     def coefficients(self) -> Float[Tensor, "K S"]:
         """Return the weights of h0 .. hN; S = N + 1."""
-        return self.mix_scalars.detach().softmax(dim=0).expand(self._num_tasks, -1)
+        return self.mix_scalars.detach().softmax(dim=0).expand(self.num_tasks, -1)
 
 
-class TaskResiduals(nn.Module):
+class TaskResiduals(Integration):
     """`z_k = hN + sum_{1<=l<N} a_{k,l} LN_l(h_l)`: every task chooses its own mixture of the lower layers."""
 
+    min_layers: ClassVar[int] = 2
+
     def __init__(self, num_layers: int, num_tasks: int, width: int) -> None:
-        super().__init__()
+        super().__init__(num_layers, num_tasks, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers - 1))
         self.task_scalars = nn.Parameter(torch.zeros(num_tasks, num_layers - 1))
 
@@ -111,11 +136,13 @@ class TaskResiduals(nn.Module):
         return _with_last_layer(self.task_scalars.detach())
 
 
-class GatedResiduals(nn.Module):
+class GatedResiduals(Integration):
     """`z_k = hN + sum_{1<=l<N} tanh(u_k . mean_t LN_l(h_l) + b_{k,l}) LN_l(h_l)`: the utterance chooses as well."""
 
+    min_layers: ClassVar[int] = 2
+
     def __init__(self, num_layers: int, num_tasks: int, width: int) -> None:
-        super().__init__()
+        super().__init__(num_layers, num_tasks, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers - 1))
         # One u per task is a vector over the width, not a scalar: at the scalars' rate its sum would saturate tanh.
         self.gate_vectors = nn.Parameter(torch.zeros(num_tasks, width))
@@ -133,9 +160,6 @@ class GatedResiduals(nn.Module):
     def coefficients(self) -> Float[Tensor, "K S"]:
         """Return the part of the gates that does not depend on the utterance, tanh(b); S = N + 1."""
         return _with_last_layer(torch.tanh(self.gate_scalars.detach()))
-
-
-Integration = LastLayer | WeightedSum | TaskResiduals | GatedResiduals
 
 
 class Ari(nn.Module):
@@ -185,26 +209,21 @@ class Ari(nn.Module):
         return {name: value for name, value in self.named_parameters() if name.endswith(_SCALARS)}
 
 
-def build_ari(form: AriForm, num_layers: int, width: int, task_names: Sequence[str]) -> Ari:
+def build_ari(form: str, num_layers: int, width: int, task_names: Sequence[str]) -> Ari:
     """Return ARI of that form for an encoder of `num_layers` layers.
 
     Raises:
         ConfigError: The form integrates the layers between the first and the last, and there are none.
     """
-    num_tasks = len(task_names)
-    dense = DenseResiduals(num_layers, width) if form in ("dense", "dense+task") else None
-    if form in ("none", "dense"):
-        return Ari(task_names, LastLayer(num_layers, num_tasks), dense)
-    if form == "weighted_sum":
-        return Ari(task_names, WeightedSum(num_layers, num_tasks), dense)
-    if num_layers < 2:
+    chosen = ARI_FORMS[form]
+    integration: type[Integration] = imported(chosen.integration)
+    if num_layers < integration.min_layers:
         raise ConfigError(
-            f"model.ari.form {form!r} needs an encoder of at least 2 layers, got {num_layers}; "
+            f"model.ari.form {form!r} needs an encoder of at least {integration.min_layers} layers, got {num_layers}; "
             "choose 'none', 'weighted_sum' or 'dense'"
         )
-    if form == "gated":
-        return Ari(task_names, GatedResiduals(num_layers, num_tasks, width), dense)
-    return Ari(task_names, TaskResiduals(num_layers, num_tasks, width), dense)
+    dense = DenseResiduals(num_layers, width) if chosen.is_dense else None
+    return Ari(task_names, integration(num_layers, len(task_names), width), dense)
 
 
 def _normed(norms: nn.ModuleList, layers: tuple[Tensor, ...]) -> Tensor:

@@ -6,13 +6,20 @@ import csv
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import soundfile as sf
+import torch
+from safetensors.torch import load_file
 from tinyruns import Speech, dev_metrics, losses, pack_clips, read_json
+from torch import Tensor
 
+from metaser.config.ari import ARI_FORMS, Form
+from metaser.config.encoders import ENCODER_KINDS, EncoderKind
+from metaser.model.metaser import MetaSERModel, load_export
 from metaser.predict import load_model, predict_files
 from metaser.tasks.kinds import KINDS
 from shards.corpora import base
@@ -70,3 +77,46 @@ def test_a_kind_of_task(corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     sf.write(tmp_path / "a.wav", samples, rate_hz)
     (answer,) = predict_files(load_model(run), [str(tmp_path / "a.wav")])
     assert answer.tasks["cheerful"]["sign"] in ("+", "-") and json.dumps(answer.tasks)
+
+
+def logits_alone_and_together(model: MetaSERModel) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each clip's answer in a padded batch, and alone."""
+    lengths = (4000, 900, 2600)
+    wave_BT = torch.randn(3, 4000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        together = model(wave_BT, torch.tensor(lengths)).logits["emotion"]
+        for row, length in enumerate(lengths):
+            yield together[row], model(wave_BT[row : row + 1, :length], torch.tensor([length])).logits["emotion"][0]
+
+
+def test_a_view(corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    example("view", "loudness", monkeypatch)
+    monkeypatch.setitem(ENCODER_KINDS, "loudness", EncoderKind("loudness:LoudnessConfig", "loudness:Loudness"))
+    run = corpus.train(
+        tmp_path / "run",
+        "model.views={level: {kind: loudness, width: 8}}",
+        "stages.1.train=[encoder, views.level, ari, heads, coattention]",
+        "stages.1.learning_rate.views=0.01",
+    )
+    fresh = load_file(run / "stage1/checkpoints/step-000006/model.safetensors")
+    trained = load_export(run, setting="RUN").state_dict()
+    moved = [name for name in trained if name.startswith("views.") and not torch.equal(trained[name], fresh[name])]
+    assert sorted(moved) == ["views.level.linear.bias", "views.level.linear.weight"]
+    for together, alone in logits_alone_and_together(load_export(run, setting="RUN").eval()):
+        torch.testing.assert_close(together, alone, atol=2e-6, rtol=2e-5)
+    samples, rate_hz = Speech(120.0, 3.0, 0.5, 1).load()
+    sf.write(tmp_path / "a.wav", samples, rate_hz)
+    (answer,) = predict_files(load_model(run), [str(tmp_path / "a.wav")])
+    assert sum(answer.tasks["emotion"]["probabilities"].values()) == pytest.approx(1)
+
+
+def test_a_form_of_ari(corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    example("ari", "mean_of_layers", monkeypatch)
+    monkeypatch.setitem(ARI_FORMS, "mean", Form("mean_of_layers:MeanOfLayers"))
+    run = corpus.train(tmp_path / "run", "model.ari.form=mean")
+    model = load_export(run, setting="RUN").eval()
+    coefficients = model.ari.coefficients()["task"]
+    assert coefficients.shape == (4, 3) and coefficients[:, 1].abs().max() > 0
+    assert coefficients[:, 0].eq(0).all() and coefficients[:, 2].eq(1).all()
+    for together, alone in logits_alone_and_together(model):
+        torch.testing.assert_close(together, alone, atol=2e-6, rtol=2e-5)

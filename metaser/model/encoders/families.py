@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from metaser.config.encoders import ENCODER_KINDS, EncoderConfig, imported
+from metaser.config.encoders import ENCODER_KINDS, EncoderConfig
 from metaser.model.encoders.base import Encoder, init_encoder_weights
+from metaser.registry import imported
 
 if TYPE_CHECKING:
     from metaser.model.encoders.pretrained import PretrainedEncoder

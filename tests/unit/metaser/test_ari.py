@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from metaser.config.schema import AriForm
+from metaser.config.ari import ARI_FORMS, AriForm
 from metaser.errors import ConfigError
 from metaser.model.ari import Ari, build_ari
 
 NUM_LAYERS = 4
 WIDTH = 6
 TASKS = ("asr", "gender", "emotion")
-FORMS = get_args(AriForm)
+FORMS = tuple(ARI_FORMS)
 
 
 @pytest.fixture

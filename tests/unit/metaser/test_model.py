@@ -10,14 +10,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel, PreTrainedModel, WavLMConfig, WavLMModel
 
+from metaser.config.ari import ARI_FORMS, AriForm
 from metaser.config.encoders import EncoderConfig, HuggingFaceEncoderConfig, LogMelEncoderConfig
-from metaser.config.schema import AdapterConfig, AriConfig, AriForm, CoattentionConfig, CoattentionForm, ModelConfig
+from metaser.config.schema import AdapterConfig, AriConfig, CoattentionConfig, CoattentionForm, ModelConfig
 from metaser.errors import ConfigError, ModelError
 from metaser.model.encoders.base import Inputs
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.tasks.spec import TaskSpec
 
-ARI_FORMS = get_args(AriForm)
+ARI_FORMS = tuple(ARI_FORMS)
 COATTENTION_FORMS = get_args(CoattentionForm)
 TASKS = (
     TaskSpec(name="asr", kind="ctc", fields=("text",), labels=("<blank>", "<unk>", "a", "b")),
@@ -326,7 +327,7 @@ def changed(section: str, value: Any) -> MetaSERConfig:
     ("section", "value", "words"),
     [
         ("model", {"coattentions": {}}, r"model\.coattentions: Extra inputs are not permitted, got \{\}; build or"),
-        ("model", {"ari": {"form": "tusk"}}, r"model\.ari\.form: Input should be 'none', .*, got 'tusk'"),
+        ("model", {"ari": {"form": "tusk"}}, r"model\.ari\.form: must be one of none, .*, got 'tusk'"),
         ("tasks", [{"name": "emotion", "kind": "classification", "lables": []}], r"tasks\.0\.lables: Extra inputs"),
         ("tasks", [TASKS[3].model_dump()] * 2, r"task names must differ, got \['emotion', 'emotion'\]"),
         ("main_task", "asr", "must answer once an utterance, but 'asr' of kind ctc answers for every frame"),
