@@ -27,8 +27,9 @@ from launch.cluster import (
     job_states,
 )
 from launch.slurm import REQUEUE_FILE, TrainingJob
-from metaser.config.load import dump_experiment
+from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig
+from metaser.continuing import refuse_changes
 from metaser.errors import RunError
 from metaser.provenance import git_state
 from metaser.rundir import (
@@ -273,9 +274,6 @@ def check_continues(run: RunDir, experiment: ExperimentConfig) -> None:
         RunError: naming every changed value.
     """
     if run.is_run():
-        from metaser.config.load import load_experiment
-        from metaser.train.run import refuse_changes
-
         refuse_changes(load_experiment(run.config), experiment, run)
 
 
