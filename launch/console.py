@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from shards.shown import ShownRecords, shown
 if TYPE_CHECKING:
     from metaser.config.schema import ExperimentConfig
     from metaser.distributed import DistInfo
+    from metaser.tracking import OnMetrics
 
-OnMetrics = Callable[[dict[str, Any]], None]
 PLAIN_LINE_EVERY_STEPS = 20
 
 

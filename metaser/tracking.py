@@ -13,7 +13,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
 log = logging.getLogger(__name__)
+
+OnMetrics = Callable[[dict[str, Any]], None]
+"""Called with every line of `metrics.jsonl` as it is written."""
 
 
 def read_metrics(path: Path) -> Iterator[Line]:
@@ -120,6 +124,30 @@ class KeyLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """All that one process writes of its steps."""
+
+    tracker: Tracker | None
+    """In the main process only."""
+    key_log: KeyLog | None
+    """If the experiment asks for it."""
+    on_metrics: OnMetrics
+
+    def write_metrics(self, line: Line) -> None:
+        """Write and show a line of `metrics.jsonl`; nothing but in the main process."""
+        if self.tracker is not None:
+            self.tracker.log(line)
+            self.on_metrics(line)
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        if self.tracker is not None:
+            self.tracker.close()
+        if self.key_log is not None:
+            self.key_log.close()
 
 
 def cut_back_keys(run: RunDir, *, stage: int, step: int) -> None:
