@@ -104,7 +104,8 @@ def _log_line(line: dict[str, Any]) -> None:
 def show_report(run_folder: str | Path, main_task: str) -> None:
     """Print the table of a run's report to stdout, if the run has one."""
     from metaser.eval.report import read_report, render_table
+    from metaser.rundir import RunDir
 
-    report = read_report(Path(run_folder) / "report")
+    report = read_report(RunDir(Path(run_folder)).report)
     if report is not None:
         render_table(report, main_task, Console())

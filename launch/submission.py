@@ -32,16 +32,9 @@ from metaser.config.schema import ExperimentConfig
 from metaser.continuing import refuse_changes
 from metaser.errors import RunError
 from metaser.provenance import git_state
-from metaser.rundir import (
-    RunDir,
-    last_holder,
-    lock_holder,
-    read_json,
-    reading,
-    refuse_crossval,
-    refuse_output_dir,
-    write_whole,
-)
+from metaser.rundir import RunDir, refuse_crossval, refuse_output_dir
+from metaser.runfiles import read_json, reading, write_whole
+from metaser.runlock import last_holder, lock_holder
 from metaser.sums import sealed_json, sealed_yaml
 from shards.shown import shown
 
@@ -319,7 +312,7 @@ def write_experiment(run: RunDir, experiment: ExperimentConfig) -> Path:
     Raises:
         RunError: if the folder cannot be written.
     """
-    path = run.jobs / f"experiment-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.yaml"
+    path = run.submitted_experiment(time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(sealed_yaml(dump_experiment(experiment)), encoding="utf-8")

@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 
 from metaser.distributed import DistInfo
 from metaser.provenance import git_state, installed_packages
-from metaser.rundir import RunDir, read_json, write_whole
+from metaser.rundir import RunDir
+from metaser.runfiles import read_json, write_whole
 from metaser.sums import sealed_json
 from shards.shown import shown
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from metaser.rundir import RunDir, writing
+from metaser.rundir import RunDir
+from metaser.runfiles import writing
 from shards.shown import ShownRecords
 
 

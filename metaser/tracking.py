@@ -21,7 +21,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from metaser.lines import Chain, Line, read_lines
-from metaser.rundir import RunDir, read_bytes, writing
+from metaser.rundir import RunDir
+from metaser.runfiles import read_bytes, writing
 from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
@@ -110,7 +111,7 @@ class KeyLog:
 
     def __init__(self, run: RunDir, rank: int) -> None:
         """Continue the log of process `rank`; `cut_back_keys` must have run."""
-        self._path = run.keys / f"rank-{rank}.jsonl"
+        self._path = run.key_log(rank)
         with writing(self._path):
             run.keys.mkdir(parents=True, exist_ok=True)
             data = read_bytes(self._path, max_bytes=MAX_TEXT_BYTES) or b""
@@ -152,7 +153,7 @@ class Recorder:
 
 def cut_back_keys(run: RunDir, *, stage: int, step: int) -> None:
     """Drop what all processes' key logs hold beyond the 1-based `stage` and its `step`."""
-    for path in sorted(run.keys.glob("rank-*.jsonl")):
+    for path in run.key_logs():
         with writing(path):
             _cut_back(path, stage, step)
 

@@ -135,7 +135,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
 def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess.Popen[bytes]:
     from launch.submission import write_experiment
     from metaser.distributed import die_with_parent
-    from metaser.rundir import writing
+    from metaser.runfiles import writing
 
     experiment = plan.experiment(fold)
     path = write_experiment(plan.run(fold), experiment)
@@ -157,7 +157,7 @@ def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess
 
 
 def _console_log(plan: CrossValidation, fold: int) -> Path:
-    return plan.run(fold).jobs / "console.log"
+    return plan.run(fold).console_log
 
 
 def _last_line(path: Path) -> str:
@@ -208,11 +208,12 @@ def _train_on_cluster(
     from launch.cluster import load_cluster
     from metaser.eval.crossval import check_crossval, fold_runs, start_crossval
     from metaser.progress import is_finished
+    from metaser.rundir import RunDir
 
     where = load_cluster(cluster, changes)
     parallel = plan.config.parallel.model_copy(update={"expected_num_processes": where.num_tasks})
     plan = replace(plan, config=plan.config.model_copy(update={"parallel": parallel}))
-    executor = submission.slurm_executor(where, plan.root.absolute() / "jobs", f"metaser-{plan.root.name}")
+    executor = submission.slurm_executor(where, RunDir(plan.root).jobs.absolute(), f"metaser-{plan.root.name}")
     if dry_run:
         tell_data(f"{submission.sbatch_text(executor)}\n")
         return

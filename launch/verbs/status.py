@@ -86,7 +86,8 @@ def runs_of(path: str) -> list[RunDir]:
     """
     from metaser.errors import RunError
     from metaser.eval.crossval import fold_runs
-    from metaser.rundir import RunDir, reading, refuse_no_folder
+    from metaser.rundir import RunDir, refuse_no_folder
+    from metaser.runfiles import reading
 
     run = RunDir(Path(path))
     refuse_no_folder(path)
@@ -103,7 +104,7 @@ def read_state(run: RunDir) -> RunState:
     from launch.submission import visible_job
     from metaser.errors import ConfigError, RunError
     from metaser.progress import read_progress
-    from metaser.rundir import reading
+    from metaser.runfiles import reading
 
     try:
         with reading(run.root):

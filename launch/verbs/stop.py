@@ -23,7 +23,7 @@ def stop(
     """Ask a run to save at its next step and to stop for good; a job that only waits is taken out of the queue."""
     from launch.verbs.status import runs_of
     from metaser.errors import RunError
-    from metaser.rundir import lock_holder
+    from metaser.runlock import lock_holder
 
     folders = runs_of(run)
     is_any_asked = False
@@ -64,7 +64,7 @@ def _ask_to_stop(run: RunDir) -> str | None:
     from launch.cluster import JOB_IS_QUEUED, ask
     from launch.submission import visible_job
     from metaser.errors import RunError
-    from metaser.rundir import lock_holder
+    from metaser.runlock import lock_holder
 
     job, state = visible_job(run) or (None, None)
     if job is not None and state in JOB_IS_QUEUED:

@@ -17,7 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from metaser.errors import RunError
-from metaser.rundir import read_bytes
+from metaser.rundir import PREDICTIONS, REPORT
+from metaser.runfiles import read_bytes
 from metaser.sums import SUMS, SumsError, check_sum, read_sums
 from metaser.tasks.kind import exact, finite
 from metaser.tasks.kinds import kind_of
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 # The frames of an hour, or its transcript, are longer than the 128 KiB that the module allows.
 csv.field_size_limit(MAX_TEXT_BYTES)
 
-REPORT, PREDICTIONS = "report.json", "predictions.csv"
 """What is read back of a report."""
 _ROUNDING = 1e-3
 _GROUP = "group."

@@ -19,7 +19,9 @@ from metaser.eval.start import Start, check_start, describe_start, read_start
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.processes import Processes
 from metaser.record import write_record
-from metaser.rundir import RunDir, RunLock, reading, refuse_output_dir, write_whole, writing
+from metaser.rundir import RunDir, refuse_output_dir
+from metaser.runfiles import reading, write_whole, writing
+from metaser.runlock import RunLock
 from metaser.runlog import logging_to
 from metaser.seeding import seed_generators
 from metaser.stagedata import StageData, heard_samples, is_cut

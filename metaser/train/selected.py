@@ -14,8 +14,8 @@ from metaser.errors import RunError
 from metaser.eval.card import model_card
 from metaser.export import export_model, hear_as_trained
 from metaser.model.metaser import MetaSERModel
-from metaser.rundir import RunDir
-from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, step_folder
+from metaser.rundir import RunDir, step_folder
+from metaser.train.checkpoint import newest_checkpoint, read_checkpoint
 from metaser.train.state import TrainState
 from shards.index import Index
 from shards.shown import shown

@@ -22,8 +22,9 @@ from tinyruns import ALONE, TIMEOUT_S, dev_metrics, error_line, losses, metaser,
 import metaser.train.run as training
 import metaser.train.selected as selected
 from metaser.errors import RunError, TrainingError
+from metaser.rundir import step_folder
 from metaser.tracking import read_metrics
-from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint, step_folder
+from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 
 NUM_LINES = 16
 """Of an uninterrupted run: 12 steps and 4 evaluations."""

@@ -20,7 +20,9 @@ from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, read_report, write_report
 from metaser.lines import parse_line
 from metaser.record import DataRecord, read_material, read_record
-from metaser.rundir import RunDir, RunLock, last_holder, lock_holder, read_json
+from metaser.rundir import RunDir
+from metaser.runfiles import read_json
+from metaser.runlock import RunLock, last_holder, lock_holder
 from metaser.sums import SUMS, file_sha256, is_as_sealed, is_sealed, sealed_json, sealed_yaml
 from metaser.tasks.classification import ClassificationTask
 from metaser.tasks.results import TaskResult, UtteranceResult
