@@ -206,6 +206,7 @@ def _train_on_cluster(
 
     from launch import submission
     from launch.cluster import load_cluster
+    from launch.sbatch import sbatch_text, slurm_executor
     from metaser.eval.crossval import check_crossval, fold_runs, start_crossval
     from metaser.progress import is_finished
     from metaser.rundir import RunDir
@@ -213,9 +214,9 @@ def _train_on_cluster(
     where = load_cluster(cluster, changes)
     parallel = plan.config.parallel.model_copy(update={"expected_num_processes": where.num_tasks})
     plan = replace(plan, config=plan.config.model_copy(update={"parallel": parallel}))
-    executor = submission.slurm_executor(where, RunDir(plan.root).jobs.absolute(), f"metaser-{plan.root.name}")
+    executor = slurm_executor(where, RunDir(plan.root).jobs.absolute(), f"metaser-{plan.root.name}")
     if dry_run:
-        tell_data(f"{submission.sbatch_text(executor)}\n")
+        tell_data(f"{sbatch_text(executor)}\n")
         return
     queued = {
         fold: found[0]
@@ -249,7 +250,7 @@ def _train_on_cluster(
 
 
 def _wait(plan: CrossValidation, live: dict[int, str]) -> None:
-    from launch.cluster import JOB_IS_LIVE, job_states
+    from launch.slurm import JOB_IS_LIVE, job_states
     from metaser.errors import RunError
 
     waiting = dict(live)

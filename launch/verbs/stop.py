@@ -61,14 +61,14 @@ def _why_nothing_stops(run: str, folders: Sequence[RunDir]) -> str:
 
 def _ask_to_stop(run: RunDir) -> str | None:
     """Return what was done, None if there is nothing to stop."""
-    from launch.cluster import JOB_IS_QUEUED, ask
+    from launch.slurm import JOB_IS_QUEUED, run_command
     from launch.submission import visible_job
     from metaser.errors import RunError
     from metaser.runlock import lock_holder
 
     job, state = visible_job(run) or (None, None)
     if job is not None and state in JOB_IS_QUEUED:
-        ask("scancel", job)
+        run_command("scancel", job)
         return f"job {job} was {state.lower()} and is cancelled"
     holder = lock_holder(run)
     if holder is None and state != "RUNNING":

@@ -71,6 +71,8 @@ def test_the_model_is_offered_where_people_look_for_it_and_loaded_when_it_is_ask
     "module",
     [
         "launch.cli",
+        "launch.job",
+        "launch.sbatch",
         "launch.slurm",
         "launch.submission",
         "launch.train",
