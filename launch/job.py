@@ -204,7 +204,7 @@ def master_port(job_id: int, restarts: int) -> int:
 
 def _requeue_unless_stopped(job: TrainingJob, stop: StopRequest, kept: KeptHandler) -> None:
     """Queue the saved training again, unless a person wanted it to stop. Only the main process calls this."""
-    if stop.is_final:
+    if stop.is_by_person:
         _say("stopped for good by `metaser stop`; submit again to continue")
     elif is_local_job():
         # submitit's controller starts the tasks again when one exits with its code; anything but its own signal
@@ -285,7 +285,7 @@ def _requeue_at_deadline(signals: socket.socket, job: TrainingJob, stop: StopReq
         with suppress(TimeoutError):
             if not signals.recv(1):
                 return
-    if not stop.is_final:
+    if not stop.is_by_person:
         _say(f"no boundary came within {job.grace_s:g} s of grace: requeueing without a save")
         if ask_for_requeue(job.max_requeues):
             # srun ends the other tasks, and the batch script goes on after it.

@@ -35,7 +35,7 @@ class CheckpointPlace:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Where a run stands."""
 
     stage: int
@@ -56,7 +56,7 @@ class Progress:
     """Who trains right now."""
 
 
-def read_progress(run: RunDir) -> Progress:
+def read_progress(run: RunDir) -> RunProgress:
     """Return where the run in this folder stands; one that was only submitted stands at stage 0.
 
     Raises:
@@ -71,7 +71,7 @@ def read_progress(run: RunDir) -> Progress:
     if stage > len(stages):
         raise RunError(f"{run.metrics} must be of the {len(stages)} stages of its run, got stage {stage}")
     num_left = sum(part.num_steps for part in stages[max(stage - 1, 0) :]) - (last.step if last else 0)
-    return Progress(
+    return RunProgress(
         stage=stage,
         stage_name=stages[stage - 1].name if last else None,
         step=last.step if last else 0,

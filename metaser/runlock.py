@@ -37,7 +37,7 @@ class RunLock:
         except OSError as error:
             reason = error.strerror or f"{run.lock.name} is no regular file"
             raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {reason}") from error
-        if not self._taken():
+        if not self._acquire():
             self._file.close()
             holder = _last_holder_named(run)
             raise RunError(f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir")
@@ -46,7 +46,7 @@ class RunLock:
         self._file.write(sealed_json(asdict(holder)))
         self._file.flush()
 
-    def _taken(self) -> bool:
+    def _acquire(self) -> bool:
         for attempt in range(LOCK_TRIES):
             if attempt:
                 # `lock_holder` may be asking at this moment, which takes the lock for microseconds.

@@ -59,11 +59,11 @@ class Tracker:
         """Continue after the 1-based `stage` and its `step` (0: before its first), dropping what lies beyond."""
         self._run = run
         self._excepthook = threading.excepthook
-        threading.excepthook = self._leave_to_next_call
+        threading.excepthook = self._ignore_full_disk
         with writing(run.metrics):
             kept, chain = _cut_back(run.metrics, stage, step)
             self._file = _SealedFile(run.metrics, chain)
-        if step and (not kept or _place(kept[-1]) != (stage, step)):
+        if step and (not kept or _position(kept[-1]) != (stage, step)):
             log.warning(
                 "%s must reach step %d of stage %d, from where this training goes on, but ends before; the numbers of "
                 "the steps between are lost",
@@ -93,7 +93,7 @@ class Tracker:
         with writing(self._run.tensorboard):
             self._writer.close()
 
-    def _leave_to_next_call(self, found: threading.ExceptHookArgs) -> None:
+    def _ignore_full_disk(self, found: threading.ExceptHookArgs) -> None:
         """Print no traceback of TensorBoard's thread when the disk is full: its next call raises the same."""
         if not (issubclass(found.exc_type, OSError) and type(found.thread).__module__.startswith("tensorboard.")):
             self._excepthook(found)
@@ -178,7 +178,7 @@ class _SealedFile:
         self._file.close()
 
 
-def _place(line: Line) -> tuple[int, int]:
+def _position(line: Line) -> tuple[int, int]:
     return line["stage"], line["step"]
 
 
@@ -186,7 +186,7 @@ def _cut_back(path: Path, stage: int, step: int) -> tuple[list[Line], Chain]:
     """Cut the file behind its last line that is not beyond `stage` and `step`; return the lines that are left."""
     data = read_bytes(path, max_bytes=MAX_TEXT_BYTES) or b""
     # Lazily: what lies behind the checkpoint may be damaged, it is cut off.
-    kept = list(itertools.takewhile(lambda line: _place(line) <= (stage, step), _read(data, path)))
+    kept = list(itertools.takewhile(lambda line: _position(line) <= (stage, step), _read(data, path)))
     end = 0
     for _ in kept:
         end = data.index(b"\n", end) + 1

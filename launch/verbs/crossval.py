@@ -99,7 +99,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
     gpus = _visible_gpus() if parallel > 1 else []
     gpu_of: dict[int, str] = {}
     failed: dict[int, int] = {}
-    with _passing_signals_on(running) as asked:
+    with _signals_forwarded(running) as asked:
         while running or (waiting and not asked):
             while waiting and len(running) < parallel and not asked:
                 fold = waiting.pop(0)
@@ -178,7 +178,7 @@ def _visible_gpus() -> list[str]:
 
 
 @contextmanager
-def _passing_signals_on(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[list[str]]:
+def _signals_forwarded(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[list[str]]:
     """Ask the folds to save and stop when this process is asked; yields by what it was."""
     asked: list[str] = []
 

@@ -12,7 +12,7 @@ import typer
 from launch.words import say, tell_json
 
 if TYPE_CHECKING:
-    from metaser.progress import Progress
+    from metaser.progress import RunProgress
     from metaser.rundir import RunDir
 
 
@@ -24,7 +24,7 @@ class RunState:
     state: str
     """finished, stopped, running (here or on another host), SLURM's word for its job in lower case, or damaged."""
     job: str | None
-    progress: Progress | None
+    progress: RunProgress | None
     damage: str | None = None
     """Which of its files cannot be read, and why; without these nothing else is known."""
 

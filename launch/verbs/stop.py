@@ -30,14 +30,14 @@ def stop(
     problems: list[str] = []
     for folder in folders:
         try:
-            words = _ask_to_stop(folder)
+            done = _ask_to_stop(folder)
         except RunError as error:
             # One damaged fold must not keep the others in training.
             problems.append(str(error))
             continue
-        if words is not None:
+        if done is not None:
             is_any_asked = True
-            tell(f"{folder.root}: {words}")
+            tell(f"{folder.root}: {done}")
     if problems:
         raise RunError("; ".join(problems))
     if not is_any_asked:

@@ -180,7 +180,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if got != files[name]:
                 raise RunError(f"{path / name} must have {files[name]}, got {got}")
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} is not a complete checkpoint: {_words(error)}") from error
+        raise RunError(f"{path} is not a complete checkpoint: {_reason(error)}") from error
     if not is_covered:
         log.warning(
             "%s has no sha256 of its own, because an earlier version of MetaSER wrote it: whether what it says of the "
@@ -208,7 +208,7 @@ def _read_marker(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]], boo
     return state, {name: found.model_dump() for name, found in marker.files.items()}, marker.sha256 is not None
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -77,7 +77,7 @@ def train(
         lock: RunLock | None = None
         try:
             lock = _open_run(run, config, processes, resume)
-            with logging_to(run, is_main=info.is_main), processes.watching():
+            with logging_to(run, is_main=info.is_main), processes.monitored():
                 log.info("%d process(es) on %s, %s", info.num_processes, processes.device, processes.strategy)
                 done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
                 if not done:
@@ -94,10 +94,10 @@ def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resum
 
     The others do not look themselves: they would find what the main process has just written.
     """
-    return processes.on_main(lambda: _take_run(run, config, resume))
+    return processes.on_main(lambda: _lock_run(run, config, resume))
 
 
-def _take_run(run: RunDir, config: ExperimentConfig, resume: Resume) -> RunLock:
+def _lock_run(run: RunDir, config: ExperimentConfig, resume: Resume) -> RunLock:
     refuse_output_dir(run)
     with reading(run.root):
         is_run = run.is_run()
@@ -156,7 +156,7 @@ class _Training:
         seed_generators(config.seed, "init")
         model = build_model(config.model, data.specs, config.main_task)
         resumed = self._newest_checkpoint()
-        origin = self._take_over(model, index, splits) if resumed is None else None
+        origin = self._load_origin(model, index, splits) if resumed is None else None
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
@@ -213,7 +213,7 @@ class _Training:
                 f"{found.state.step} of stage {found.state.stage}; put back what was there"
             )
 
-    def _take_over(self, model: MetaSERModel, index: Index, splits: SplitAssignment) -> _Origin | None:
+    def _load_origin(self, model: MetaSERModel, index: Index, splits: SplitAssignment) -> _Origin | None:
         """Give the fresh model the weights that the experiment starts from; None if it starts from none."""
         if self.config.init_from is None:
             return None
