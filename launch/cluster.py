@@ -1,12 +1,8 @@
-"""What a job asks of a SLURM cluster, typed, and what the cluster says of it before anything is queued."""
+"""What a job asks of a SLURM cluster: `configs/cluster/*.yaml` as one typed section."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import shutil
-import socket
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +17,7 @@ from pydantic import (
 
 from shards.config import Count, PathText, Section, usable_path
 from shards.errors import InputError
-from shards.inputfile import open_regular
 from shards.shown import shown
-
-COMMAND_TIMEOUT_S = 60
-_MAX_NAMES_CHECKED = 16
 
 
 class ClusterError(InputError):
@@ -47,32 +39,33 @@ def _minutes(value: Any) -> Any:
 def _one_line(text: str) -> str:
     """Refuse what would begin another line of the sbatch file, or could not be seen in it."""
     if shown(text) != text:
-        raise ValueError(f"must be one line without control characters, got {shown(text, _MAX_SHOWN)!r}")
+        raise ValueError(f"must be one line without control characters, got {shown(text, SHOWN_CHARS)!r}")
     return text
 
 
 def _word(text: str) -> str:
     if not _one_line(text) or text != text.strip() or text.startswith("-"):
         raise ValueError(
-            f"must be a word that begins with neither - nor a blank, got {text[:_MAX_SHOWN]!r}; leave it out for none"
+            f"must be a word that begins with neither - nor a blank, got {text[:SHOWN_CHARS]!r}; leave it out for none"
         )
     return text
 
 
 def _variable(text: str) -> str:
     if not _VARIABLE.fullmatch(text) or text in _ALL_VARIABLES:
-        raise ValueError(f"must be the name of one variable, got {shown(text, _MAX_SHOWN)!r}")
+        raise ValueError(f"must be the name of one variable, got {shown(text, SHOWN_CHARS)!r}")
     return text
 
 
 def _mount(text: str) -> str:
     outside, separator, inside = text.partition(":")
     if "," in text or shown(inside) != inside or inside != inside.strip() or (separator and not inside):
-        raise ValueError(f"must be PATH or PATH:PATH_INSIDE without commas, got {shown(text, _MAX_SHOWN)!r}")
+        raise ValueError(f"must be PATH or PATH:PATH_INSIDE without commas, got {shown(text, SHOWN_CHARS)!r}")
     return f"{usable_path(outside)}{separator}{inside}"
 
 
-_MAX_SHOWN = 200
+SHOWN_CHARS = 200
+"""Characters of a value in a sentence."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ALL_VARIABLES = ("ALL", "NIL", "NONE")
 """What sbatch's `--export` takes for every variable, or for none."""
@@ -145,7 +138,7 @@ class ClusterConfig(Section):
     def _conflict(self, name: str, value: str | int | bool) -> str | None:
         """Return why the entry `name` of `sbatch` must go, None if it may stay."""
         plain = name.lstrip("-").replace("_", "-")
-        told = shown(repr(value), _MAX_SHOWN)
+        told = shown(repr(value), SHOWN_CHARS)
         if len(plain) == 1:
             ours = _SHORT_NAMES.get(plain)
         else:
@@ -158,7 +151,7 @@ class ClusterConfig(Section):
         if ours is not None:
             return f"sbatch.{name} must be left out, because MetaSER sets it: {_SET_BY[ours]}, got {told}"
         if len(plain) < 2 or not _OPTION.fullmatch(name):
-            named = repr(shown(name, _MAX_SHOWN))
+            named = repr(shown(name, SHOWN_CHARS))
             return f"sbatch must have options of sbatch by their long names, such as exclude, got {named}"
         if shown(str(value)) != str(value):
             return f"sbatch.{name} must be one line without control characters, got {told}"
@@ -244,137 +237,3 @@ def load_cluster(path: str | Path, changes: Sequence[str] = ()) -> ClusterConfig
     from metaser.config.load import load_section
 
     return load_section(ClusterConfig, path, changes, name="--cluster", whole="the cluster")
-
-
-def ask(*command: str, stdin: str | None = None) -> str:
-    """Return what a SLURM command printed, which reads `stdin` where given.
-
-    Raises:
-        ClusterError: if it is not installed, fails or does not answer.
-    """
-    if shutil.which(command[0]) is None:
-        raise ClusterError(
-            f"SLURM's {command[0]} must be on the PATH of this host, but is not; do this on a login node of the "
-            "cluster, outside of any container"
-        )
-    try:
-        done = subprocess.run(
-            command,
-            input=stdin,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            check=False,
-            timeout=COMMAND_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        raise ClusterError(
-            f"SLURM must answer {' '.join(command)!r} within {COMMAND_TIMEOUT_S} s, but did not"
-        ) from None
-    if done.returncode != 0:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise ClusterError(f"SLURM refused {' '.join(command)!r}: {said}")
-    return done.stdout
-
-
-def ask_rows(num_cells: int, *command: str) -> list[list[str]]:
-    """Return the rows that a SLURM command printed, of `num_cells` each with | between them.
-
-    Raises:
-        ClusterError: as in `ask`, or if its answer is no such table.
-    """
-    rows = [line.split("|", num_cells - 1) for line in ask(*command).splitlines() if line.strip()]
-    wrong = next((row for row in rows if len(row) != num_cells), None)
-    if wrong is not None:
-        raise ClusterError(
-            f"SLURM's {command[0]} must answer in rows of {num_cells} words, but said {shown(wrong[0], _MAX_SHOWN)!r}; "
-            f"see what {shlex.join(command)} prints"
-        )
-    return rows
-
-
-def check_cluster(cluster: ClusterConfig) -> None:
-    """Refuse what this cluster cannot give, before anything is queued.
-
-    Raises:
-        ClusterError: naming what was asked and what there is.
-    """
-    if cluster.environment_file is not None:
-        _check_file(cluster.environment_file)
-    ask("sbatch", "--version")
-    rows = ask_rows(3, "sinfo", "--noheader", "--format=%R|%G|%D")
-    partitions = sorted({name for name, _, _ in rows})
-    if cluster.partition is not None and cluster.partition not in partitions:
-        raise ClusterError(f"partition must be one of {', '.join(partitions)}, got {cluster.partition!r}")
-    here = [row for row in rows if cluster.partition in (None, row[0])]
-    most = max((num_gpus(gres) for _, gres, _ in here), default=0)
-    if cluster.gpus_per_node > most:
-        where = f"partition {cluster.partition!r}" if cluster.partition else "this cluster"
-        raise ClusterError(
-            f"gpus_per_node must be at most {most}, the most that a node of {where} has, got {cluster.gpus_per_node}"
-        )
-    if cluster.check_node_names:
-        _check_names(cluster.partition)
-
-
-def _check_file(path: str) -> None:
-    try:
-        open_regular(path).close()
-    except OSError as error:
-        raise ClusterError(f"environment_file must be a file, but {path!r} is not: {error.strerror}") from error
-
-
-def num_gpus(gres: str) -> int:
-    """Return the GPUs in SLURM's words such as `gpu:a100:8(S:0-1),nvme:1`."""
-    parts = (part.split("(")[0].split(":") for part in gres.split(","))
-    return sum(int(part[-1]) for part in parts if part[0] == "gpu" and part[-1].isdecimal())
-
-
-def _check_names(partition: str | None) -> None:
-    """The processes will look for each other under their nodes' names."""
-    chosen = (f"--partition={partition}",) if partition else ()
-    rows = ask_rows(2, "sinfo", "--noheader", "--Node", "--format=%N|%P", *chosen)
-    # A star marks the default partition.
-    names = sorted({name for name, of in rows if partition or of.endswith("*")})
-    for name in names[:_MAX_NAMES_CHECKED]:
-        check_resolves(
-            name,
-            "ask the cluster's administrators, or set check_node_names to false if only this host does not know it",
-        )
-
-
-def check_resolves(name: str, remedy: str) -> None:
-    """Refuse a node's name that means nothing here; `remedy` says what to do then.
-
-    Raises:
-        ClusterError: if it does not resolve.
-    """
-    try:
-        socket.getaddrinfo(name, None)
-    # What cannot be a host's name is refused by Python itself.
-    except (socket.gaierror, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no host can be called so"
-        raise ClusterError(
-            f"the name of node {shown(name, _MAX_SHOWN)!r} must resolve to an address, because the processes meet "
-            f"there, but on {socket.gethostname()} it does not: {reason}; {remedy}"
-        ) from None
-
-
-JOB_IS_QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
-JOB_IS_LIVE = (*JOB_IS_QUEUED, "RUNNING", "COMPLETING")
-
-
-def job_states(jobs: Sequence[str]) -> dict[str, str]:
-    """Return SLURM's word for each of `jobs` that it still knows; an array's tasks as `ARRAY_TASK`.
-
-    Raises:
-        ClusterError: if SLURM does not answer.
-    """
-    if not jobs:
-        return {}
-    # Asking for one by one fails for those that are forgotten, hence all of this user's.
-    command = ("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%A|%i|%T")
-    states: dict[str, str] = {}
-    for number, name, state in ask_rows(3, *command):
-        states |= {number: state, name: state}
-    return {job: states[job] for job in jobs if job in states}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ from shards.shown import ShownRecords, shown
 if TYPE_CHECKING:
     from metaser.config.schema import ExperimentConfig
     from metaser.distributed import DistInfo
+    from metaser.tracking import OnMetrics
 
-OnMetrics = Callable[[dict[str, Any]], None]
 PLAIN_LINE_EVERY_STEPS = 20
 
 
@@ -104,7 +104,8 @@ def _log_line(line: dict[str, Any]) -> None:
 def show_report(run_folder: str | Path, main_task: str) -> None:
     """Print the table of a run's report to stdout, if the run has one."""
     from metaser.eval.report import read_report, render_table
+    from metaser.rundir import RunDir
 
-    report = read_report(Path(run_folder) / "report")
+    report = read_report(RunDir(Path(run_folder)).report)
     if report is not None:
         render_table(report, main_task, Console())

@@ -74,7 +74,7 @@ def exit_code(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and (reason := _surroundings(error)) is not None:
+        if isinstance(error, OSError) and (reason := _system_fault(error)) is not None:
             say(f"error: {reason}")
             return 2
         say(f"a bug in MetaSER, on rank {os.environ.get('RANK', '0')}:", *traceback.format_exc().splitlines())
@@ -92,7 +92,7 @@ def _end_of(action: Callable[[], object]) -> int:
 
 _SHOWN = ShownRecords()
 _INTERRUPTED = 128 + signal.SIGINT
-_SURROUNDINGS = frozenset(
+_SYSTEM_ERRORS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
         *(errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG),
@@ -101,13 +101,13 @@ _SURROUNDINGS = frozenset(
 """Numbers of errors that lie in the system, not in MetaSER."""
 
 
-def _surroundings(error: OSError) -> str | None:
+def _system_fault(error: OSError) -> str | None:
     """Return what the system lacks, None if the error may be ours."""
     if (reason := no_temporary_files()) is not None:
         return reason
     if error.errno == errno.EPIPE:
         return f"what MetaSER writes to must stay open until it is done, but was closed ({error}); start again"
-    if error.errno not in _SURROUNDINGS:
+    if error.errno not in _SYSTEM_ERRORS:
         return None
     what = "what MetaSER reads and writes" if error.filename is None else repr(str(error.filename))
     return f"{what} must be usable, but is not: {error.strerror}"

@@ -37,9 +37,9 @@ def writable_output() -> Iterator[None]:
         # Somebody who calls us as a library has streams of their own.
         yield
         return
-    sys.stdout = _over(sys.__stdout__, _Answer)
+    sys.stdout = _reopened(sys.__stdout__, _Stdout)
     if sys.stderr is sys.__stderr__ and isinstance(sys.__stderr__, io.TextIOWrapper):
-        sys.stderr = _over(sys.__stderr__, _Aside)
+        sys.stderr = _reopened(sys.__stderr__, _Stderr)
     try:
         yield
     except Exception:
@@ -51,7 +51,7 @@ def writable_output() -> Iterator[None]:
         sys.stdout.flush()
 
 
-class _Answer(io.FileIO):
+class _Stdout(io.FileIO):
     """Tells a stdout that fails from other files that do."""
 
     def write(self, data: object) -> int:
@@ -73,7 +73,7 @@ class _Answer(io.FileIO):
         os.close(nowhere)
 
 
-class _Aside(io.FileIO):
+class _Stderr(io.FileIO):
     """Drops what stderr does not take: there is no other place to say so, and the work goes on."""
 
     def write(self, data: object) -> int:
@@ -83,14 +83,14 @@ class _Aside(io.FileIO):
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
 
-def _over(stream: io.TextIOWrapper, kind: type[io.FileIO]) -> io.TextIOWrapper:
+def _reopened(stream: io.TextIOWrapper, kind: type[io.FileIO]) -> io.TextIOWrapper:
     """Return `stream` anew over a file of the given kind."""
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(kind(stream.fileno(), "wb", closefd=False)),
         encoding=stream.encoding,
         errors="backslashreplace",
-        line_buffering=bool(stream.line_buffering) or kind is _Aside,
+        line_buffering=bool(stream.line_buffering) or kind is _Stderr,
     )
 
 

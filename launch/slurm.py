@@ -1,326 +1,152 @@
-"""A training as a SLURM job: what submitit pickles, what every task of the job does, and how the job comes back.
+"""What a SLURM cluster answers: its partitions, what it can give a job, and where its jobs stand.
 
-`python -m launch.slurm train CONFIG [a.b=c ...]` is the same without submitit, for sbatch scripts: slurm/train.sbatch.
-
-The tasks of the job are the processes that train together. SLURM's signals set a flag in each; at the next boundary all
-save together, and the main process asks the batch script to requeue the job: a task may run in a container, where
-SLURM's commands are not. No collective call happens in a signal handler.
+`python -m launch.slurm train CONFIG` is the earlier name of `python -m launch.job`, in users' sbatch scripts.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
 
-from launch.cluster import ClusterError, check_resolves
-from launch.words import say
+from launch.cluster import SHOWN_CHARS, ClusterConfig, ClusterError
+from launch.nodes import check_resolves
+from shards.inputfile import open_regular
+from shards.shown import shown
 
-if TYPE_CHECKING:
-    from metaser.train.stop import StopRequest
-
-SUBMITIT_SIGNAL = signal.SIGUSR2
-"""What submitit asks SLURM to send ahead of the time limit, and what its own handler waits for."""
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_FIRST_PORT, _NUM_PORTS = 20_000, 10_000
-_MAX_MARGIN_S = 30.0
-_LAST_RESORT_CODE = 1
-
-REQUEUE_FILE = "METASER_REQUEUE_FILE"
-"""Names the file by which a task asks the batch script to queue the job again after srun."""
-
-_FIRST_NODE = re.compile(r"(?:[\w.-]+|\[\d+[\d,-]*\])+(?=,|$)")
-_FIRST_NUMBER = re.compile(r"\[(\d+)[^]]*\]")
-
-KeptHandler = Callable[[int, Any], Any] | None
+COMMAND_TIMEOUT_S = 60
+_MAX_NAMES_CHECKED = 16
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """One training as paths and strings: what is pickled and started again after every preemption."""
+def __getattr__(name: str) -> Any:
+    """Return the job's class under the name by which jobs that an earlier version queued have pickled it."""
+    if name == "TrainingJob":
+        from launch.job import TrainingJob
 
-    folder: str
-    """Where the job runs; relative paths in the experiment start here."""
-    experiment: str
-    """YAML file of the experiment."""
-    overrides: tuple[str, ...] = ()
-    grace_s: float = 300.0
-    """From the warning to the end."""
-    max_requeues: int = 100
-    crossval: str | None = None
-    """The folder of the cross-validation that this training is a fold of."""
-
-    def __call__(self) -> None:
-        """Train in this task of the job."""
-        from launch.exits import exit_code
-
-        code = exit_code(lambda: _run(self))
-        if code:
-            # Not an exception: submitit would print a traceback after the sentence that says it all.
-            sys.exit(code)
-
-    def checkpoint(self) -> Any:
-        """Return what submitit starts after a requeue: the same, which finds its own checkpoint."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
+        return TrainingJob
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _run(job: TrainingJob) -> None:
-    os.chdir(job.folder)
-    handler = signal.getsignal(SUBMITIT_SIGNAL)
-    kept = handler if callable(handler) else None
-    with ExitStack() as until_the_end:
-        with _signals_held_back():
-            # Imports torch, which takes seconds: a signal must not end the process meanwhile.
-            from launch.console import show_report
-            from launch.train import start_training
-            from metaser.config.load import load_experiment
-            from metaser.distributed import dist_info
-            from metaser.rundir import RunDir
-            from metaser.train.stop import StopRequest
-
-            experiment = load_experiment(job.experiment, job.overrides)
-            run = RunDir(Path(experiment.output_dir))
-            stop = until_the_end.enter_context(StopRequest(run.stop_file))
-        export_place()
-        check_comes_back(job.max_requeues)
-        info = dist_info(expected_num_processes=experiment.parallel.expected_num_processes)
-        with _last_resort(job, stop, is_main=info.is_main):
-            is_done = start_training(experiment, info, "auto", stop_request=stop)
-        if not info.is_main:
-            return
-        if not is_done:
-            _come_back(job, stop, kept)
-            return
-        show_report(run.root, experiment.main_task)
-        if job.crossval is not None:
-            _report_folds(Path(job.crossval))
-
-
-def _say(text: str) -> None:
-    """Add a line to the job's output."""
-    say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Deliver the stop signals at the end of the block."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-
-
-def _report_folds(root: Path) -> None:
-    from metaser.eval.crossval import read_crossval, write_crossval
-
-    plan = read_crossval(root)
-    # The last fold to finish writes the table; two that finish together write the same.
-    if not plan.missing:
-        write_crossval(plan)
-
-
-# ---------------------------------------------------------------- where the processes meet
-
-
-def export_place() -> None:
-    """Tell the training who it is: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from what the job knows.
+def run_command(*command: str, stdin: str | None = None) -> str:
+    """Run a SLURM command, which reads `stdin` where given, and return what it printed.
 
     Raises:
-        ClusterError: if this is no job, or the first node's name does not resolve.
+        ClusterError: if it is not installed, fails or does not answer.
     """
-    place = _local_place() if is_local_job() else _slurm_place()
-    os.environ.update({name: str(value) for name, value in place.items()})
-
-
-def is_local_job() -> bool:
-    """Return whether submitit started this process on its own machine, without SLURM."""
-    return os.environ.get("SUBMITIT_EXECUTOR") == "local"
-
-
-def _local_place() -> dict[str, object]:
-    return {
-        "RANK": _number("SUBMITIT_LOCAL_GLOBALID"),
-        "WORLD_SIZE": _number("SUBMITIT_LOCAL_NTASKS"),
-        "LOCAL_RANK": _number("SUBMITIT_LOCAL_LOCALID"),
-        # All of them are on this machine.
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": master_port(_number("SUBMITIT_LOCAL_JOB_ID"), 0),
-    }
-
-
-def _number(name: str, default: str | None = None) -> int:
-    """Return the number in the environment's variable `name`."""
-    value = os.environ.get(name, default)
-    if value is None or not value.isdecimal():
-        raise ClusterError(f"{name} must be a whole number, got {value!r}")
-    return int(value)
-
-
-_SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_PROCID", "SLURM_JOB_NODELIST")
-
-
-def _slurm_place() -> dict[str, object]:
-    environment = os.environ
-    absent = [name for name in _SLURM_VARIABLES if name not in environment]
-    if absent:
+    if shutil.which(command[0]) is None:
         raise ClusterError(
-            f"a task of a SLURM job must know its place, but {', '.join(absent)} is not set; start it by srun "
-            "in an sbatch script (slurm/train.sbatch) or by `metaser submit`"
+            f"SLURM's {command[0]} must be on the PATH of this host, but is not; do this on a login node of the "
+            "cluster, outside of any container"
         )
-    master = environment.get("MASTER_ADDR") or first_node(environment["SLURM_JOB_NODELIST"])
-    check_resolves(
-        master, "ask the cluster's administrators, or export an address that does as MASTER_ADDR in the batch script"
-    )
-    return {
-        "RANK": _number("SLURM_PROCID"),
-        "WORLD_SIZE": _number("SLURM_NTASKS"),
-        "LOCAL_RANK": _number("SLURM_LOCALID"),
-        "MASTER_ADDR": master,
-        "MASTER_PORT": _number("MASTER_PORT", str(master_port(_number("SLURM_JOB_ID"), num_restarts()))),
-    }
-
-
-def first_node(nodes: str) -> str:
-    """Return the first of SLURM's list of nodes, e.g. `gpu01` of `gpu[01-03,07],login1`; no command is needed.
-
-    Raises:
-        ClusterError: if this is no such list.
-    """
-    if not (found := _FIRST_NODE.match(nodes)):
-        raise ClusterError(f"SLURM_JOB_NODELIST must name nodes such as gpu[01-03,07], got {nodes!r}")
-    return _FIRST_NUMBER.sub(r"\1", found[0])
-
-
-def num_restarts() -> int:
-    """Return how often SLURM has started this job again."""
-    return _number("SLURM_RESTART_COUNT", "0")
-
-
-def master_port(job_id: int, restarts: int) -> int:
-    """Return a port of the job's own, because jobs may share a node; below the range that outgoing connections use."""
-    return _FIRST_PORT + (7 * job_id + restarts) % _NUM_PORTS
-
-
-# ---------------------------------------------------------------- how the job comes back
-
-
-def _come_back(job: TrainingJob, stop: StopRequest, kept: KeptHandler) -> None:
-    """Queue the saved training again, unless a person wanted it to stop. Only the main process calls this."""
-    if stop.is_final:
-        _say("stopped for good by `metaser stop`; submit again to continue")
-    elif is_local_job():
-        # submitit's controller starts the tasks again when one exits with its code; anything but its own signal
-        # comes from a person.
-        if stop.reason == SUBMITIT_SIGNAL.name and kept is not None:
-            kept(SUBMITIT_SIGNAL, None)
-    else:
-        ask_for_requeue(job.max_requeues)
-
-
-def check_comes_back(max_requeues: int) -> None:
-    """Refuse a job that should start again by itself, but could not.
-
-    Raises:
-        ClusterError: if no batch script listens.
-    """
-    if max_requeues and not is_local_job() and not os.environ.get(REQUEUE_FILE):
-        raise ClusterError(
-            f"{REQUEUE_FILE} must name the file by which the batch script is asked to queue this job again, but is not "
-            "set; set it as slurm/train.sbatch does, or set METASER_MAX_REQUEUES to 0"
-        )
-
-
-def ask_for_requeue(max_requeues: int) -> bool:
-    """Ask the batch script to put this job back into the queue; return False if it has started too often.
-
-    Raises:
-        ClusterError: if the file that asks cannot be written.
-    """
-    job = os.environ["SLURM_JOB_ID"]
-    if num_restarts() >= max_requeues:
-        _say(f"job {job} has started again {num_restarts()} times, which is max_requeues: submit it again")
-        return False
     try:
-        Path(os.environ[REQUEUE_FILE]).touch()
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=COMMAND_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(
+            f"SLURM must answer {' '.join(command)!r} within {COMMAND_TIMEOUT_S} s, but did not"
+        ) from None
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise ClusterError(f"SLURM refused {' '.join(command)!r}: {said}")
+    return done.stdout
+
+
+def run_for_rows(num_cells: int, *command: str) -> list[list[str]]:
+    """Run a SLURM command and return the rows it printed, of `num_cells` cells with | between them.
+
+    Raises:
+        ClusterError: as in `run_command`, or if its answer is no such table.
+    """
+    rows = [line.split("|", num_cells - 1) for line in run_command(*command).splitlines() if line.strip()]
+    wrong = next((row for row in rows if len(row) != num_cells), None)
+    if wrong is not None:
+        raise ClusterError(
+            f"SLURM's {command[0]} must answer in rows of {num_cells} words, but said "
+            f"{shown(wrong[0], SHOWN_CHARS)!r}; see what {shlex.join(command)} prints"
+        )
+    return rows
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
+    """Refuse what this cluster cannot give, before anything is queued.
+
+    Raises:
+        ClusterError: naming what was asked and what there is.
+    """
+    if cluster.environment_file is not None:
+        _check_file(cluster.environment_file)
+    run_command("sbatch", "--version")
+    rows = run_for_rows(3, "sinfo", "--noheader", "--format=%R|%G|%D")
+    partitions = sorted({name for name, _, _ in rows})
+    if cluster.partition is not None and cluster.partition not in partitions:
+        raise ClusterError(f"partition must be one of {', '.join(partitions)}, got {cluster.partition!r}")
+    here = [row for row in rows if cluster.partition in (None, row[0])]
+    most = max((num_gpus(gres) for _, gres, _ in here), default=0)
+    if cluster.gpus_per_node > most:
+        where = f"partition {cluster.partition!r}" if cluster.partition else "this cluster"
+        raise ClusterError(
+            f"gpus_per_node must be at most {most}, the most that a node of {where} has, got {cluster.gpus_per_node}"
+        )
+    if cluster.check_node_names:
+        _check_names(cluster.partition)
+
+
+def _check_file(path: str) -> None:
+    try:
+        open_regular(path).close()
     except OSError as error:
-        raise ClusterError(
-            f"{REQUEUE_FILE} must be writable, but {os.environ[REQUEUE_FILE]!r} is not: {error.strerror}; the run is "
-            "saved, submit it again"
-        ) from error
-    _say(f"asked the batch script to requeue job {job}")
-    return True
+        raise ClusterError(f"environment_file must be a file, but {path!r} is not: {error.strerror}") from error
 
 
-@contextmanager
-def _last_resort(job: TrainingJob, stop: StopRequest, *, is_main: bool) -> Iterator[None]:
-    """Requeue shortly before the grace time ends if no boundary came; the last periodic checkpoint then holds."""
-    if not is_main or is_local_job():
-        yield
-        return
-    # Python's own handlers wait until the main thread leaves a collective call, which it may never do; the number of
-    # the signal is written here at once.
-    reading, writing = socket.socketpair()
-    writing.setblocking(False)
-    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(reading, job, stop), name="last-resort", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        writing.close()
-        thread.join()
-        reading.close()
+def num_gpus(gres: str) -> int:
+    """Return the GPUs in SLURM's words such as `gpu:a100:8(S:0-1),nvme:1`."""
+    parts = (part.split("(")[0].split(":") for part in gres.split(","))
+    return sum(int(part[-1]) for part in parts if part[0] == "gpu" and part[-1].isdecimal())
 
 
-def _watch(signals: socket.socket, job: TrainingJob, stop: StopRequest) -> None:
-    """Wait for a stop signal, then for the end of the training, which closes `signals`; requeue if it does not come."""
-    while stop.reason is None:
-        received = signals.recv(1)
-        if not received:
-            return
-        if received[0] in _SIGNALS:
-            break
-    deadline = time.monotonic() + job.grace_s - min(_MAX_MARGIN_S, job.grace_s / 4)
-    while (left := deadline - time.monotonic()) > 0:
-        signals.settimeout(left)
-        with suppress(TimeoutError):
-            if not signals.recv(1):
-                return
-    if not stop.is_final:
-        _say(f"no boundary came within {job.grace_s:g} s of grace: requeueing without a save")
-        if ask_for_requeue(job.max_requeues):
-            # srun ends the other tasks, and the batch script goes on after it.
-            os._exit(_LAST_RESORT_CODE)
+def _check_names(partition: str | None) -> None:
+    """The processes will look for each other under their nodes' names."""
+    chosen = (f"--partition={partition}",) if partition else ()
+    rows = run_for_rows(2, "sinfo", "--noheader", "--Node", "--format=%N|%P", *chosen)
+    # A star marks the default partition.
+    names = sorted({name for name, of in rows if partition or of.endswith("*")})
+    for name in names[:_MAX_NAMES_CHECKED]:
+        check_resolves(
+            name,
+            "ask the cluster's administrators, or set check_node_names to false if only this host does not know it",
+        )
 
 
-def main() -> None:
-    """`train CONFIG [a.b=c ...]` in a task of a job."""
-    from launch.exits import exit_with_code
+JOB_IS_QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
+JOB_IS_LIVE = (*JOB_IS_QUEUED, "RUNNING", "COMPLETING")
 
-    def act() -> None:
-        grace_s = float(_number("METASER_GRACE_S", "300"))
-        max_requeues = _number("METASER_MAX_REQUEUES", "100")
-        match sys.argv[1:]:
-            case ["train", config, *overrides]:
-                _run(TrainingJob(str(Path.cwd()), config, tuple(overrides), grace_s, max_requeues))
-            case given:
-                raise ClusterError(f"launch.slurm takes `train CONFIG [a.b=c ...]`, got {given}")
 
-    exit_with_code(act)
+def job_states(jobs: Sequence[str]) -> dict[str, str]:
+    """Return SLURM's word for each of `jobs` that it still knows; an array's tasks as `ARRAY_TASK`.
+
+    Raises:
+        ClusterError: if SLURM does not answer.
+    """
+    if not jobs:
+        return {}
+    # Asking for one by one fails for those that are forgotten, hence all of this user's.
+    command = ("squeue", "--noheader", "--me", "--array", "--states=all", "--format=%A|%i|%T")
+    states: dict[str, str] = {}
+    for number, name, state in run_for_rows(3, *command):
+        states |= {number: state, name: state}
+    return {job: states[job] for job in jobs if job in states}
 
 
 if __name__ == "__main__":
+    from launch.job import main
+
     main()

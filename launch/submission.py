@@ -1,4 +1,4 @@
-"""From an experiment and a cluster to a queued job: checks, the sbatch file, the record in the run's folder."""
+"""From an experiment and a cluster to a queued job: checks, submitting, the record in the run's folder."""
 
 from __future__ import annotations
 
@@ -16,38 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from launch.cluster import (
-    JOB_IS_LIVE,
-    PASSED_VARIABLES,
-    ClusterConfig,
-    ClusterError,
-    ask,
-    ask_rows,
-    check_cluster,
-    job_states,
-)
-from launch.slurm import REQUEUE_FILE, TrainingJob
-from metaser.config.load import dump_experiment
+from launch.cluster import ClusterConfig, ClusterError
+from launch.job import TrainingJob
+from launch.sbatch import clean_environment, sbatch_text
+from launch.slurm import JOB_IS_LIVE, check_cluster, job_states, run_command, run_for_rows
+from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig
+from metaser.continuing import refuse_changes
 from metaser.errors import RunError
 from metaser.provenance import git_state
-from metaser.rundir import (
-    RunDir,
-    last_holder,
-    lock_holder,
-    read_json,
-    reading,
-    refuse_crossval,
-    refuse_output_dir,
-    write_whole,
-)
+from metaser.rundir import RunDir, refuse_crossval, refuse_output_dir
+from metaser.runfiles import read_json, reading, write_whole
+from metaser.runlock import last_holder, lock_holder
 from metaser.sums import sealed_json, sealed_yaml
 from shards.shown import shown
 
 if TYPE_CHECKING:
     from submitit import Job, SlurmExecutor
-
-_LAUNCHER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -77,126 +62,6 @@ class _Submissions:
 
 
 _validate_submissions = TypeAdapter(_Submissions | list[Submission]).validate_json
-
-
-# ---------------------------------------------------------------- the sbatch file
-
-
-def slurm_executor(cluster: ClusterConfig, folder: Path, name: str) -> SlurmExecutor:
-    """Return submitit's executor, which asks for what `cluster` says and lets nothing else of this shell through.
-
-    Raises:
-        ClusterError: if submitit is not installed.
-        RunError: if SLURM would not take `folder` as it is.
-    """
-    _check_path(folder.parent, "output_dir", "%\\", "SLURM replaces in paths")
-    if cluster.container_image is not None:
-        for path, name in ((folder.parent, "output_dir"), (Path.cwd(), "the current folder")):
-            _check_path(path, name, ",:", "srun takes for its own in mounts of a container")
-    try:
-        import submitit
-    except ModuleNotFoundError as error:
-        raise ClusterError(
-            f"jobs need submitit, which must be installed, but is not ({error}); pip install 'metaser[slurm]'"
-        ) from error
-
-    class Executor(submitit.SlurmExecutor):
-        @classmethod
-        def affinity(cls) -> int:
-            """The sbatch file can be shown on a host without SLURM; submitting is refused before, in our words."""
-            return 2
-
-    executor = Executor(folder, max_num_timeout=cluster.max_requeues)
-    further: dict[str, str | int | bool] = {
-        "export": ",".join((*PASSED_VARIABLES, *cluster.pass_environment)),
-        # Without it a preempted job would be queued again, too.
-        "requeue" if cluster.max_requeues else "no-requeue": True,
-        **cluster.sbatch,
-    }
-    further = {name: value for name, value in further.items() if value is not False}
-    settings: dict[str, Any] = {
-        "job_name": name,
-        "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.num_tasks_per_node,
-        "gpus_per_node": cluster.gpus_per_node or None,
-        "cpus_per_task": cluster.cpus_per_task,
-        "mem": None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}M",
-        "time": cluster.time_min,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "signal_delay_s": cluster.grace_s,
-        "array_parallelism": cluster.max_parallel_folds,
-        "stderr_to_stdout": True,
-        "wckey": None,
-        "setup": list(_setup(cluster, folder)),
-        "srun_args": list(_srun_arguments(cluster, folder)),
-        "teardown": _TEARDOWN.splitlines(),
-        "additional_parameters": further,
-    }
-    executor.update_parameters(**{key: value for key, value in settings.items() if value is not None})
-    # submitit fills in its own name here where nothing is given.
-    executor.parameters["wckey"] = None
-    return executor
-
-
-def _check_path(path: Path, name: str, taken: str, why: str) -> None:
-    """Refuse a path that would not reach the job as it is."""
-    if shown(str(path)) != str(path):
-        raise RunError(f"{name} must hold no control characters and line ends, got {str(path)!r}")
-    found = next((sign for sign in taken if sign in str(path)), None)
-    if found is not None:
-        raise RunError(f"{name} must hold no {found}, which {why}, got {str(path)!r}")
-
-
-_TEARDOWN = f"""\
-code=$?
-# A job that was preempted is queued again by SLURM itself, and one that was cancelled is meant to end.
-if [[ -e ${REQUEUE_FILE} ]]; then
-    rm -f "${REQUEUE_FILE}"
-    state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format=%T)
-    if [[ $state == RUNNING ]]; then
-        echo "requeueing job $SLURM_JOB_ID"
-        scontrol requeue "$SLURM_JOB_ID" || echo "job $SLURM_JOB_ID is not queued again: submit it again to continue"
-    else
-        echo "job $SLURM_JOB_ID is ${{state:-unknown to squeue}}: SLURM decides whether it starts again"
-    fi
-fi
-exit "$code"
-"""
-
-
-def _setup(cluster: ClusterConfig, folder: Path) -> Iterator[str]:
-    yield from (f"module load {shlex.quote(module)}" for module in cluster.modules)
-    if cluster.environment_file is not None:
-        yield f"source {shlex.quote(str(Path(cluster.environment_file).absolute()))}"
-    # srun does not take it over from sbatch since SLURM 22.05: without it every task gets one core.
-    yield f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"
-    # Otherwise every task starts as many threads as the node has cores.
-    yield f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cluster.cpus_per_task}}}"
-    yield "# A container has no SLURM commands; what srun's tasks need of SLURM comes from here: the first node's name,"
-    yield 'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"'
-    yield "# where they meet, and a requeue: the main task leaves this file, which is looked for when srun has ended."
-    yield f'export {REQUEUE_FILE}={shlex.quote(str(folder))}/requeue-"$SLURM_JOB_ID"'
-    yield f'rm -f "${REQUEUE_FILE}"'
-
-
-def _srun_arguments(cluster: ClusterConfig, folder: Path) -> Iterator[str]:
-    # The tasks see what the lines above have set; of the submitting shell that holds only what --export let through.
-    yield from ("--export=ALL", "--kill-on-bad-exit=1")
-    if cluster.container_image is not None:
-        here = Path.cwd()
-        ours = [here] if folder.is_relative_to(here) else [here, folder.parent]
-        mounts = ",".join([*(f"{path}:{path}" for path in ours), *cluster.container_mounts])
-        yield from (f"--container-image={cluster.container_image}", f"--container-mounts={mounts}")
-        yield f"--container-workdir={here}"
-
-
-def sbatch_text(executor: SlurmExecutor) -> str:
-    """Return the sbatch file that `executor` would submit."""
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-    return text
 
 
 # ---------------------------------------------------------------- checks
@@ -273,9 +138,6 @@ def check_continues(run: RunDir, experiment: ExperimentConfig) -> None:
         RunError: naming every changed value.
     """
     if run.is_run():
-        from metaser.config.load import load_experiment
-        from metaser.train.run import refuse_changes
-
         refuse_changes(load_experiment(run.config), experiment, run)
 
 
@@ -288,28 +150,9 @@ def prepare_checks(cluster: ClusterConfig, executor: SlurmExecutor, source: str)
     check_cluster(cluster)
     with clean_environment():
         try:
-            ask("sbatch", "--test-only", stdin=sbatch_text(executor))
+            run_command("sbatch", "--test-only", stdin=sbatch_text(executor))
         except ClusterError as error:
             raise ClusterError(f"the cluster must give what {source!r} asks for, but {error}") from error
-
-
-@contextmanager
-def clean_environment() -> Iterator[None]:
-    """Hide what would change the meaning of an sbatch file: options in variables, and the job we may be in."""
-    prefixes = ["SBATCH_", "SRUN_", "SUBMITIT_"]
-    if "SLURM_JOB_ID" in os.environ:
-        prefixes.append("SLURM_")
-    hidden = {
-        name: value
-        for name, value in os.environ.items()
-        if (name.startswith(tuple(prefixes)) and name != "SLURM_CONF") or name in _LAUNCHER_VARIABLES
-    }
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 # ---------------------------------------------------------------- submitting
@@ -321,7 +164,7 @@ def write_experiment(run: RunDir, experiment: ExperimentConfig) -> Path:
     Raises:
         RunError: if the folder cannot be written.
     """
-    path = run.jobs / f"experiment-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}.yaml"
+    path = run.submitted_experiment(time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(sealed_yaml(dump_experiment(experiment)), encoding="utf-8")
@@ -358,9 +201,9 @@ def submit_slurm(
 
     def cancel() -> None:
         if new := _queued_from(executor.folder) - before:
-            ask("scancel", *sorted(new))
+            run_command("scancel", *sorted(new))
 
-    with _taken_back_on_failure(executor.folder, cancel):
+    with _cancelled_on_failure(executor.folder, cancel):
         try:
             with clean_environment():
                 if len(jobs) == 1:
@@ -375,17 +218,17 @@ def submit_slurm(
 
 def _queued_from(folder: Path) -> set[str]:
     """Return this user's jobs whose sbatch files lie in `folder`."""
-    rows = ask_rows(2, "squeue", "--noheader", "--me", "--format=%A|%o")
+    rows = run_for_rows(2, "squeue", "--noheader", "--me", "--format=%A|%o")
     return {job for job, command in rows if Path(command).parent == folder}
 
 
 @contextmanager
-def _taken_back_on_failure(folder: Path, take_back: Callable[[], None]) -> Iterator[None]:
-    """Take back what the block has started but not recorded: neither `status` nor `stop` would find it."""
+def _cancelled_on_failure(folder: Path, cancel: Callable[[], None]) -> Iterator[None]:
+    """Cancel what the block has started but not recorded: neither `status` nor `stop` would find it."""
     try:
         yield
     except BaseException as error:
-        take_back()
+        cancel()
         if isinstance(error, OSError):
             raise RunError(
                 f"output_dir must be writable to record a job, but {str(folder)!r} is not: {error.strerror}; nothing "
@@ -408,7 +251,7 @@ def submit_local(cluster: ClusterConfig, run: RunDir, job: TrainingJob) -> tuple
         for local in started:
             os.kill(int(local.job_id), signal.SIGTERM)
 
-    with _taken_back_on_failure(run.jobs, end):
+    with _cancelled_on_failure(run.jobs, end):
         executor = submitit.LocalExecutor(run.jobs.absolute(), max_num_timeout=cluster.max_requeues)
         executor.update_parameters(
             tasks_per_node=cluster.num_tasks,

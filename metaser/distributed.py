@@ -74,7 +74,7 @@ def _check_meeting_point(environment: Mapping[str, str]) -> None:
         raise TrainingError(f"MASTER_ADDR must resolve to an address, but {host!r} does not: {error}") from None
 
 
-def export_place(info: DistInfo) -> None:
+def export_dist_info(info: DistInfo) -> None:
     """Tell libraries that ask the environment (DeepSpeed) what `dist_info` found out."""
     place = {"RANK": info.rank, "WORLD_SIZE": info.num_processes, "LOCAL_RANK": info.local_rank}
     os.environ.update({name: str(value) for name, value in place.items()})

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from metaser.model.metaser import MetaSERModel
-from metaser.rundir import writing
+from metaser.runfiles import writing
 from shards.config import DataConfig
 from shards.schema import RATE_HZ
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from metaser.errors import RunError
-from metaser.rundir import validated_json
+from metaser.runfiles import validated_json
 from shards.shown import shown
 
 Line = dict[str, Any]

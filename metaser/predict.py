@@ -135,7 +135,7 @@ def _memory_for(file: str, windowing: Windowing) -> Iterator[None]:
         ) from error
 
 
-class _Heard(NamedTuple):
+class _HeardWindow(NamedTuple):
     """One window's sound in the model's words; no tasks and no logits if it is silent."""
 
     start: int
@@ -159,7 +159,7 @@ def _predict_track(
     if track.channels.is_silent(channel):
         raise _silence(file, channel)
     windows = windowing.cut(len(mono_T))
-    heard = [_hear(model, file, window.start, mono_T[window.start : window.end]) for window in windows]
+    heard = [_predict_window(model, file, window.start, mono_T[window.start : window.end]) for window in windows]
     if all(window.logits is None for window in heard):
         raise _silence(file, channel)
     return FilePrediction(
@@ -181,10 +181,10 @@ def _silence(file: str, channel: int | None) -> AudioError:
     )
 
 
-def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> _Heard:
+def _predict_window(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> _HeardWindow:
     end = start + len(samples_T)
     if is_silent(samples_T):
-        return _Heard(start, end, {}, None)
+        return _HeardWindow(start, end, {}, None)
     batch = as_batch(np.zeros(1), np.ascontiguousarray(samples_T)[None], [len(samples_T)], [True])
     with torch.inference_mode():
         output = model(*make_inputs(batch, model.device, {}))
@@ -199,10 +199,12 @@ def _hear(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> 
     num_frames = dict.fromkeys(logits, int(output.num_frames_B[0]))
     tasks = _answers(model.task_specs, JoinedOutput(logits, num_frames))
     condensed = {spec.name: kind_of(spec).condense(logits[spec.name])[0] for spec in model.task_specs}
-    return _Heard(start, end, tasks, condensed)
+    return _HeardWindow(start, end, tasks, condensed)
 
 
-def _joined_tasks(model: MetaSERModel, heard: Sequence[_Heard], windows: Sequence[Window]) -> dict[str, dict[str, Any]]:
+def _joined_tasks(
+    model: MetaSERModel, heard: Sequence[_HeardWindow], windows: Sequence[Window]
+) -> dict[str, dict[str, Any]]:
     outputs = [WindowOutput(window, part.logits) for window, part in zip(windows, heard, strict=True)]
     return _answers(model.task_specs, join_windows(model.task_specs, outputs, hop_samples=model.encoder.hop_samples))
 
@@ -215,7 +217,7 @@ def _answers(specs: Sequence[TaskSpec], output: JoinedOutput) -> dict[str, dict[
     return answers
 
 
-def _notes(file: str, track: Track, channel: int | None, heard: Sequence[_Heard]) -> Iterator[str]:
+def _notes(file: str, track: Track, channel: int | None, heard: Sequence[_HeardWindow]) -> Iterator[str]:
     channels = track.channels
     if channel is None and 0 < len(channels.quiet) < channels.num:
         yield (

@@ -25,9 +25,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from metaser.config.schema import ParallelConfig, Strategy
 from metaser.deepspeed import choose_device, deepspeed_settings
-from metaser.distributed import DistInfo, export_place
+from metaser.distributed import DistInfo, export_dist_info
 from metaser.errors import RunError, TrainingError
-from metaser.watch import HEARTBEAT_S, Watch
+from metaser.monitor import HEARTBEAT_S, Monitor
 from shards.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Processes:
         if not use_cuda:
             # accelerate imports DeepSpeed where it is installed, which then says on stdout that it found no GPU.
             os.environ["DS_ACCELERATOR"] = "cpu"
-        self.accelerator = self._join(use_cuda=use_cuda)
+        self.accelerator = self._build_accelerator(use_cuda=use_cuda)
         if self.accelerator.num_processes != info.num_processes:
             raise TrainingError(
                 f"the launcher started {info.num_processes} processes, but accelerate joined "
@@ -113,15 +113,15 @@ class Processes:
                 "%s computes bf16 slowly, because it has no units for it; set parallel.precision to fp16",
                 torch.cuda.get_device_name(self.device),
             )
-        # Flags and results travel beside the gradients, on the CPU.
+        # A second process group, over gloo: flags and results are exchanged on the CPU, apart from the gradients.
         self._group: dist.ProcessGroup | None = None
         if info.num_processes > 1:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
-        self._watch: Watch | None = None
+        self._monitor: Monitor | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch each other inside; a process that dies ends all, with its name and its last words.
+    def monitored(self) -> Iterator[None]:
+        """Exchange heartbeats inside; a process that dies ends all others with its failure report.
 
         Raises:
             TrainingError: in place of what an operation with a dead process raises.
@@ -129,30 +129,30 @@ class Processes:
         if self.info.num_processes == 1:
             yield
             return
-        watch = self._watch = Watch(self.info)
+        monitor = self._monitor = Monitor(self.info)
         try:
             yield
             self.barrier()
-            watch.stop()
+            monitor.stop()
         except RuntimeError as error:
-            # A collective operation broke, probably: the watch knows within seconds whether someone died.
-            failure = watch.failure(timeout_s=2 * HEARTBEAT_S)
-            watch.announce(f"{type(error).__name__}: {error}", failure=failure)
+            # A collective operation broke, probably: the monitor knows within seconds whether a process died.
+            failure = monitor.failure(timeout_s=2 * HEARTBEAT_S)
+            monitor.announce(f"{type(error).__name__}: {error}", failure=failure)
             if failure is None:
                 raise
             raise TrainingError(str(failure)) from error
         except BaseException as error:
-            watch.announce(f"{type(error).__name__}: {error}")
+            monitor.announce(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self._watch = None
+            self._monitor = None
 
     def note(self, position: str) -> None:
         """Say where this process stands, for the others to report should it be killed."""
-        if self._watch is not None:
-            self._watch.note(position)
+        if self._monitor is not None:
+            self._monitor.note(position)
 
-    def _join(self, *, use_cuda: bool) -> Accelerator:
+    def _build_accelerator(self, *, use_cuda: bool) -> Accelerator:
         backend = "nccl" if use_cuda else "gloo"
         accumulation = GradientAccumulationPlugin(num_steps=1, adjust_scheduler=False)
         if not self.strategy.startswith("zero"):
@@ -167,7 +167,7 @@ class Processes:
             )
         choose_device(use_cuda=use_cuda)
         settings = deepspeed_settings(self.parallel, self.info.num_processes, use_cuda=use_cuda)
-        export_place(self.info)
+        export_dist_info(self.info)
         if self.info.num_processes == 1 and not dist.is_initialized():
             # Nobody else to meet: no address is needed.
             store = dist.HashStore()  # type: ignore[attr-defined]

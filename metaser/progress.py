@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,12 +16,13 @@ from metaser.config.load import load_experiment
 from metaser.config.schema import StageConfig
 from metaser.errors import RunError
 from metaser.lines import Chain, Stage, Step, read_lines
-from metaser.rundir import LockHolder, RunDir, lock_holder, reading, validated_json
+from metaser.rundir import RunDir, step_paths
+from metaser.runfiles import reading, validated_json
+from metaser.runlock import LockHolder, lock_holder
 from shards.inputfile import is_there, open_regular
 
 _TAIL_BYTES = 200_000
 _RECENT_STEPS = 50
-_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CheckpointPlace:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Where a run stands."""
 
     stage: int
@@ -56,7 +56,7 @@ class Progress:
     """Who trains right now."""
 
 
-def read_progress(run: RunDir) -> Progress:
+def read_progress(run: RunDir) -> RunProgress:
     """Return where the run in this folder stands; one that was only submitted stands at stage 0.
 
     Raises:
@@ -71,7 +71,7 @@ def read_progress(run: RunDir) -> Progress:
     if stage > len(stages):
         raise RunError(f"{run.metrics} must be of the {len(stages)} stages of its run, got stage {stage}")
     num_left = sum(part.num_steps for part in stages[max(stage - 1, 0) :]) - (last.step if last else 0)
-    return Progress(
+    return RunProgress(
         stage=stage,
         stage_name=stages[stage - 1].name if last else None,
         step=last.step if last else 0,
@@ -93,7 +93,7 @@ def is_finished(run: RunDir) -> bool:
         RunError: if another file of it cannot.
     """
     with reading(run.root):
-        if not run.is_run() or not is_there(run.report / "report.json"):
+        if not run.is_run() or not is_there(run.report_json):
             return False
     last = load_experiment(run.config).stages
     steps = _last_steps(run.metrics)
@@ -137,12 +137,7 @@ def _last_steps(path: Path) -> list[_Step]:
 
 def _newest_checkpoint(run: RunDir, num_stages: int) -> CheckpointPlace | None:
     for stage in range(num_stages, 0, -1):
-        found = [
-            (int(match[1]), path)
-            for path in run.checkpoints(stage).glob("step-*")
-            if (match := _CHECKPOINT.fullmatch(path.name))
-        ]
-        for step, path in sorted(found, reverse=True):
+        for step, path in sorted(step_paths(run.checkpoints(stage)).items(), reverse=True):
             # A training may delete it meanwhile.
             with suppress(FileNotFoundError):
                 return CheckpointPlace(stage, step, time.time() - path.stat().st_mtime)

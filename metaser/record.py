@@ -13,7 +13,8 @@ from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
-from metaser.rundir import RunDir, read_json, reading, validated_json, write_whole, writing
+from metaser.rundir import RunDir
+from metaser.runfiles import read_json, reading, validated_json, write_whole, writing
 from metaser.stagedata import select_utterances
 from metaser.sums import file_sha256, sealed_json
 from metaser.tasks.spec import TaskSpec

@@ -1,29 +1,21 @@
-"""Every path inside a run's folder, how its files are read, and the lock that keeps two writers out of it."""
+"""Every path inside a run's folder, and what may be in its place."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
-from safetensors import SafetensorError
 
 from metaser.errors import RunError
-from metaser.sums import SEAL, is_as_sealed, is_sealed, sealed_json
-from shards.inputfile import ABSENT, fault_of, is_there, open_regular, read_regular
-from shards.jsontext import JsonTextError, parse_json
-from shards.shown import shown
+from metaser.runfiles import reading
+from shards.inputfile import ABSENT, fault_of, is_there
 
-MAX_JSON_BYTES = 1 << 28
-"""Of a JSON file of a run: `environment.json` keeps the changed code of every start."""
-Parsed = TypeVar("Parsed")
+REPORT, REPORT_PAGE, PREDICTIONS = "report.json", "report.md", "predictions.csv"
+"""What the folder of a report holds, the run's own or one of another split."""
+CONFUSION, CURVES = "confusion.png", "curves.png"
+_STEP = re.compile(r"step-(\d{6,})")
+_FOLD = re.compile(r"fold(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -78,6 +70,16 @@ class RunDir:
         return self.root / "report"
 
     @property
+    def report_json(self) -> Path:
+        """The numbers of that evaluation."""
+        return self.report / REPORT
+
+    @property
+    def predictions(self) -> Path:
+        """What the model answered for each utterance of that evaluation."""
+        return self.report / PREDICTIONS
+
+    @property
     def profile(self) -> Path:
         """Traces and tables of `metaser train --profile`."""
         return self.root / "profile"
@@ -86,6 +88,14 @@ class RunDir:
     def keys(self) -> Path:
         """Which utterances each process read in each step, if the experiment asks for it."""
         return self.root / "keys"
+
+    def key_log(self, rank: int) -> Path:
+        """What the process `rank` read."""
+        return self.keys / f"rank-{rank}.jsonl"
+
+    def key_logs(self) -> list[Path]:
+        """What each process read, as far as it is there."""
+        return sorted(self.keys.glob("rank-*.jsonl"))
 
     @property
     def jobs(self) -> Path:
@@ -97,10 +107,39 @@ class RunDir:
         """How this run was submitted, every time."""
         return self.jobs / "submissions.json"
 
+    def submitted_experiment(self, time: str) -> Path:
+        """The experiment that a job submitted at `time` reads."""
+        return self.jobs / f"experiment-{time}.yaml"
+
+    @property
+    def console_log(self) -> Path:
+        """What a fold said that `metaser crossval` trained on its own machine."""
+        return self.jobs / "console.log"
+
     @property
     def crossval(self) -> Path:
         """The plan, where this is the folder of a whole cross-validation and not of a run."""
         return self.root / "crossval.json"
+
+    def fold(self, number: int) -> RunDir:
+        """The run of a fold, where this is the folder of a whole cross-validation."""
+        return RunDir(self.root / f"fold{number}")
+
+    def folds(self) -> dict[int, RunDir]:
+        """The runs of the folds that have a folder, by their numbers in order."""
+        found = {
+            int(match[1]): RunDir(path) for path in self.root.glob("fold*") if (match := _FOLD.fullmatch(path.name))
+        }
+        return {number: found[number] for number in sorted(found) if found[number].root.is_dir()}
+
+    def is_named_as_fold(self) -> bool:
+        """Return whether this folder has the name of a fold."""
+        return _FOLD.fullmatch(self.root.name) is not None
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains here."""
+        return self.root / ".lock"
 
     @property
     def stop_file(self) -> Path:
@@ -120,96 +159,24 @@ class RunDir:
         return is_there(self.crossval)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say in one sentence that `path` cannot be written.
-
-    Raises:
-        RunError: if the disk refuses (full, read-only).
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"{path} cannot be written: {error}; earlier checkpoints are complete, free the disk and start again to "
-            "continue"
-        ) from error
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies in a stage's folder `checkpoints`."""
+    return checkpoints / f"step-{step:06d}"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path`; readers see what was there or all of it."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+def step_paths(checkpoints: Path) -> dict[int, Path]:
+    """Return what is called like a checkpoint in a stage's folder `checkpoints`, by its step."""
+    return {int(match[1]): path for path in checkpoints.glob("step-*") if (match := _STEP.fullmatch(path.name))}
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Say in one sentence that `path` cannot be read; that it does not exist is left to the caller.
-
-    Raises:
-        RunError: if the system refuses.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise RunError(f"{path} must be readable, but is not: {error.strerror}") from error
+def step_draft(checkpoints: Path, step: int) -> Path:
+    """Return where the checkpoint of `step` lies while it is written."""
+    return checkpoints / f".step-{step:06d}.tmp"
 
 
-def read_bytes(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes | None:
-    """Return what the regular file at `path` holds, None if there is no such file.
-
-    Raises:
-        RunError: if it cannot be read, is no regular file, or is longer than `max_bytes`.
-    """
-    with reading(path):
-        try:
-            return read_regular(path, max_bytes=max_bytes)
-        except FileNotFoundError:
-            return None
-
-
-def read_json(path: Path, validate: Callable[..., Parsed]) -> Parsed | None:
-    """Return what the JSON file at `path` holds, None if there is no such file.
-
-    `validate` is the `validate_json` of a pydantic `TypeAdapter`. An object that is sealed must be as it was sealed;
-    those of earlier versions are not.
-
-    Raises:
-        RunError: if it cannot be read or does not hold what it must.
-    """
-    data = read_bytes(path)
-    return None if data is None else _whole(data, validate, path)
-
-
-def _whole(data: bytes, validate: Callable[..., Parsed], path: Path) -> Parsed:
-    if not is_as_sealed(data):
-        try:
-            values = parse_json(data)
-        except JsonTextError as error:
-            raise RunError(f"{path} is damaged: {error}; restore it or move it away") from None
-        if is_sealed(values):
-            raise RunError(f"{path} is damaged: it is not what its {SEAL} is of; restore it or move it away")
-    return validated_json(data, validate, str(path))
-
-
-def validated_json(data: bytes, validate: Callable[..., Parsed], where: str) -> Parsed:
-    """Return the JSON in `data`, which stands in `where`; no value is taken for one of another type.
-
-    Raises:
-        RunError: if it is damaged.
-    """
-    try:
-        return validate(data, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = "".join(f"{part}: " for part in first["loc"])
-        raise RunError(
-            f"{where} is damaged: {shown(place, 100)}{shown(first['msg'], 200)}, got "
-            f"{shown(repr(first['input']), 60)}; restore it or move it away"
-        ) from None
+def step_drafts(checkpoints: Path) -> Iterator[Path]:
+    """Yield the checkpoints that are being written, or whose writer was killed."""
+    return checkpoints.glob(".step-*.tmp")
 
 
 def refuse_no_folder(path: str | Path) -> None:
@@ -247,108 +214,6 @@ def existing_run(path: str | Path) -> RunDir:
     if not is_run:
         raise RunError(f"RUN must be a run's folder, but {str(path)!r} holds no config.yaml")
     return run
-
-
-LOCK_TRIES, LOCK_WAIT_S = 5, 0.1
-
-
-class RunLock:
-    """An exclusive hold on a run's folder for as long as the process lives."""
-
-    def __init__(self, run: RunDir) -> None:
-        """Take the lock.
-
-        Raises:
-            RunError: if another process holds it, naming host and process, the folder cannot be written, or it is
-                that of a cross-validation.
-        """
-        try:
-            refuse_crossval(run)
-            run.root.mkdir(parents=True, exist_ok=True)
-            self._file = _lock_path(run).open("a+", encoding="utf-8")
-        except OSError as error:
-            reason = error.strerror or f"{_lock_path(run).name} is no regular file"
-            raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {reason}") from error
-        if not self._taken():
-            self._file.close()
-            holder = _last_holder_named(run)
-            raise RunError(f"run {str(run.root)!r} is in use by {holder}; stop it or choose another output_dir")
-        self._file.truncate(0)
-        holder = LockHolder(socket.gethostname(), os.getpid(), os.environ.get("SLURM_JOB_ID"))
-        self._file.write(sealed_json(asdict(holder)))
-        self._file.flush()
-
-    def _taken(self) -> bool:
-        for attempt in range(LOCK_TRIES):
-            if attempt:
-                # `lock_holder` may be asking at this moment, which takes the lock for microseconds.
-                time.sleep(LOCK_WAIT_S)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            return True
-        return False
-
-    def release(self) -> None:
-        """Give the folder free."""
-        self._file.close()
-
-
-@dataclass(frozen=True)
-class LockHolder:
-    """The process that trains in a run's folder."""
-
-    host: str
-    pid: NonNegativeInt
-    slurm_job: str | None = None
-
-    def __str__(self) -> str:
-        """Return words for a message."""
-        job = f", SLURM job {self.slurm_job}" if self.slurm_job else ""
-        return shown(f"process {self.pid} on {self.host}{job}", 200)
-
-
-_validate_holder = TypeAdapter(LockHolder).validate_json
-
-
-def lock_holder(run: RunDir) -> LockHolder | None:
-    """Return who trains in the run's folder right now, None if nobody does.
-
-    Raises:
-        RunError: if the lock cannot be read.
-    """
-    with reading(_lock_path(run)):
-        try:
-            file = open_regular(_lock_path(run))
-        except FileNotFoundError:
-            return None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _last_holder_named(run)
-    return None
-
-
-def last_holder(run: RunDir) -> LockHolder | None:
-    """Return who trained in the run's folder last, whether or not it still does; None if nobody ever did.
-
-    Raises:
-        RunError: if the lock cannot be read.
-    """
-    path = _lock_path(run)
-    data = read_bytes(path)
-    return _whole(data, _validate_holder, path) if data else None
-
-
-def _last_holder_named(run: RunDir) -> LockHolder:
-    # Between taking the lock and writing its name the holder is unknown.
-    return last_holder(run) or LockHolder("an unknown host", 0)
-
-
-def _lock_path(run: RunDir) -> Path:
-    return run.root / ".lock"
 
 
 def refuse_crossval(run: RunDir) -> None:

@@ -55,7 +55,7 @@ class Targets:
         return weights
 
     def denominators(self, items: np.ndarray) -> dict[str, float]:
-        """Return per task what the sum of losses over `items` is divided by."""
+        """Return each task's loss denominator: the sum of `weights` over the utterances at `items`, or 1 if it is 0."""
         return {name: loss_denominator(float(self.weights(name, items).sum())) for name in self._of_task}
 
     def lookup(self, items: np.ndarray) -> dict[str, TaskTarget]:

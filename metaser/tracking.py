@@ -13,18 +13,23 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from metaser.lines import Chain, Line, read_lines
-from metaser.rundir import RunDir, read_bytes, writing
+from metaser.rundir import RunDir
+from metaser.runfiles import read_bytes, writing
 from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
 log = logging.getLogger(__name__)
+
+OnMetrics = Callable[[dict[str, Any]], None]
+"""Called with every line of `metrics.jsonl` as it is written."""
 
 
 def read_metrics(path: Path) -> Iterator[Line]:
@@ -54,11 +59,11 @@ class Tracker:
         """Continue after the 1-based `stage` and its `step` (0: before its first), dropping what lies beyond."""
         self._run = run
         self._excepthook = threading.excepthook
-        threading.excepthook = self._leave_to_next_call
+        threading.excepthook = self._ignore_full_disk
         with writing(run.metrics):
             kept, chain = _cut_back(run.metrics, stage, step)
             self._file = _SealedFile(run.metrics, chain)
-        if step and (not kept or _place(kept[-1]) != (stage, step)):
+        if step and (not kept or _position(kept[-1]) != (stage, step)):
             log.warning(
                 "%s must reach step %d of stage %d, from where this training goes on, but ends before; the numbers of "
                 "the steps between are lost",
@@ -88,7 +93,7 @@ class Tracker:
         with writing(self._run.tensorboard):
             self._writer.close()
 
-    def _leave_to_next_call(self, found: threading.ExceptHookArgs) -> None:
+    def _ignore_full_disk(self, found: threading.ExceptHookArgs) -> None:
         """Print no traceback of TensorBoard's thread when the disk is full: its next call raises the same."""
         if not (issubclass(found.exc_type, OSError) and type(found.thread).__module__.startswith("tensorboard.")):
             self._excepthook(found)
@@ -106,7 +111,7 @@ class KeyLog:
 
     def __init__(self, run: RunDir, rank: int) -> None:
         """Continue the log of process `rank`; `cut_back_keys` must have run."""
-        self._path = run.keys / f"rank-{rank}.jsonl"
+        self._path = run.key_log(rank)
         with writing(self._path):
             run.keys.mkdir(parents=True, exist_ok=True)
             data = read_bytes(self._path, max_bytes=MAX_TEXT_BYTES) or b""
@@ -122,9 +127,33 @@ class KeyLog:
         self._file.close()
 
 
+@dataclass(frozen=True)
+class Recorder:
+    """All that one process writes of its steps."""
+
+    tracker: Tracker | None
+    """In the main process only."""
+    key_log: KeyLog | None
+    """If the experiment asks for it."""
+    on_metrics: OnMetrics
+
+    def write_metrics(self, line: Line) -> None:
+        """Write and show a line of `metrics.jsonl`; nothing but in the main process."""
+        if self.tracker is not None:
+            self.tracker.log(line)
+            self.on_metrics(line)
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        if self.tracker is not None:
+            self.tracker.close()
+        if self.key_log is not None:
+            self.key_log.close()
+
+
 def cut_back_keys(run: RunDir, *, stage: int, step: int) -> None:
     """Drop what all processes' key logs hold beyond the 1-based `stage` and its `step`."""
-    for path in sorted(run.keys.glob("rank-*.jsonl")):
+    for path in run.key_logs():
         with writing(path):
             _cut_back(path, stage, step)
 
@@ -149,7 +178,7 @@ class _SealedFile:
         self._file.close()
 
 
-def _place(line: Line) -> tuple[int, int]:
+def _position(line: Line) -> tuple[int, int]:
     return line["stage"], line["step"]
 
 
@@ -157,7 +186,7 @@ def _cut_back(path: Path, stage: int, step: int) -> tuple[list[Line], Chain]:
     """Cut the file behind its last line that is not beyond `stage` and `step`; return the lines that are left."""
     data = read_bytes(path, max_bytes=MAX_TEXT_BYTES) or b""
     # Lazily: what lies behind the checkpoint may be damaged, it is cut off.
-    kept = list(itertools.takewhile(lambda line: _place(line) <= (stage, step), _read(data, path)))
+    kept = list(itertools.takewhile(lambda line: _position(line) <= (stage, step), _read(data, path)))
     end = 0
     for _ in kept:
         end = data.index(b"\n", end) + 1

@@ -44,7 +44,7 @@ def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s
     if window_s is None and stored_s[0] is not None:
         window_s, overlap_s = stored_s[0], stored_s[1] if overlap_s is None else overlap_s
     window_s = _DEFAULT_WINDOW_S if window_s is None else window_s
-    problem = _objection(window_s, overlap_s)
+    problem = _problem(window_s, overlap_s)
     if problem is None:
         return Windowing.of_seconds(window_s, overlap_s)
     if (window_s, overlap_s) == stored_s:
@@ -52,7 +52,7 @@ def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s
     raise ConfigError(f"{problem}; give other --window or --overlap")
 
 
-def _objection(window_s: Any, overlap_s: Any) -> str | None:
+def _problem(window_s: Any, overlap_s: Any) -> str | None:
     if not isinstance(window_s, int | float) or not MIN_WINDOW_S <= window_s < float("inf"):
         return f"a window must last {MIN_WINDOW_S:g} s or longer, got {window_s}"
     if overlap_s is not None and not (isinstance(overlap_s, int | float) and 0 <= overlap_s <= window_s - MIN_HOP_S):

@@ -13,8 +13,8 @@ from shards.index import Index
 from shards.shown import shown
 from shards.survey import Survey
 
-_DPI = 150
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+DPI = 150
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 _MAX_NAMED_SPEAKERS = 40
 
@@ -34,7 +34,7 @@ def draw_survey(found: Survey, index: Index, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, figure in zip(paths, figures.values(), strict=True):
-            figure.savefig(path, dpi=_DPI)
+            figure.savefig(path, dpi=DPI)
     except OSError as error:
         raise ShardError(
             f"--png must be a folder that can be written, but {folder} is not: {error.strerror}"
@@ -45,7 +45,7 @@ def draw_survey(found: Survey, index: Index, folder: Path) -> list[Path]:
 def _durations(durations_s: np.ndarray) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.hist(durations_s, bins=min(60, 10 + len(durations_s) // 20), color=_COLOURS[0])
+    axes.hist(durations_s, bins=min(60, 10 + len(durations_s) // 20), color=COLOURS[0])
     middle, high = np.percentile(durations_s, [50, 95])
     for value, name, style in ((middle, "median", "-"), (high, "95 %", "--")):
         axes.axvline(value, color="black", linewidth=1, linestyle=style, label=f"{name} {value:.2f} s")
@@ -61,7 +61,7 @@ def _stacked(field: str, table: Mapping[str, Mapping[str, int]]) -> Figure:
     words, splits = list(table)[::-1], list(next(iter(table.values())))
     rows = range(len(words))
     left = np.zeros(len(words))
-    for split, colour in zip(splits, _COLOURS, strict=False):
+    for split, colour in zip(splits, COLOURS, strict=False):
         counts = np.asarray([table[word][split] for word in words])
         axes.barh(rows, counts, left=left, color=colour, label=split if split != "none" else "no split of its own")
         left += counts
@@ -76,7 +76,7 @@ def _speakers(speakers: Mapping[str, int]) -> Figure:
     ordered = sorted(speakers.items(), key=lambda item: -item[1])
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.bar(range(len(ordered)), [count for _, count in ordered], color=_COLOURS[0])
+    axes.bar(range(len(ordered)), [count for _, count in ordered], color=COLOURS[0])
     if len(ordered) <= _MAX_NAMED_SPEAKERS:
         axes.set_xticks(range(len(ordered)), [shown(name) for name, _ in ordered], rotation=90, parse_math=False)
     else:

@@ -99,7 +99,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
     gpus = _visible_gpus() if parallel > 1 else []
     gpu_of: dict[int, str] = {}
     failed: dict[int, int] = {}
-    with _passing_signals_on(running) as asked:
+    with _signals_forwarded(running) as asked:
         while running or (waiting and not asked):
             while waiting and len(running) < parallel and not asked:
                 fold = waiting.pop(0)
@@ -135,7 +135,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
 def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess.Popen[bytes]:
     from launch.submission import write_experiment
     from metaser.distributed import die_with_parent
-    from metaser.rundir import writing
+    from metaser.runfiles import writing
 
     experiment = plan.experiment(fold)
     path = write_experiment(plan.run(fold), experiment)
@@ -157,7 +157,7 @@ def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess
 
 
 def _console_log(plan: CrossValidation, fold: int) -> Path:
-    return plan.run(fold).jobs / "console.log"
+    return plan.run(fold).console_log
 
 
 def _last_line(path: Path) -> str:
@@ -178,7 +178,7 @@ def _visible_gpus() -> list[str]:
 
 
 @contextmanager
-def _passing_signals_on(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[list[str]]:
+def _signals_forwarded(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[list[str]]:
     """Ask the folds to save and stop when this process is asked; yields by what it was."""
     asked: list[str] = []
 
@@ -206,15 +206,17 @@ def _train_on_cluster(
 
     from launch import submission
     from launch.cluster import load_cluster
+    from launch.sbatch import sbatch_text, slurm_executor
     from metaser.eval.crossval import check_crossval, fold_runs, start_crossval
     from metaser.progress import is_finished
+    from metaser.rundir import RunDir
 
     where = load_cluster(cluster, changes)
     parallel = plan.config.parallel.model_copy(update={"expected_num_processes": where.num_tasks})
     plan = replace(plan, config=plan.config.model_copy(update={"parallel": parallel}))
-    executor = submission.slurm_executor(where, plan.root.absolute() / "jobs", f"metaser-{plan.root.name}")
+    executor = slurm_executor(where, RunDir(plan.root).jobs.absolute(), f"metaser-{plan.root.name}")
     if dry_run:
-        tell_data(f"{submission.sbatch_text(executor)}\n")
+        tell_data(f"{sbatch_text(executor)}\n")
         return
     queued = {
         fold: found[0]
@@ -248,7 +250,7 @@ def _train_on_cluster(
 
 
 def _wait(plan: CrossValidation, live: dict[int, str]) -> None:
-    from launch.cluster import JOB_IS_LIVE, job_states
+    from launch.slurm import JOB_IS_LIVE, job_states
     from metaser.errors import RunError
 
     waiting = dict(live)

@@ -44,7 +44,7 @@ def predict(
         chosen = choose_channel(channel)
         loaded = load_model(model)
         windowing = choose_windows(loaded, window, overlap)
-        predictions = _noted(predict_files(loaded, audio, windowing=windowing, channel=chosen))
+        predictions = _with_notes_shown(predict_files(loaded, audio, windowing=windowing, channel=chosen))
         if output_format == "jsonl":
             failed = _print_jsonl(predictions)
         elif output_format == "csv":
@@ -55,7 +55,7 @@ def predict(
         raise typer.Exit(2)
 
 
-def _noted(predictions: Iterator[FilePrediction]) -> Iterator[FilePrediction]:
+def _with_notes_shown(predictions: Iterator[FilePrediction]) -> Iterator[FilePrediction]:
     for prediction in predictions:
         for note in prediction.notes:
             say(f"note: {note}")

@@ -12,7 +12,7 @@ import typer
 from launch.words import say, tell_json
 
 if TYPE_CHECKING:
-    from metaser.progress import Progress
+    from metaser.progress import RunProgress
     from metaser.rundir import RunDir
 
 
@@ -24,7 +24,7 @@ class RunState:
     state: str
     """finished, stopped, running (here or on another host), SLURM's word for its job in lower case, or damaged."""
     job: str | None
-    progress: Progress | None
+    progress: RunProgress | None
     damage: str | None = None
     """Which of its files cannot be read, and why; without these nothing else is known."""
 
@@ -86,7 +86,8 @@ def runs_of(path: str) -> list[RunDir]:
     """
     from metaser.errors import RunError
     from metaser.eval.crossval import fold_runs
-    from metaser.rundir import RunDir, reading, refuse_no_folder
+    from metaser.rundir import RunDir, refuse_no_folder
+    from metaser.runfiles import reading
 
     run = RunDir(Path(path))
     refuse_no_folder(path)
@@ -103,7 +104,7 @@ def read_state(run: RunDir) -> RunState:
     from launch.submission import visible_job
     from metaser.errors import ConfigError, RunError
     from metaser.progress import read_progress
-    from metaser.rundir import reading
+    from metaser.runfiles import reading
 
     try:
         with reading(run.root):

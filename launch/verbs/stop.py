@@ -23,21 +23,21 @@ def stop(
     """Ask a run to save at its next step and to stop for good; a job that only waits is taken out of the queue."""
     from launch.verbs.status import runs_of
     from metaser.errors import RunError
-    from metaser.rundir import lock_holder
+    from metaser.runlock import lock_holder
 
     folders = runs_of(run)
     is_any_asked = False
     problems: list[str] = []
     for folder in folders:
         try:
-            words = _ask_to_stop(folder)
+            done = _ask_to_stop(folder)
         except RunError as error:
             # One damaged fold must not keep the others in training.
             problems.append(str(error))
             continue
-        if words is not None:
+        if done is not None:
             is_any_asked = True
-            tell(f"{folder.root}: {words}")
+            tell(f"{folder.root}: {done}")
     if problems:
         raise RunError("; ".join(problems))
     if not is_any_asked:
@@ -61,14 +61,14 @@ def _why_nothing_stops(run: str, folders: Sequence[RunDir]) -> str:
 
 def _ask_to_stop(run: RunDir) -> str | None:
     """Return what was done, None if there is nothing to stop."""
-    from launch.cluster import JOB_IS_QUEUED, ask
+    from launch.slurm import JOB_IS_QUEUED, run_command
     from launch.submission import visible_job
     from metaser.errors import RunError
-    from metaser.rundir import lock_holder
+    from metaser.runlock import lock_holder
 
     job, state = visible_job(run) or (None, None)
     if job is not None and state in JOB_IS_QUEUED:
-        ask("scancel", job)
+        run_command("scancel", job)
         return f"job {job} was {state.lower()} and is cancelled"
     holder = lock_holder(run)
     if holder is None and state != "RUNNING":

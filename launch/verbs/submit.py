@@ -35,6 +35,7 @@ def submit(
     """Queue a training on a SLURM cluster; the same command continues a run that was stopped."""
     from launch import submission
     from launch.cluster import load_cluster
+    from launch.sbatch import sbatch_text, slurm_executor
     from metaser.config.load import load_experiment
     from metaser.errors import ConfigError
     from metaser.rundir import RunDir
@@ -45,9 +46,9 @@ def submit(
     expected = f"parallel.expected_num_processes={where.num_tasks}"
     experiment = load_experiment(config, [*(overrides or []), expected])
     run = RunDir(Path(experiment.output_dir))
-    executor = submission.slurm_executor(where, run.jobs.absolute(), f"metaser-{run.root.name}")
+    executor = slurm_executor(where, run.jobs.absolute(), f"metaser-{run.root.name}")
     if dry_run:
-        tell_data(f"{submission.sbatch_text(executor)}\n")
+        tell_data(f"{sbatch_text(executor)}\n")
         return
     if not local:
         submission.prepare_checks(where, executor, cluster)
@@ -82,7 +83,7 @@ def _say_where(done: Submission, run: RunDir) -> None:
 
 def job_has_ended(job_id: str) -> bool:
     """Return whether SLURM has nothing more to do for the job."""
-    from launch.cluster import JOB_IS_LIVE, job_states
+    from launch.slurm import JOB_IS_LIVE, job_states
 
     return job_states([job_id]).get(job_id, "FORGOTTEN") not in JOB_IS_LIVE
 

@@ -77,24 +77,24 @@ def _validate(
         section = kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where} has {error.error_count()} problem(s): {_describe(error, whole)}") from None
-    for path, value in _switches(tree, section):
+    for path, value in _booleans_as_numbers(tree, section):
         raise ConfigError(
             f"{where} has a problem: {shown(path, _MAX_SHOWN)} must be a number, got {str(value).lower()}"
         )
     return section
 
 
-def _switches(tree: Any, made: Any, path: str = "") -> Iterator[tuple[str, bool]]:
+def _booleans_as_numbers(tree: Any, made: Any, path: str = "") -> Iterator[tuple[str, bool]]:
     """Yield where `tree` has true or false and the section that was made of it a number: 1 or 0."""
     if isinstance(tree, bool) and isinstance(made, int | float) and not isinstance(made, bool):
         yield path.removeprefix("."), tree
     elif isinstance(tree, dict):
         for name, value in tree.items():
             found = made.get(name) if isinstance(made, dict) else getattr(made, str(name), None)
-            yield from _switches(value, found, f"{path}.{name}")
+            yield from _booleans_as_numbers(value, found, f"{path}.{name}")
     elif isinstance(tree, list) and isinstance(made, list | tuple):
         for number, (value, found) in enumerate(zip(tree, made, strict=False)):
-            yield from _switches(value, found, f"{path}.{number}")
+            yield from _booleans_as_numbers(value, found, f"{path}.{number}")
 
 
 def dump_experiment(config: ExperimentConfig) -> str:
@@ -121,14 +121,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     for part in parents:
         node = node[_position(node, part, told)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
-            raise ConfigError(f"override {told} does not fit: {_told(part)} holds {_told(node)}, not a section")
+            raise ConfigError(f"override {told} does not fit: {_quoted(part)} holds {_quoted(node)}, not a section")
     node[_position(node, last, told) if isinstance(node, list) else last] = _parse(text, override)
 
 
 def _position(items: list[Any], part: str, told: str) -> int:
     # Longer numbers are no places, and Python refuses to read very long ones.
     if not part.isdecimal() or len(part) > len(str(len(items))) or int(part) >= len(items):
-        raise ConfigError(f"override {told} must name one of the items 0 to {len(items) - 1}, got {_told(part)}")
+        raise ConfigError(f"override {told} must name one of the items 0 to {len(items) - 1}, got {_quoted(part)}")
     return int(part)
 
 
@@ -142,13 +142,13 @@ def _describe(error: ValidationError, whole: str) -> str:
         where = shown(".".join(str(part) for part in problem["loc"]), _MAX_SHOWN) or whole
         message = _without_middle(problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "extra_forbidden" and where in _RENAMED:
-            problems.append(f"{where} is called {_RENAMED[where]} now (value {_told(problem['input'])})")
+            problems.append(f"{where} is called {_RENAMED[where]} now (value {_quoted(problem['input'])})")
         elif problem["type"] == "extra_forbidden":
-            problems.append(f"{where}: unknown key (value {_told(problem['input'])})")
+            problems.append(f"{where}: unknown key (value {_quoted(problem['input'])})")
         elif problem["type"] in ("missing", "value_error"):
             problems.append(f"{where}: {message}")
         else:
-            problems.append(f"{where}: {message}, got {_told(problem['input'])}")
+            problems.append(f"{where}: {message}, got {_quoted(problem['input'])}")
     further = error.error_count() - len(problems)
     return "; ".join([*problems, f"and {further} more"] if further else problems)
 
@@ -158,5 +158,5 @@ def _without_middle(message: str) -> str:
     return message if len(message) <= 4 * _MAX_SHOWN else f"{message[: 2 * _MAX_SHOWN]} ... {message[-_MAX_SHOWN:]}"
 
 
-def _told(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return shown(repr(value), _MAX_SHOWN)

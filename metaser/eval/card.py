@@ -15,7 +15,8 @@ from metaser.eval.metrics import rounded, selected_value
 from metaser.eval.start import describe_start, known_start
 from metaser.markdown import code, plain, table
 from metaser.record import DataRecord, PartRecord, read_record
-from metaser.rundir import RunDir, write_whole, writing
+from metaser.rundir import RunDir
+from metaser.runfiles import write_whole, writing
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics

@@ -7,7 +7,6 @@ The folds lie in `NAME/fold0`, `NAME/fold1`, ...; the report over them in `NAME/
 from __future__ import annotations
 
 import fcntl
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,20 +22,13 @@ from metaser.errors import ConfigError, RunError
 from metaser.eval.claims import FoldClaims, pooled_claims
 from metaser.eval.coverage import LeftOut, add_left_out
 from metaser.eval.figures import confusion_figure
-from metaser.eval.predictions import PREDICTIONS, REPORT, read_covered, read_predictions
+from metaser.eval.predictions import read_covered, read_predictions
 from metaser.eval.report import build_report, write_report
 from metaser.lines import check_metrics
 from metaser.progress import is_finished
-from metaser.rundir import (
-    RunDir,
-    lock_holder,
-    read_json,
-    reading,
-    refuse_output_dir,
-    validated_json,
-    write_whole,
-    writing,
-)
+from metaser.rundir import CONFUSION, RunDir, refuse_output_dir
+from metaser.runfiles import read_json, reading, validated_json, write_whole, writing
+from metaser.runlock import lock_holder
 from metaser.sums import sealed_json
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.results import UtteranceResult
@@ -45,8 +37,6 @@ from shards.config import LeaveOneOut
 from shards.index import Index, load_index
 from shards.inputfile import is_there
 from shards.splits import SplitAssignment, assign_splits
-
-_FOLD = re.compile(r"fold(0|[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class CrossValidation:
 
     def run(self, fold: int) -> RunDir:
         """Return the folder of `fold`."""
-        return RunDir(self.root / f"fold{fold}")
+        return RunDir(self.root).fold(fold)
 
     def experiment(self, fold: int) -> ExperimentConfig:
         """Return the experiment of `fold`, whose run lies in its own folder."""
@@ -107,7 +97,7 @@ def plan_folds(config: ExperimentConfig) -> CrossValidation:
     rows = np.flatnonzero(corpora.numbers == corpora.words.index(judged[0]))
     root = Path(config.output_dir)
     # An experiment may be that of its first fold, folder included.
-    root = root.parent if _FOLD.fullmatch(root.name) else root
+    root = root.parent if RunDir(root).is_named_as_fold() else root
     refuse_output_dir(RunDir(root))
     plan = CrossValidation(root, config, position, tuple(index.take(rows).codes(rule.field).counts()))
     # What the first fold cannot be split by, none can.
@@ -179,8 +169,7 @@ def fold_runs(root: Path) -> dict[int, RunDir]:
         RunError: if the folder cannot be read.
     """
     with reading(root):
-        found = {int(match[1]): RunDir(path) for path in root.glob("fold*") if (match := _FOLD.fullmatch(path.name))}
-        return {fold: found[fold] for fold in sorted(found) if found[fold].root.is_dir()}
+        return RunDir(root).folds()
 
 
 @dataclass(frozen=True)
@@ -231,7 +220,7 @@ def read_fold_report(run: RunDir) -> FoldReport:
     Raises:
         RunError: if it is damaged.
     """
-    path = run.report / REPORT
+    path = run.report_json
     data = read_covered(path)
     if data is None:
         raise RunError(f"a finished fold must have its report, but {path} is gone; train the fold again")
@@ -290,14 +279,14 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
     pooled["folds"] = folds
     pooled["mean"] = {name: statistics.fmean(found) if found else None for name, found in values.items()}
     pooled["std"] = {name: statistics.stdev(found) if len(found) > 1 else None for name, found in values.items()}
-    with writing(plan.root), (plan.root / ".lock").open("ab") as lock:
+    root = RunDir(plan.root)
+    with writing(plan.root), root.lock.open("ab") as lock:
         # Folds that end together, maybe on two nodes, both write.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = plan.root / "report"
-        write_report(folder, pooled, results, specs)
+        write_report(root.report, pooled, results, specs)
         if "confusion" in pooled["tasks"].get(spec.name, {}):
             title = f"{spec.name}, {len(folds)} folds"
-            confusion_figure(spec.labels, pooled["tasks"][spec.name]["confusion"], folder / "confusion.png", title)
+            confusion_figure(spec.labels, pooled["tasks"][spec.name]["confusion"], root.report / CONFUSION, title)
     return pooled
 
 
@@ -307,9 +296,7 @@ def _pool(plan: CrossValidation) -> tuple[list[TaskSpec], list[UtteranceResult]]
     Folds may know different labels where these come from training (speakers): a class that a fold's model does not
     have, it gives the probability 0.
     """
-    parts = [
-        read_predictions(plan.run(fold).report / PREDICTIONS, plan.config.tasks) for fold in range(len(plan.groups))
-    ]
+    parts = [read_predictions(plan.run(fold).predictions, plan.config.tasks) for fold in range(len(plan.groups))]
     pooled: dict[str, TaskSpec] = {}
     for specs, _ in parts:
         for spec in specs:

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from metaser.errors import RunError
 from metaser.tasks.kinds import KINDS
+from shards.figures import COLOURS, DPI
 from shards.shown import shown
 
 MAX_NUMBERED_CELLS = 200
@@ -24,8 +25,6 @@ MAX_NUMBERED_CELLS = 200
 
 _MAX_NAMED_TICKS = 40
 _MAX_CURVE_POINTS = 200
-_DPI = 150
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _GREY = "#555555"
 
 
@@ -78,7 +77,7 @@ def curves_figure(metrics_lines: Iterable[Mapping[str, Any]], path: Path) -> Non
     offsets = {stage: sum(num for other, num in num_steps.items() if other < stage) for stage in num_steps}
     task_names = sorted({name for line in training for name in line.get("losses", {})})
     task_names += sorted({name for line in evaluations for name in line["dev"].get("tasks", {})} - set(task_names))
-    colour_of = {name: _COLOURS[row % len(_COLOURS)] for row, name in enumerate(task_names)}
+    colour_of = {name: COLOURS[row % len(COLOURS)] for row, name in enumerate(task_names)}
 
     figure = Figure(figsize=(8.5, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -207,5 +206,5 @@ def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, rota
 def _save(figure: Figure, path: Path) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     # Without the version in the metadata the same numbers give the same bytes.
-    figure.savefig(draft, format="png", dpi=_DPI, metadata={"Software": None})
+    figure.savefig(draft, format="png", dpi=DPI, metadata={"Software": None})
     draft.replace(path)

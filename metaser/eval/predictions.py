@@ -17,7 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from metaser.errors import RunError
-from metaser.rundir import read_bytes
+from metaser.rundir import PREDICTIONS, REPORT
+from metaser.runfiles import read_bytes
 from metaser.sums import SUMS, SumsError, check_sum, read_sums
 from metaser.tasks.kind import exact, finite
 from metaser.tasks.kinds import kind_of
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 # The frames of an hour, or its transcript, are longer than the 128 KiB that the module allows.
 csv.field_size_limit(MAX_TEXT_BYTES)
 
-REPORT, PREDICTIONS = "report.json", "predictions.csv"
 """What is read back of a report."""
 _ROUNDING = 1e-3
 _GROUP = "group."
@@ -81,7 +81,7 @@ def csv_line(row: Iterable[object]) -> str:
     """Return the row with its line feed; None is an empty cell, and text is written as the module says."""
     line = io.StringIO()
     # The csv module quotes what its line terminator holds, and readers end a row at a lone carriage return, too.
-    csv.writer(line, lineterminator="\r\n").writerow([_written(cell) for cell in row])
+    csv.writer(line, lineterminator="\r\n").writerow([_escaped_cell(cell) for cell in row])
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -93,7 +93,7 @@ _LINE_SIGNS = re.compile(r"([\t\r\n]+)")
 """Are quoted as in any CSV."""
 
 
-def _written(cell: object) -> object:
+def _escaped_cell(cell: object) -> object:
     if not isinstance(cell, str):
         return cell
     parts = _LINE_SIGNS.split(cell)
@@ -104,7 +104,7 @@ def _written(cell: object) -> object:
 
 
 def _read(cell: str) -> str:
-    """Return the text of which `_written` made `cell`."""
+    """Return the text of which `_escaped_cell` made `cell`."""
     if cell[:1] == "'" and _FORMULA.match(cell):
         cell = cell[1:]
     return _WRITTEN_OUT.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), cell)
@@ -134,7 +134,7 @@ def read_predictions(path: Path, tasks: Sequence[TaskConfig]) -> tuple[list[Task
         header = next(rows, [])
         _refuse_repeated("column", header)
         specs = [spec for task in tasks if (spec := _spec(task, header)) is not None]
-        results = [_result(_named(header, row), specs) for row in rows if row]
+        results = [_result(_cells_by_name(header, row), specs) for row in rows if row]
         _refuse_repeated("key", [result.key for result in results])
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(
@@ -157,7 +157,7 @@ def _spec(task: TaskConfig, header: Sequence[str]) -> TaskSpec | None:
     return spec if f"{kind_of(spec).columns(spec)[0]}.prediction" in header else None
 
 
-def _named(header: Sequence[str], row: Sequence[str]) -> dict[str, str]:
+def _cells_by_name(header: Sequence[str], row: Sequence[str]) -> dict[str, str]:
     if len(row) != len(header):
         raise ValueError(f"the row of {row[0]!r} has {len(row)} cells, but the header {len(header)}")
     return dict(zip(header, row, strict=True))

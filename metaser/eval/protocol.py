@@ -25,7 +25,8 @@ from metaser.inputs import make_inputs
 from metaser.model.metaser import MetaSERModel, MetaSEROutput, load_export
 from metaser.processes import Processes, autocast
 from metaser.record import DataRecord, is_own_folder, material, read_material, read_record, used_rows
-from metaser.rundir import RunDir, writing
+from metaser.rundir import RunDir
+from metaser.runfiles import writing
 from metaser.stagedata import passes_filter, select_utterances
 from metaser.targets import Targets
 from metaser.tasks.results import UtteranceResult

@@ -18,8 +18,9 @@ from metaser import markdown
 from metaser.errors import TrainingError
 from metaser.eval.coverage import LeftOut
 from metaser.eval.metrics import add_interval, rounded, task_metrics
-from metaser.eval.predictions import PREDICTIONS, REPORT, predictions_csv, read_covered
-from metaser.rundir import validated_json, write_whole
+from metaser.eval.predictions import predictions_csv, read_covered
+from metaser.rundir import PREDICTIONS, REPORT, REPORT_PAGE
+from metaser.runfiles import validated_json, write_whole
 from metaser.sums import SUMS, sums_text
 from metaser.tasks.kinds import all_metrics, kind_of
 from metaser.tasks.results import UtteranceResult
@@ -124,7 +125,7 @@ def write_report(
     text = dump_json(report, indent=2, sort_keys=True) + "\n"
     table = predictions_csv(results, specs)
     write_whole(folder / PREDICTIONS, table)
-    write_whole(folder / "report.md", _markdown(report))
+    write_whole(folder / REPORT_PAGE, _markdown(report))
     write_whole(
         folder / SUMS,
         sums_text({REPORT: sha256(text.encode()).hexdigest(), PREDICTIONS: sha256(table.encode()).hexdigest()}),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from metaser.errors import RunError
 from metaser.model.tensorfile import Stamp, TensorFileError, open_tensors, stamp_of
+from metaser.rundir import step_draft, step_drafts, step_folder, step_paths
 from metaser.sums import is_as_sealed, is_sealed, sealed_json
 from metaser.train.state import TrainState
 from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
@@ -32,7 +32,6 @@ from shards.shown import shown
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step-(\d{6,})")
 MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 MARKER = "checkpoint.json"
 
@@ -109,11 +108,6 @@ class Checkpoint:
         return tensors
 
 
-def step_folder(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of `step` lies."""
-    return folder / f"step-{step:06d}"
-
-
 def save_checkpoint(
     folder: Path,
     model: dict[str, Tensor],
@@ -128,7 +122,7 @@ def save_checkpoint(
         RunError: if the disk refuses (full, read-only); earlier checkpoints are untouched.
     """
     final = step_folder(folder, state.step)
-    temporary = folder / f".{final.name}.tmp"
+    temporary = step_draft(folder, state.step)
     contents = {MODEL: model, OPTIMIZER: optimizer} | ({} if average is None else {AVERAGE: average})
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -169,12 +163,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def step_folders(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, complete or not, by ascending step."""
-    by_step = {
-        int(match[1]): path
-        for path in folder.glob("step-*")
-        if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
-    }
-    return [by_step[step] for step in sorted(by_step)]
+    return [path for _, path in sorted(step_paths(folder).items()) if path.is_dir() and not path.is_symlink()]
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -191,7 +180,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if got != files[name]:
                 raise RunError(f"{path / name} must have {files[name]}, got {got}")
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path} is not a complete checkpoint: {_words(error)}") from error
+        raise RunError(f"{path} is not a complete checkpoint: {_reason(error)}") from error
     if not is_covered:
         log.warning(
             "%s has no sha256 of its own, because an earlier version of MetaSER wrote it: whether what it says of the "
@@ -219,7 +208,7 @@ def _read_marker(path: Path) -> tuple[TrainState, dict[str, dict[str, Any]], boo
     return state, {name: found.model_dump() for name, found in marker.files.items()}, marker.sha256 is not None
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -232,7 +221,7 @@ def prune_checkpoints(folder: Path, *, keep_last: int) -> None:
 
     The older ones of these are what a run falls back to when the newest is damaged, so their selected ones stay too.
     """
-    for leftover in folder.glob(".step-*.tmp"):
+    for leftover in step_drafts(folder):
         shutil.rmtree(leftover, ignore_errors=True)
     newest = step_folders(folder)[-keep_last:]
     kept = {*newest, *(step_folder(folder, _selected_step(path)) for path in newest)}

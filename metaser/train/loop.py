@@ -15,7 +15,7 @@ import torch
 from metaser.eval.evaluate import evaluate
 from metaser.eval.metrics import add_interval, evaluate_results, selected_value
 from metaser.inputs import TextLookup, make_inputs
-from metaser.tracking import KeyLog
+from metaser.tracking import Recorder
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
@@ -36,14 +36,13 @@ class StageLoop:
     dev: Index
     state: TrainState
     checkpoints: Path
-    write_metrics: Callable[[dict[str, Any]], None]
+    recorder: Recorder
     stop_request: StopRequest
     on_selected: Callable[[], None]
     """Called on every process after a checkpoint with a new best dev value is complete."""
     dev_texts: Mapping[str, TextLookup] = field(default_factory=dict)
     """What each view that reads is given of the dev utterances, by the view's name."""
     profiler: StepProfiler | None = None
-    key_log: KeyLog | None = None
     cpu_wait: CpuWait = field(default_factory=CpuWait)
     _saved_step: int = field(default=-1, init=False)
 
@@ -108,9 +107,9 @@ class StageLoop:
             mine = list(islice(batches, len(runner.micro_batches_of(step))))
         line, reason = runner.run(step, mine, state, stop=self.stop_request.look())
         state.step = step
-        self.write_metrics(line)
-        if self.key_log is not None:
-            self.key_log.write(state.stage, step, runner.keys_of(mine))
+        self.recorder.write_metrics(line)
+        if self.recorder.key_log is not None:
+            self.recorder.key_log.write(state.stage, step, runner.keys_of(mine))
         crowded = self.cpu_wait.after_step()
         if crowded is not None:
             log.info("%s", crowded)
@@ -142,7 +141,7 @@ class StageLoop:
         dev = self._dev_metrics()
         state.evaluated_step = state.step
         self._saved_step = -1
-        self.write_metrics({"stage": state.stage, "step": state.step, "dev": dev})
+        self.recorder.write_metrics({"stage": state.stage, "step": state.step, "dev": dev})
         value, higher_is_better = selected_value(dev, stage.select)
         log.info("stage %d step %d: dev %s = %.4f", state.stage, state.step, stage.select, value)
         if state.best_value is None or (value > state.best_value if higher_is_better else value < state.best_value):

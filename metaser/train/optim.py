@@ -34,8 +34,8 @@ def schedule_factor(schedule: ScheduleConfig, step: int, num_steps: int) -> floa
 def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage: StageConfig) -> torch.optim.AdamW:
     """Return AdamW over `trainable` (by parameter name).
 
-    Each group carries its peak rate as `peak_lr`, and as `kind` that rate's name in the experiment. Only the weights of
-    linear maps and convolutions are decayed.
+    Each group carries its peak rate as `peak_lr`, and as `kind` the key of `stages.N.learning_rate` that the rate comes
+    from: encoder, ari or heads. Only the weights of linear maps and convolutions are decayed.
     """
     matrices = {id(parameter) for parameter in _matrices(model)}
     scalars = {id(parameter) for parameter in model.ari.scalar_parameters().values()}

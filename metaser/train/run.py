@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 import logging
-import platform
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from pydantic import TypeAdapter
-from torch import Tensor
-from transformers import PreTrainedConfig
+from typing import Literal
 
 from metaser.config.load import dump_experiment, load_experiment
 from metaser.config.schema import ExperimentConfig, StageConfig
+from metaser.continuing import refuse_changes
 from metaser.distributed import DistInfo
+from metaser.environment import append_start
 from metaser.errors import RunError
-from metaser.eval.card import model_card
 from metaser.eval.protocol import evaluate_run_split
-from metaser.eval.start import check_start, describe_start, read_start
-from metaser.export import export_model, hear_as_trained
+from metaser.eval.start import Start, check_start, describe_start, read_start
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.processes import Processes
-from metaser.provenance import git_state, installed_packages
 from metaser.record import write_record
-from metaser.rundir import RunDir, RunLock, read_json, reading, refuse_output_dir, write_whole, writing
+from metaser.rundir import RunDir, refuse_output_dir
+from metaser.runfiles import reading, write_whole, writing
+from metaser.runlock import RunLock
+from metaser.runlog import logging_to
 from metaser.seeding import seed_generators
 from metaser.stagedata import StageData, heard_samples, is_cut
-from metaser.sums import sealed_json, sealed_yaml
+from metaser.sums import sealed_yaml
 from metaser.targets import Targets
 from metaser.tasks.spec import TaskSpec
-from metaser.tracking import KeyLog, Tracker, cut_back_keys
+from metaser.tracking import KeyLog, OnMetrics, Recorder, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters
 from metaser.train.build import build_engine
-from metaser.train.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, step_folder, step_folders
-from metaser.train.checks import check_data
+from metaser.train.checkpoint import Checkpoint, newest_checkpoint, step_folders
+from metaser.train.checks import CheckedData, check_data
+from metaser.train.engine import Engine
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
 from metaser.train.optim import build_optimizer
+from metaser.train.selected import BestExport, load_weights, next_stage_model
 from metaser.train.stage import freeze_all_but, select_parameters
 from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
@@ -51,14 +46,11 @@ from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index, load_index
 from shards.plan import Schedule, stable_seed
 from shards.sampling import sampling_weights
-from shards.shown import ShownRecords, shown
 from shards.splits import SplitAssignment, assign_splits, describe_splits
 
 log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never"]
-_ACCEPTED = "allow_recording_overlap"
-OnMetrics = Callable[[dict[str, Any]], None]
 
 
 def train(
@@ -73,8 +65,8 @@ def train(
     """Train all stages and evaluate on test; return False when stopped on request (saved, to be continued).
 
     The main process calls `on_metrics` with every line of `metrics.jsonl` as it is written. With `profile` it traces a
-    few steps of every stage into `profile/`. A `stop_request` that the caller has entered already is used instead of an
-    own one.
+    few steps of every stage into `profile/`. A caller that listens to signals already gives its entered `stop_request`;
+    without one, this function enters its own.
 
     Raises:
         InputError: if configuration, data or run folder do not allow it.
@@ -85,7 +77,7 @@ def train(
         lock: RunLock | None = None
         try:
             lock = _open_run(run, config, processes, resume)
-            with _logging_to(run, is_main=info.is_main), processes.watching():
+            with logging_to(run, is_main=info.is_main), processes.monitored():
                 log.info("%d process(es) on %s, %s", info.num_processes, processes.device, processes.strategy)
                 done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
                 if not done:
@@ -102,10 +94,10 @@ def _open_run(run: RunDir, config: ExperimentConfig, processes: Processes, resum
 
     The others do not look themselves: they would find what the main process has just written.
     """
-    return processes.on_main(lambda: _take_run(run, config, processes.info, resume))
+    return processes.on_main(lambda: _lock_run(run, config, resume))
 
 
-def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Resume) -> RunLock:
+def _lock_run(run: RunDir, config: ExperimentConfig, resume: Resume) -> RunLock:
     refuse_output_dir(run)
     with reading(run.root):
         is_run = run.is_run()
@@ -116,63 +108,40 @@ def _take_run(run: RunDir, config: ExperimentConfig, info: DistInfo, resume: Res
     return RunLock(run)
 
 
-def _record_start(
-    run: RunDir, config: ExperimentConfig, info: DistInfo, initial_weights: InitialWeights | None
-) -> None:
-    """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
-    with writing(run.config):
-        write_whole(run.config, sealed_yaml(dump_experiment(config)))
-    with writing(run.environment):
-        _append_environment(run, info, initial_weights)
+@dataclass(frozen=True)
+class _Stage:
+    """One stage of the experiment with all that does not depend on how far it is."""
+
+    number: int
+    """1-based."""
+    config: StageConfig
+    specs: tuple[TaskSpec, ...]
+    data: StageData
+    augmenter: Augmenter
+    is_last: bool
 
 
-def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir) -> None:
-    """Refuse to continue a run with another experiment: only `output_dir`, `parallel` and more steps may change.
+@dataclass(frozen=True)
+class _Origin:
+    """What a run with `init_from` begins with."""
 
-    A stage that a later one has built on keeps its number of steps.
-
-    Raises:
-        RunError: naming every changed value.
-    """
-    old, new = (
-        # What is accepted changes no number; runs from before recordings were compared must be able to go on.
-        config.model_dump(mode="json", exclude={"output_dir": True, "parallel": True, "data": {_ACCEPTED}})
-        for config in (before, now)
-    )
-    for number, (old_stage, new_stage) in enumerate(zip(old["stages"], new["stages"], strict=False), start=1):
-        is_built_on = run.checkpoints(number + 1).is_dir()
-        if new_stage["num_steps"] >= old_stage["num_steps"] and not is_built_on:
-            old_stage["num_steps"] = new_stage["num_steps"]
-    changes = list(_differences(old, new, ""))
-    if changes:
-        raise RunError(
-            f"run {str(run.root)!r} can only be continued with the experiment it was started with, but these changed: "
-            f"{'; '.join(changes)}; choose another output_dir"
-        )
+    weights: InitialWeights
+    start: Start
 
 
-def _differences(old: Any, new: Any, path: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
-        return [change for name in names for change in _differences(old.get(name), new.get(name), f"{path}.{name}")]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [change for number, (a, b) in pairs for change in _differences(a, b, f"{path}.{number}")]
-    return [] if old == new else [f"{path.lstrip('.')} from {old!r} to {new!r}"]
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Training:
+    """One start of a run in one process."""
+
     config: ExperimentConfig
     run_dir: RunDir
     processes: Processes
     stop_request: StopRequest
     on_metrics: OnMetrics
     profile: bool
-    _shelf: MetaSERModel | None = field(default=None, init=False)
-    """A model on the CPU of the main process that lends its form to what is exported."""
 
     def run(self) -> bool:
+        """Train what is left of all stages and evaluate; return False when stopped on request."""
         config = self.config
         index = load_index(config.data.shard_folders, config.data.remote)
         splits = assign_splits(
@@ -183,69 +152,44 @@ class _Training:
         )
         _warn_of_duplicates(index, splits)
         data = check_data(config, index, splits, num_processes=self.processes.info.num_processes)
-        augmenters = build_augmenters(config)
-        model = self._fresh_model(data.specs)
-        resumed = self._newest()
-        initial_weights = start = None
-        if config.init_from is not None and resumed is None:
-            initial_weights = load_initial_weights(model, config.init_from)
-            log.info("%s", initial_weights)
-            start = read_start(config.init_from)
-            check_start(start, config, index, splits)
+        stages = self._stages(data)
+        seed_generators(config.seed, "init")
+        model = build_model(config.model, data.specs, config.main_task)
+        resumed = self._newest_checkpoint()
+        origin = self._load_origin(model, index, splits) if resumed is None else None
         model.to(self.processes.device)  # type: ignore[arg-type]
         for stage in config.stages:
             select_parameters(model, stage)
-        self._log_size(model, index)
+        _log_size(model, index)
         if self.processes.info.is_main:
             for note in data.notes:
                 log.warning(note)
         # Only now: a mistake found above must not tie the folder to the experiment that has it.
-        self.processes.on_main(lambda: _record_start(self.run_dir, config, self.processes.info, initial_weights))
-        taken = None if start is None else (start.record, start.made)
+        self._record_start(origin)
+        taken = None if origin is None else (origin.start.record, origin.start.made)
         self.processes.on_main(lambda: write_record(self.run_dir, config, data.specs, index, splits, taken))
         log.info("%s", describe_splits(splits.protocol))
-        if start is not None:
-            log.info("%s", describe_start(start.record))
-
-        first = resumed.state.stage if resumed is not None else 1
-        step = resumed.state.step if resumed is not None else 0
-        tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=first, step=step))
-        self.processes.on_main(lambda: cut_back_keys(self.run_dir, stage=first, step=step))
-        key_log = KeyLog(self.run_dir, self.processes.info.rank) if config.log_keys else None
-        cpu_wait = CpuWait()
+        if origin is not None:
+            log.info("%s", describe_start(origin.start.record))
+        last_loop = self._train_stages(stages, model, resumed)
+        if last_loop is None:
+            return False
         try:
-            for number in range(first, len(config.stages) + 1):
-                stage = config.stages[number - 1]
-                if number > first:
-                    resumed = None
-                    model = self._handed_on(model.config, number - 1)
-                elif resumed is None and number > 1:
-                    raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {number}")
-                loop = self._stage_loop(
-                    number, stage, model, data.specs, data.stages[number - 1], augmenters[number - 1], resumed, tracker
-                )
-                loop.key_log = key_log
-                loop.cpu_wait = cpu_wait
-                done = loop.run()
-                loop.runner.engine.close()
-                if not done:
-                    return False
-        finally:
-            if tracker is not None:
-                tracker.close()
-            if key_log is not None:
-                key_log.close()
-        try:
-            evaluate_run_split(self.run_dir, config, index, splits, self.processes, at_boundary=loop.stop_if_asked)
+            evaluate_run_split(self.run_dir, config, index, splits, self.processes, at_boundary=last_loop.stop_if_asked)
         except StopNow:
             return False
         return True
 
-    def _fresh_model(self, specs: tuple[TaskSpec, ...]) -> MetaSERModel:
-        seed_generators(self.config.seed, "init")
-        return build_model(self.config.model, specs, self.config.main_task)
+    def _stages(self, data: CheckedData) -> list[_Stage]:
+        config = self.config
+        parts = enumerate(zip(config.stages, data.stages, build_augmenters(config), strict=True), start=1)
+        return [
+            _Stage(number, stage, data.specs, part, augmenter, is_last=number == len(config.stages))
+            for number, (stage, part, augmenter) in parts
+        ]
 
-    def _newest(self) -> Checkpoint | None:
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """Return where the run goes on, None if it begins."""
         for number in range(len(self.config.stages), 0, -1):
             found = newest_checkpoint(self.run_dir.checkpoints(number))
             if found is not None:
@@ -269,136 +213,135 @@ class _Training:
                 f"{found.state.step} of stage {found.state.stage}; put back what was there"
             )
 
-    def _handed_on(self, form: PreTrainedConfig, stage_number: int) -> MetaSERModel:
-        """Return a fresh model with the weights that `stage_number` selected: a stage gets its own engine."""
-        folder = self.run_dir.checkpoints(stage_number)
-        last = newest_checkpoint(folder)
-        if last is None or last.state.best_step == 0:
-            raise RunError(f"stage {stage_number} left no selected checkpoint in {folder}; it must be trained first")
-        selected = read_checkpoint(step_folder(folder, last.state.best_step))
-        log.info("stage %d hands on its step %d", stage_number, last.state.best_step)
-        model = MetaSERModel(form)  # type: ignore[arg-type]
-        _fill(model, selected.selected_tensors(), selected.path)
-        model.to(self.processes.device)  # type: ignore[arg-type]
-        return model
+    def _load_origin(self, model: MetaSERModel, index: Index, splits: SplitAssignment) -> _Origin | None:
+        """Give the fresh model the weights that the experiment starts from; None if it starts from none."""
+        if self.config.init_from is None:
+            return None
+        weights = load_initial_weights(model, self.config.init_from)
+        log.info("%s", weights)
+        start = read_start(self.config.init_from)
+        check_start(start, self.config, index, splits)
+        return _Origin(weights, start)
+
+    def _record_start(self, origin: _Origin | None) -> None:
+        """Write the experiment and the environment into the run: from here on it is a run, tied to this experiment."""
+        run, config, info = self.run_dir, self.config, self.processes.info
+
+        def write() -> None:
+            with writing(run.config):
+                write_whole(run.config, sealed_yaml(dump_experiment(config)))
+            with writing(run.environment):
+                append_start(run, info, None if origin is None else origin.weights.to_dict())
+
+        self.processes.on_main(write)
+
+    def _train_stages(self, stages: list[_Stage], model: MetaSERModel, resumed: Checkpoint | None) -> StageLoop | None:
+        """Train from `resumed` or from the beginning; return the last stage's loop, None when stopped on request."""
+        first = resumed.state.stage if resumed is not None else 1
+        recorder = self._open_recorder(first, step=resumed.state.step if resumed is not None else 0)
+        cpu_wait = CpuWait()
+        try:
+            for stage in stages[first - 1 :]:
+                if stage.number > first:
+                    resumed = None
+                    model = next_stage_model(self.run_dir, model.config, stage.number - 1, self.processes.device)
+                elif resumed is None and stage.number > 1:
+                    raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {stage.number}")
+                loop = self._stage_loop(stage, model, resumed, recorder, cpu_wait)
+                done = loop.run()
+                loop.runner.engine.close()
+                if not done:
+                    return None
+        finally:
+            recorder.close()
+        return loop
+
+    def _open_recorder(self, stage: int, *, step: int) -> Recorder:
+        """Cut the numbers back to the 1-based `stage` and its `step`, and go on behind them."""
+        tracker = self.processes.on_main(lambda: Tracker(self.run_dir, stage=stage, step=step))
+        self.processes.on_main(lambda: cut_back_keys(self.run_dir, stage=stage, step=step))
+        key_log = KeyLog(self.run_dir, self.processes.info.rank) if self.config.log_keys else None
+        return Recorder(tracker, key_log, self.on_metrics)
 
     def _stage_loop(
-        self,
-        number: int,
-        stage: StageConfig,
-        model: MetaSERModel,
-        specs: tuple[TaskSpec, ...],
-        data: StageData,
-        augmenter: Augmenter,
-        resumed: Checkpoint | None,
-        tracker: Tracker | None,
+        self, stage: _Stage, model: MetaSERModel, resumed: Checkpoint | None, recorder: Recorder, cpu_wait: CpuWait
     ) -> StageLoop:
-        config = self.config
+        """Return the stage's loop at its first step, or behind that of `resumed`; `model` lies on the device."""
         if resumed is not None:
-            _fill(model, resumed.model_tensors(), resumed.path)
-        trainable = select_parameters(model, stage)
+            load_weights(model, resumed.model_tensors(), resumed.path)
+        trainable = select_parameters(model, stage.config)
         freeze_all_but(model, trainable)
         model.train()
         engine = build_engine(
             self.processes,
             model,
-            build_optimizer(model, trainable, stage),
-            max_grad_norm=stage.max_grad_norm,
-            ema_decay=stage.ema_decay,
+            build_optimizer(model, trainable, stage.config),
+            max_grad_norm=stage.config.max_grad_norm,
+            ema_decay=stage.config.ema_decay,
         )
         if resumed is not None:
             engine.load_optimizer_state(resumed.optimizer_tensors())
             engine.load_average_state(resumed.average_tensors(), num_updates=resumed.state.num_updates)
-        training: Index = data.training
-        runner = StepRunner(
-            config=config,
-            stage=stage,
-            stage_number=number,
-            specs=specs,
-            index=training,
-            targets=Targets(specs, training, is_cut=is_cut(training, config.data)),
-            schedule=Schedule(
-                heard_samples(training, config.data),
-                batch_utterances=config.data.batch_utterances,
-                pool_utterances=config.data.pool_utterances,
-                seed=stable_seed(config.seed, number),
-                weights=sampling_weights(training, stage.sampling),
-            ),
-            engine=engine,
-            augmenter=augmenter,
-        )
+        runner = self._step_runner(stage, engine)
         log.info(
             "stage %d (%s): %d steps over %d utterances (%.2f h), dev %d, %d trainable parameters",
-            number,
-            stage.name,
-            stage.num_steps,
-            len(training),
-            float(training.duration_s.sum()) / 3600,
-            len(data.dev),
+            stage.number,
+            stage.config.name,
+            stage.config.num_steps,
+            len(stage.data.training),
+            float(stage.data.training.duration_s.sum()) / 3600,
+            len(stage.data.dev),
             sum(parameter.numel() for parameter in trainable.values()),
         )
-        state = resumed.state if resumed is not None else TrainState(stage=number)
-        is_last = number == len(config.stages)
+        state = resumed.state if resumed is not None else TrainState(stage=stage.number)
+        best = BestExport(self.run_dir, self.config)
 
         def export() -> None:
-            self.processes.on_main(lambda: self._export(model.config, state, training))
+            self.processes.on_main(lambda: best.write(model.config, state, stage.data.training))
 
-        if is_last and state.best_step:
+        if stage.is_last and state.best_step:
             # Anew: the process may have died between saving the best checkpoint and exporting it.
             export()
         profiler = None
         if self.profile and self.processes.info.is_main:
-            profiler = StepProfiler(self.run_dir.profile, f"stage{number}", self.processes.device)
+            profiler = StepProfiler(self.run_dir.profile, f"stage{stage.number}", self.processes.device)
         return StageLoop(
             runner=runner,
-            dev=data.dev,
+            dev=stage.data.dev,
             state=state,
-            checkpoints=self.run_dir.checkpoints(number),
-            write_metrics=lambda line: self._write_metrics(line, tracker),
+            checkpoints=self.run_dir.checkpoints(stage.number),
+            recorder=recorder,
             stop_request=self.stop_request,
-            on_selected=export if is_last else lambda: None,
+            on_selected=export if stage.is_last else lambda: None,
             profiler=profiler,
+            cpu_wait=cpu_wait,
         )
 
-    def _write_metrics(self, line: dict[str, Any], tracker: Tracker | None) -> None:
-        if tracker is not None:
-            tracker.log(line)
-            self.on_metrics(line)
-
-    def _export(self, form: PreTrainedConfig, state: TrainState, training: Index) -> None:
-        """Export the selected checkpoint: whatever holds the weights in training, its files hold them whole."""
-        selected = read_checkpoint(step_folder(self.run_dir.checkpoints(state.stage), state.best_step))
-        if self._shelf is None:
-            self._shelf = MetaSERModel(form)  # type: ignore[arg-type]
-        _fill(self._shelf, selected.selected_tensors(), selected.path)
-        hear_as_trained(self._shelf, training.num_samples, self.config.data)
-        card = model_card(self.run_dir, self.config, self._shelf.task_specs)
-        export_model(self._shelf, self.run_dir.best, card=card)
-
-    def _log_size(self, model: MetaSERModel, index: Index) -> None:
-        num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        hours = float(index.duration_s.sum()) / 3600
-        log.info("%d utterances, %.2f h; model of %.1f M parameters", len(index), hours, num_parameters / 1e6)
-
-
-def _fill(model: MetaSERModel, tensors: dict[str, Tensor], path: Path) -> None:
-    """Give the model a checkpoint's weights.
-
-    Raises:
-        RunError: if they are those of another model.
-    """
-    places = model.state_dict()
-    unfit = sorted(
-        name
-        for name in places.keys() | tensors.keys()
-        if name not in places or name not in tensors or places[name].shape != tensors[name].shape
-    )
-    if unfit:
-        raise RunError(
-            f"{path} must hold exactly the weights of its experiment's model, but {len(unfit)} differ (first: "
-            f"{shown(unfit[0], 80)}); put back what was there"
+    def _step_runner(self, stage: _Stage, engine: Engine) -> StepRunner:
+        data, training = self.config.data, stage.data.training
+        return StepRunner(
+            config=self.config,
+            stage=stage.config,
+            stage_number=stage.number,
+            specs=stage.specs,
+            index=training,
+            targets=Targets(stage.specs, training, is_cut=is_cut(training, data)),
+            schedule=Schedule(
+                heard_samples(training, data),
+                batch_utterances=data.batch_utterances,
+                pool_utterances=data.pool_utterances,
+                seed=stable_seed(self.config.seed, stage.number),
+                weights=sampling_weights(training, stage.config.sampling),
+            ),
+            engine=engine,
+            augmenter=stage.augmenter,
         )
-    model.load_state_dict(tensors)
+
+
+def _log_size(model: MetaSERModel, index: Index) -> None:
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    hours = float(index.duration_s.sum()) / 3600
+    log.info("%d utterances, %.2f h; model of %.1f M parameters", len(index), hours, num_parameters / 1e6)
 
 
 def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
@@ -406,71 +349,3 @@ def _warn_of_duplicates(index: Index, splits: SplitAssignment) -> None:
     if groups:
         keys = " = ".join(index.take(groups[0]).values("key"))
         log.warning("%d recordings stand in more than one split, under different names: %s", len(groups), keys)
-
-
-@dataclass(frozen=True)
-class _Environment:
-    """What `environment.json` holds; earlier versions wrote the list alone."""
-
-    starts: list[dict[str, Any]]
-
-
-_validate_environment = TypeAdapter(_Environment | list[dict[str, Any]]).validate_json
-
-
-def _append_environment(run: RunDir, info: DistInfo, initial_weights: InitialWeights | None) -> None:
-    found = read_json(run.environment, _validate_environment) or []
-    starts = found if isinstance(found, list) else found.starts
-    starts.append(
-        {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "command": [shown(argument) for argument in sys.argv],
-            "host": platform.node(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "num_processes": info.num_processes,
-            "num_threads": torch.get_num_threads(),
-            "cuda_devices": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
-            "init_from": None if initial_weights is None else initial_weights.to_dict(),
-            "git": git_state(),
-            "packages": installed_packages(),
-        }
-    )
-    write_whole(run.environment, sealed_json({"starts": starts}))
-
-
-class _RunLog(logging.FileHandler):
-    """Ends the training, as any other file would, when the disk refuses; logging itself would print a traceback."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-            return
-        with writing(Path(self.baseFilename)):
-            raise error
-
-
-@contextmanager
-def _logging_to(run: RunDir, *, is_main: bool) -> Iterator[None]:
-    """Send the package's messages to the run's log while training; other processes only warn."""
-    if not is_main:
-        yield
-        return
-    with writing(run.log):
-        handler = _RunLog(run.log, encoding="utf-8")
-    handler.addFilter(ShownRecords())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    packages = [logging.getLogger(name) for name in ("metaser", "shards")]
-    levels = [package.level for package in packages]
-    # Whoever calls us as a library may have set no level, which would leave the log empty.
-    for package in packages:
-        package.setLevel(logging.INFO)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-        for package, level in zip(packages, levels, strict=True):
-            package.setLevel(level)

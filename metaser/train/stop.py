@@ -41,7 +41,7 @@ class StopRequest:
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        """Look for `file` about once a second; one that is older than this object asked somebody else."""
+        """Look for `file` about once a second; one that is older than this object asked an earlier process."""
         self.reason: str | None = None
         self._file = file
         self._created = time.time()
@@ -75,13 +75,13 @@ class StopRequest:
         now = time.monotonic()
         if now - self._last_look >= LOOK_EVERY_S:
             self._last_look = now
-            if self.is_final:
+            if self.is_by_person:
                 self.agree(STOP_FILE)
         return self.reason
 
     @property
-    def is_final(self) -> bool:
-        """Whether any process saw the file: whoever put it there does not want the run to be continued by itself."""
+    def is_by_person(self) -> bool:
+        """Whether a person ran `metaser stop`, seen by this or another process: no job must start the run again."""
         if self.reason == STOP_FILE:
             return True
         try:

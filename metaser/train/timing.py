@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from metaser.rundir import writing
+from metaser.runfiles import writing
 
 PARTS = ("data", "forward", "backward", "optimizer")
 

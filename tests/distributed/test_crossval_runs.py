@@ -6,7 +6,8 @@ import pytest
 from tinyruns import TinyCorpus, clip, error_line, metaser, read_json, write_experiment
 from tones import pack_items
 
-from metaser.rundir import RunDir, RunLock
+from metaser.rundir import RunDir
+from metaser.runlock import RunLock
 
 pytestmark = pytest.mark.distributed
 

@@ -12,10 +12,10 @@ import metaser.train.step as step
 from metaser.config.schema import ParallelConfig
 from metaser.distributed import dist_info
 from metaser.errors import TrainingError
+from metaser.monitor import HEARTBEAT_S
 from metaser.processes import Processes
 from metaser.train.checkpoint import newest_checkpoint
 from metaser.train.run import train
-from metaser.watch import HEARTBEAT_S
 
 pytestmark = pytest.mark.distributed
 
@@ -39,7 +39,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute_with_its_name_and_last_wo
     with training(3, corpus.yaml, *given, folder=tmp_path / "said") as job:
         wait_until(lambda: num_lines(run / "metrics.jsonl") > 10, "ten steps")
         pid = job.processes[victim].pid
-        # The watch tells of a new position with a beat, and hears of it with the next.
+        # The monitor tells of a new position with a heartbeat, and hears of it with the next.
         time.sleep(2.5 * HEARTBEAT_S)
         os.kill(pid, signal.SIGKILL)
         killed = time.monotonic()
@@ -58,7 +58,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute_with_its_name_and_last_wo
 
 def fail_on_rank_1():
     processes = Processes(ParallelConfig(device="cpu"), dist_info())
-    with processes.watching():
+    with processes.monitored():
         if processes.info.rank == 1:
             time.sleep(1)
             raise TrainingError("the coffee must be hot, but it is cold; heat it")
@@ -67,7 +67,7 @@ def fail_on_rank_1():
 
 def hang_on_rank_0():
     processes = Processes(ParallelConfig(device="cpu"), dist_info())
-    with processes.watching():
+    with processes.monitored():
         if processes.info.rank == 1:
             time.sleep(1)
             raise TrainingError("the coffee must be hot, but it is cold; heat it")

@@ -22,7 +22,7 @@ def train_where_the_main_process_cannot_see_the_file(config):
     file = Path("/nowhere/.stop") if info.is_main else RunDir(Path(config.output_dir)).stop_file
     with StopRequest(file) as request:
         is_done = train(config, info, stop_request=request)
-    print(f"done {is_done}, {request.reason}, final {request.is_final}")
+    print(f"done {is_done}, {request.reason}, final {request.is_by_person}")
 
 
 @pytest.mark.parametrize("reason", ["metaser stop", "SIGUSR2"])

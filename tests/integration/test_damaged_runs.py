@@ -9,7 +9,8 @@ from fuzz.area import run_here
 from tinyruns import REPOSITORY, error_line, metaser
 
 from launch.submission import last_submission
-from metaser.rundir import RunDir, RunLock
+from metaser.rundir import RunDir
+from metaser.runlock import RunLock
 from metaser.sums import sealed_json
 
 CLUSTER = str(REPOSITORY / "configs/cluster/local_test.yaml")

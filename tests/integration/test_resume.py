@@ -20,9 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tinyruns import ALONE, TIMEOUT_S, dev_metrics, error_line, losses, metaser, num_lines, started, wait_until
 
 import metaser.train.run as training
+import metaser.train.selected as selected
 from metaser.errors import RunError, TrainingError
+from metaser.rundir import step_folder
 from metaser.tracking import read_metrics
-from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint, step_folder
+from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, save_checkpoint
 
 NUM_LINES = 16
 """Of an uninterrupted run: 12 steps and 4 evaluations."""
@@ -192,7 +194,7 @@ def test_killed_between_saving_and_exporting_the_best_model(corpus, finished, tm
 
 
 def train_and_die_exporting(config, number):
-    export, calls = training.export_model, []
+    export, calls = selected.export_model, []
 
     def export_or_die(*arguments, **options):
         calls.append(arguments)
@@ -200,7 +202,7 @@ def train_and_die_exporting(config, number):
             os.kill(os.getpid(), signal.SIGKILL)
         export(*arguments, **options)
 
-    training.export_model = export_or_die
+    selected.export_model = export_or_die
     training.train(config, ALONE)
 
 

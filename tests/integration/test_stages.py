@@ -14,11 +14,12 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from metaser.errors import ConfigError, TrainingError
 from metaser.model.metaser import MetaSERModel, build_model
+from metaser.rundir import step_folder
 from metaser.seeding import seed_generators
 from metaser.targets import resolve_tasks
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
-from metaser.train.checkpoint import newest_checkpoint, read_checkpoint, step_folder
+from metaser.train.checkpoint import newest_checkpoint, read_checkpoint
 from shards.index import load_index
 
 BOTH = "emotion: 1, asr: 0.5, gender: 0.5, style: 0.5"

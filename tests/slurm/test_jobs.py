@@ -36,7 +36,7 @@ from tinyruns import (
     wait_until,
 )
 
-from launch.slurm import first_node
+from launch.nodes import first_node
 
 pytestmark = pytest.mark.cluster
 

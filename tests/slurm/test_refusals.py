@@ -4,7 +4,8 @@ import pytest
 from clusterjobs import nothing_queued, slurm, write_cluster
 from tinyruns import error_line, files_below, metaser, read_json
 
-from metaser.rundir import RunDir, RunLock
+from metaser.rundir import RunDir
+from metaser.runlock import RunLock
 
 pytestmark = pytest.mark.cluster
 

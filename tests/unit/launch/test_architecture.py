@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from metaser.config.load import dump_experiment, load_experiment
+from metaser.rundir import RunDir
+from metaser.sums import sealed_yaml
+
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("launch", "metaser", "shards")
 CORPUS_MODULES = sorted(f"shards.corpora.{path.stem}" for path in (ROOT / "shards/corpora").glob("[a-z]*.py"))
@@ -67,6 +71,8 @@ def test_the_model_is_offered_where_people_look_for_it_and_loaded_when_it_is_ask
     "module",
     [
         "launch.cli",
+        "launch.job",
+        "launch.sbatch",
         "launch.slurm",
         "launch.submission",
         "launch.train",
@@ -103,6 +109,37 @@ def test_help_loads_no_torch() -> None:
     assert "torch loaded: False" in result.stderr
     for verb in ("train", "pack", "inspect", "evaluate", "crossval", "predict", "submit", "status", "stop"):
         assert verb in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--dry-run",), 0, ""),
+        # Refused by the comparison with what the run was started with, before anything starts.
+        (("--local", "seed=5"), 2, "but these changed: seed from 0 to 5"),
+    ],
+)
+def test_submitting_a_started_run_loads_no_torch(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    run = RunDir(tmp_path / "run")
+    experiment = load_experiment(ROOT / "configs/experiment/demo.yaml", [f"output_dir={run.root}"])
+    run.root.mkdir()
+    run.config.write_text(sealed_yaml(dump_experiment(experiment)))
+    given = ["metaser", "submit", "configs/experiment/demo.yaml", f"output_dir={run.root}", *arguments]
+    given += ["--cluster", "configs/cluster/local_test.yaml"]
+    program = (
+        f"import sys; sys.argv = {given}\n"
+        "from launch.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print('torch loaded:', 'torch' in sys.modules, file=sys.stderr)\n"
+    )
+    done = run_python(program)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "torch loaded: False" in done.stderr
 
 
 def test_test_files_have_names_of_their_own() -> None:

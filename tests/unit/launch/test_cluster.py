@@ -12,28 +12,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from launch.cluster import (
-    PASSED_VARIABLES,
-    ClusterConfig,
-    ClusterError,
-    ask,
-    check_cluster,
-    check_resolves,
-    job_states,
-    load_cluster,
-    num_gpus,
-)
+from launch.cluster import PASSED_VARIABLES, ClusterConfig, ClusterError, load_cluster
 from launch.clusteroptions import with_cluster_options
-from launch.slurm import (
-    REQUEUE_FILE,
-    TrainingJob,
-    ask_for_requeue,
-    check_comes_back,
-    export_place,
-    first_node,
-    master_port,
-)
-from launch.submission import clean_environment, sbatch_text, slurm_executor
+from launch.job import REQUEUE_FILE, TrainingJob, ask_for_requeue, check_requeue_file, export_ranks, master_port
+from launch.nodes import check_resolves, first_node
+from launch.sbatch import clean_environment, sbatch_text, slurm_executor
+from launch.slurm import check_cluster, job_states, num_gpus, run_command
 from metaser.errors import ConfigError, RunError
 from shards.shown import shown
 
@@ -429,7 +413,7 @@ def test_without_slurm_the_sentence_names_no_option_of_a_verb(monkeypatch):
     with pytest.raises(
         ClusterError, match=r"SLURM's sinfo must be on the PATH of this host, but is not; .+ login node"
     ):
-        ask("sinfo")
+        run_command("sinfo")
 
 
 def test_each_task_has_as_many_threads_as_cores_unless_told_otherwise():
@@ -491,7 +475,7 @@ TASK = {
 def test_a_task_takes_its_place_from_slurm(environment):
     for name, value in {**TASK, "MASTER_ADDR": "localhost", "SLURM_RESTART_COUNT": "2"}.items():
         environment.setenv(name, value)
-    export_place()
+    export_ranks()
     place = [os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")]
     assert place == ["5", "8", "1", "localhost", str(20_000 + 7 * 17 + 2)]
 
@@ -500,7 +484,7 @@ def test_an_unresolvable_master_is_an_error_and_never_this_host(environment):
     for name, value in {**TASK, "MASTER_ADDR": "node7.invalid"}.items():
         environment.setenv(name, value)
     with pytest.raises(ClusterError, match=r"'node7\.invalid' must resolve"):
-        export_place()
+        export_ranks()
 
 
 @pytest.fixture
@@ -513,7 +497,7 @@ def no_commands(environment, tmp_path):
 def test_in_a_container_the_tasks_meet_on_the_first_node(no_commands):
     for name, value in {**TASK, "SLURM_JOB_NODELIST": "localhost,node[01-03,07]"}.items():
         no_commands.setenv(name, value)
-    export_place()
+    export_ranks()
     assert os.environ["MASTER_ADDR"] == "localhost"
 
 
@@ -522,7 +506,7 @@ def test_a_first_node_without_an_address_is_named(no_commands):
         no_commands.setenv(name, value)
     words = r"'node7x01\.invalid' must resolve .+ or export an address that does as MASTER_ADDR in the batch script"
     with pytest.raises(ClusterError, match=words):
-        export_place()
+        export_ranks()
 
 
 NAMES = st.from_regex(r"[a-z][a-z0-9._-]{0,5}", fullmatch=True)
@@ -553,11 +537,11 @@ def test_what_is_no_list_of_nodes_is_refused_and_never_this_host(names):
 
 def test_a_job_that_nobody_can_queue_again_is_refused_before_it_trains(environment):
     environment.delenv(REQUEUE_FILE, raising=False)
-    check_comes_back(0)
+    check_requeue_file(0)
     with pytest.raises(ClusterError, match=f"{REQUEUE_FILE} must name .+; set it as slurm/train.sbatch does, or set"):
-        check_comes_back(3)
+        check_requeue_file(3)
     environment.setenv(REQUEUE_FILE, "/somewhere")
-    check_comes_back(3)
+    check_requeue_file(3)
 
 
 def test_a_requeue_is_asked_of_the_batch_script_up_to_the_limit(no_commands, tmp_path):
@@ -635,7 +619,7 @@ def test_a_container_sees_the_run_and_what_the_cluster_mounts(tmp_path):
 
 def test_outside_a_job_there_is_no_place(environment):
     with pytest.raises(ClusterError, match="SLURM_PROCID, SLURM_JOB_NODELIST is not set; start it by srun"):
-        export_place()
+        export_ranks()
 
 
 LOCAL_TASK = {
@@ -664,12 +648,14 @@ def test_a_task_that_does_not_know_its_place_names_the_variable(environment, tas
             environment.setenv(each, given_value)
     words = f"{name} (is not set|must be a whole number, got None)" if value is None else f"{name} must .+ '{value}'"
     with pytest.raises(ClusterError, match=words):
-        export_place()
+        export_ranks()
 
 
+@pytest.mark.parametrize("module", ["launch.job", "launch.slurm"])
 @pytest.mark.parametrize("name", ["METASER_GRACE_S", "METASER_MAX_REQUEUES"])
-def test_a_setting_of_the_sbatch_script_that_is_no_number(name):
-    command = [sys.executable, "-m", "launch.slurm", "train", "nowhere.yaml"]
+def test_a_setting_of_the_sbatch_script_that_is_no_number(module, name):
+    # Under its earlier name, too: sbatch scripts of users' own start it so.
+    command = [sys.executable, "-m", module, "train", "nowhere.yaml"]
     done = subprocess.run(
         command, env={**os.environ, name: "abc"}, cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -699,6 +685,19 @@ def test_what_is_pickled_is_paths_and_strings_and_is_found_by_its_name():
     assert pickle.loads(pickle.dumps(job)) == job
     assert job.checkpoint().function == job
     assert len(pickle.dumps(job)) < 500
+
+
+def test_what_an_earlier_version_queued_is_found_under_its_earlier_name():
+    import pickle
+
+    job = TrainingJob("/project", "/project/runs/x/jobs/experiment.yaml", ("seed=1",), 60.0, 3, "/project/runs")
+    # This protocol writes names as lines.
+    queued = pickle.dumps(job, protocol=0).replace(b"launch.job\n", b"launch.slurm\n")
+    assert b"claunch.slurm\nTrainingJob\n" in queued
+    program = f"import pickle; job = pickle.loads({queued!r}); print(job.__class__.__module__, job.max_requeues)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "launch.job 3\n", done.stderr
+    assert pickle.loads(queued) == job
 
 
 def test_the_sbatch_scripts_are_shell():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from metaser.errors import RunError
-from metaser.train.checkpoint import newest_checkpoint, prune_checkpoints, read_checkpoint, save_checkpoint, step_folder
+from metaser.rundir import step_folder
+from metaser.train.checkpoint import newest_checkpoint, prune_checkpoints, read_checkpoint, save_checkpoint
 from metaser.train.state import TrainState
 
 MODEL = {"layer.weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)}

@@ -16,7 +16,8 @@ from metaser.eval.crossval import (
     start_crossval,
     write_crossval,
 )
-from metaser.rundir import RunDir, RunLock
+from metaser.rundir import RunDir
+from metaser.runlock import RunLock
 from metaser.train.checks import check_folds
 from shards.errors import SplitError
 

@@ -5,7 +5,8 @@ import pytest
 
 from metaser.errors import RunError
 from metaser.progress import read_progress
-from metaser.rundir import LockHolder, RunDir, RunLock, last_holder, lock_holder
+from metaser.rundir import RunDir
+from metaser.runlock import LockHolder, RunLock, last_holder, lock_holder
 
 EXPERIMENT = """
 output_dir: x

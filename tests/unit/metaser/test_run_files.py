@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from metaser.config.load import load_experiment
 from metaser.distributed import DistInfo
+from metaser.environment import append_start
 from metaser.errors import ConfigError, RunError
 from metaser.eval.crossval import read_fold_report
 from metaser.eval.metrics import task_metrics
@@ -19,13 +20,14 @@ from metaser.eval.predictions import read_predictions
 from metaser.eval.report import build_report, read_report, write_report
 from metaser.lines import parse_line
 from metaser.record import DataRecord, read_material, read_record
-from metaser.rundir import RunDir, RunLock, last_holder, lock_holder, read_json
+from metaser.rundir import RunDir
+from metaser.runfiles import read_json
+from metaser.runlock import RunLock, last_holder, lock_holder
 from metaser.sums import SUMS, file_sha256, is_as_sealed, is_sealed, sealed_json, sealed_yaml
 from metaser.tasks.classification import ClassificationTask
 from metaser.tasks.results import TaskResult, UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import Tracker, read_metrics
-from metaser.train.run import _append_environment
 from shards.kinship import Material
 
 anything = st.recursive(
@@ -288,7 +290,7 @@ def test_the_list_of_starts_that_an_earlier_version_wrote_goes_on_sealed(tmp_pat
     run = RunDir(tmp_path)
     run.environment.write_text('[{"host": "first"}]')
     for _ in range(2):
-        _append_environment(run, DistInfo(0, 1, 0), None)
+        append_start(run, DistInfo(0, 1, 0), None)
     assert is_as_sealed(run.environment.read_bytes())
     first, *later = json.loads(run.environment.read_text())["starts"]
     assert first == {"host": "first"}

@@ -22,23 +22,23 @@ def test_a_weaker_reason_replaces_none(reasons):
     for reason in reasons:
         request.agree(reason)
     assert request.reason == max([None, *reasons], key=(None, *REASONS).index)
-    assert request.is_final == (STOP_FILE in reasons)
+    assert request.is_by_person == (STOP_FILE in reasons)
 
 
-def test_the_file_after_a_signal_is_final(tmp_path):
+def test_the_file_after_a_signal_is_by_a_person(tmp_path):
     file = tmp_path / ".stop"
     with StopRequest(file) as request:
         assert request.look() is None
         os.kill(os.getpid(), signal.SIGUSR2)
         assert request.look() == "SIGUSR2"
-        assert not request.is_final
+        assert not request.is_by_person
         file.touch()
         # The kernel stamps files with a clock that is some milliseconds late.
         os.utime(file, (time.time() + 1, time.time() + 1))
-        assert request.is_final
+        assert request.is_by_person
 
 
 def test_another_process_saw_the_file_which_is_not_here_yet(tmp_path):
     request = StopRequest(tmp_path / ".stop")
     request.agree(STOP_FILE)
-    assert request.is_final
+    assert request.is_by_person

@@ -1,4 +1,4 @@
-"""Who among the processes has died, and what it said last.
+"""The heartbeats of the processes, and the failure report of the first that died.
 
 A collective operation with a dead process waits or breaks without saying whose fault it is. So every process tells the
 others every few seconds, through the store where they met, that it lives and where it stands, or why it ends.
@@ -26,7 +26,7 @@ HEARTBEAT_S = 2.0
 SILENT_S = 40.0
 """A process that has not been heard of for so long is dead."""
 GRACE_S = 10.0
-"""How long the main thread has to end the process before the watch does."""
+"""How long the main thread has to end the process before the monitor's thread does."""
 EXIT_CODE = 2
 
 
@@ -46,7 +46,7 @@ class FailureReport:
         )
 
 
-class Watch:
+class Monitor:
     """Sends this process's heartbeat and listens to those of the others, in a thread of its own."""
 
     def __init__(self, info: DistInfo) -> None:
@@ -60,14 +60,14 @@ class Watch:
         self._found = threading.Event()
         self._stopped = threading.Event()
         self._heard: dict[int, tuple[int, float]] = {}
-        """Each other's last beat, and when it was first seen."""
+        """Each other's last heartbeat, and when it was first seen."""
         self._known: dict[int, tuple[int, str]] = {}
         """The process number and the position of those on this machine."""
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._thread.start()
 
     def note(self, position: str) -> None:
-        """Say where this process stands: its last words, should it be killed."""
+        """Say where this process stands: the others report it should this process be killed."""
         self._position = position
 
     def announce(self, reason: str, *, failure: FailureReport | None = None) -> None:
@@ -89,7 +89,7 @@ class Watch:
         return self._failure
 
     def stop(self) -> None:
-        """Watch no longer; from here on the others may end. A process that fails goes on watching to its end."""
+        """End the monitoring; from here on the others may end. A process that fails is monitored to its end."""
         self._stopped.set()
         self._thread.join()
 
@@ -97,17 +97,17 @@ class Watch:
         return f"pid {os.getpid()} on {self._host}"
 
     def _run(self) -> None:
-        beat = 0
-        while not self._stopped.wait(HEARTBEAT_S if beat else 0):
-            beat += 1
+        heartbeat = 0
+        while not self._stopped.wait(HEARTBEAT_S if heartbeat else 0):
+            heartbeat += 1
             try:
-                values = [beat, self._host, os.getpid(), self._position]
+                values = [heartbeat, self._host, os.getpid(), self._position]
                 self._store.set(f"alive/{self._info.rank}", json.dumps(values))
                 self._failure = self._find_failure()
             except RuntimeError as error:
                 # Rank 0 or the launcher held the store.
-                words = f"the store where the processes met is gone ({' '.join(str(error).split())[:200]})"
-                self._failure = self._find_killed() or FailureReport(0, "or the launcher", words)
+                reason = f"the store where the processes met is gone ({' '.join(str(error).split())[:200]})"
+                self._failure = self._find_killed() or FailureReport(0, "or the launcher", reason)
             if self._failure is not None:
                 break
         if self._failure is None:
@@ -127,21 +127,21 @@ class Watch:
                 return FailureReport(*json.loads(self._store.get(f"ended/{rank}")))
             if not self._store.check([f"alive/{rank}"]):
                 continue
-            beat, host, pid, position = json.loads(self._store.get(f"alive/{rank}"))
-            last_beat, heard_at = self._heard.get(rank, (0, now))
-            self._heard[rank] = (beat, now if beat != last_beat else heard_at)
+            heartbeat, host, pid, position = json.loads(self._store.get(f"alive/{rank}"))
+            last_heartbeat, heard_at = self._heard.get(rank, (0, now))
+            self._heard[rank] = (heartbeat, now if heartbeat != last_heartbeat else heard_at)
             if host == self._host:
                 self._known[rank] = (pid, position)
             if now - self._heard[rank][1] > SILENT_S:
-                words = f"nothing was heard of it for {SILENT_S:.0f} s, {position}"
-                return FailureReport(rank, f"pid {pid} on {host}", words)
+                reason = f"nothing was heard of it for {SILENT_S:.0f} s, {position}"
+                return FailureReport(rank, f"pid {pid} on {host}", reason)
         return self._find_killed()
 
     def _find_killed(self) -> FailureReport | None:
         for rank, (pid, position) in self._known.items():
             if not _is_running(pid):
-                words = f"it was killed, or died without a word, {position}"
-                return FailureReport(rank, f"pid {pid} on {self._host}", words)
+                reason = f"it was killed, or died without a word, {position}"
+                return FailureReport(rank, f"pid {pid} on {self._host}", reason)
         return None
 
 
