@@ -56,6 +56,20 @@ class HuggingFaceEncoderConfig(EncoderConfig):
     """Replaces the checkpoint's hidden, attention and activation dropout; None keeps them."""
 
 
+class TextEncoderConfig(EncoderConfig):
+    """A checkpoint of BERT or RoBERTa that reads an utterance's text: a local folder or a hub name, never code."""
+
+    kind: Literal["text"]
+    name: str = Field(pattern=r"^\S(.*\S)?$")
+    revision: str | None = None
+    field: str = Field(default="text", pattern=r"^(text|extra\..+)$")
+    """Metadata field with the text: `text`, or `extra.NAME`."""
+    max_tokens: int = Field(default=512, gt=0, le=2**16)
+    """Longer texts lose their end; never more than the checkpoint has positions for."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Replaces the checkpoint's hidden and attention dropout; None keeps them."""
+
+
 class EncoderKind(NamedTuple):
     """Where a kind of encoder is, as `MODULE:CLASS`."""
 
@@ -70,6 +84,7 @@ ENCODER_KINDS: dict[str, EncoderKind] = {
     "huggingface": EncoderKind(
         "metaser.config.encoders:HuggingFaceEncoderConfig", "metaser.model.encoders.pretrained:PretrainedEncoder"
     ),
+    "text": EncoderKind("metaser.config.encoders:TextEncoderConfig", "metaser.model.encoders.text:TextEncoder"),
 }
 """By the word that `kind` holds."""
 

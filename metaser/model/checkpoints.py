@@ -14,7 +14,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
@@ -49,7 +49,7 @@ _CONVERT = (
     "convert it by transformers' convert_*_original_pytorch_checkpoint_to_pytorch.py, or take the model's folder from "
     "the hub"
 )
-_LAYER = re.compile(r"\bencoder\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\bencoder\.layers?\.(\d+)\.")
 _MAX_STATES = 10
 """Inside each other; one that holds itself would have no end."""
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
@@ -141,14 +141,28 @@ class Checkpoint(NamedTuple):
     """Whether clips are brought to zero mean and unit variance."""
 
 
-def open_checkpoint(name: str, revision: str | None, families: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint in a folder, or on the hub; `families` are `PretrainedEncoder`s by the `model_type`.
+def open_checkpoint(
+    name: str,
+    revision: str | None,
+    families: Mapping[str, Any],
+    *,
+    setting: str = "model.encoder.name",
+    files: Sequence[str] = (),
+) -> Checkpoint:
+    """Return the checkpoint in a folder, or on the hub.
+
+    Args:
+        name: The folder's, or the hub's of the model.
+        revision: The hub's of the model.
+        families: `PretrainedEncoder`s, or what else has their `form` and `form_in`, by the `model_type`.
+        setting: As what the name was given, for messages.
+        files: Further ones that are fetched from the hub.
 
     Raises:
         ModelError: if there is none, or its files are damaged or of another kind.
     """
-    folder = _folder(name, revision)
-    config = _config(folder, name, families)
+    folder = _folder(name, revision, setting, files)
+    config = _config(folder, name, families, setting)
     return Checkpoint(folder, config, _do_normalize(folder))
 
 
@@ -167,7 +181,7 @@ def exported_config(data: bytes, path: Path) -> dict[str, Any]:
     return export.model_dump(exclude_unset=True, exclude={"model_type"})
 
 
-def _folder(name: str, revision: str | None) -> Path:
+def _folder(name: str, revision: str | None, setting: str, files: Sequence[str]) -> Path:
     """Return the folder with the checkpoint's files, fetched from the hub unless it is one already."""
     try:
         folder = Path(name).expanduser()
@@ -176,17 +190,17 @@ def _folder(name: str, revision: str | None) -> Path:
             # Else `is_file` says False below of what may not be seen.
             next(folder.iterdir(), None)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"model.encoder.name must be readable, but {name!r} is not: {_words(error)}") from error
+        raise ModelError(f"{setting} must be readable, but {name!r} is not: {_words(error)}") from error
     if is_file:
         raise ModelError(
-            "model.encoder.name must be a folder with config.json and weights, or a model on the hub, got the file "
+            f"{setting} must be a folder with config.json and weights, or a model on the hub, got the file "
             f"{name!r}; where it is a checkpoint of fairseq, {_CONVERT}"
         )
-    return folder if is_folder else _fetched(name, revision)
+    return folder if is_folder else _fetched(name, revision, setting, files)
 
 
-def _fetched(name: str, revision: str | None) -> Path:
-    wanted = [_CONFIG, _PREPROCESSOR, _PROCESSOR]
+def _fetched(name: str, revision: str | None, setting: str, files: Sequence[str]) -> Path:
+    wanted = [_CONFIG, _PREPROCESSOR, _PROCESSOR, *files]
     try:
         for weights in _WEIGHTS:
             wanted += _PATTERNS[weights]
@@ -195,19 +209,19 @@ def _fetched(name: str, revision: str | None) -> Path:
                 break
     except (OSError, HFValidationError) as error:
         raise ModelError(
-            f"model.encoder.name must be an encoder folder or a model on the hub, got {name!r}, which is no "
+            f"{setting} must be an encoder folder or a model on the hub, got {name!r}, which is no "
             f"folder here and could not be fetched ({type(error).__name__}); correct it"
         ) from error
     return folder
 
 
-def _config(folder: Path, name: str, families: Mapping[str, Any]) -> dict[str, Any]:
+def _config(folder: Path, name: str, families: Mapping[str, Any], setting: str) -> dict[str, Any]:
     path = folder / _CONFIG
     if (given := _parsed(path, _Typed, "an encoder's configuration")) is None:
         raise ModelError(f"an encoder folder must hold config.json, got {name!r} without; point to a checkpoint")
     if given.model_type is None or given.model_type not in families:
         raise ModelError(
-            f"model.encoder.name must be a model of type {', '.join(families)}, got {name!r} of type "
+            f"{setting} must be a model of type {', '.join(families)}, got {name!r} of type "
             f"{given.model_type!r}; choose another checkpoint"
         )
     family = families[given.model_type]
@@ -317,7 +331,7 @@ def read_weights(
         checkpoint: Where they lie.
         expected: The encoder's tensors, of which the shapes count.
         usual_prefix: What stands before their names in a larger model of transformers, with its dot.
-        family: The encoder's `PretrainedEncoder`.
+        family: The encoder's `PretrainedEncoder`, or what else has its `anchor` and `zero_if_absent`.
 
     Raises:
         ModelError: if files are damaged, or tensors are missing, of other shapes or kinds, or not finite.
@@ -546,6 +560,9 @@ def _our_name(name: str, prefix: str) -> str:
     if name.endswith((".weight_g", ".weight_v")):
         name = name.replace(".weight_g", ".parametrizations.weight.original0")
         name = name.replace(".weight_v", ".parametrizations.weight.original1")
+    # As in checkpoints that were converted from TensorFlow, Google's BERT among them.
+    if name.endswith((".LayerNorm.gamma", ".LayerNorm.beta")):
+        name = name.replace(".LayerNorm.gamma", ".LayerNorm.weight").replace(".LayerNorm.beta", ".LayerNorm.bias")
     return name
 
 

@@ -101,7 +101,7 @@ class Encoder(nn.Module):
     view: str = ""
     """The encoder's name in `model.views`; empty for the main one."""
     files: ClassVar[tuple[str, ...]] = ()
-    """Of what lies beside the weights of an exported model."""
+    """Names of what must lie beside the weights of an exported model, with `{view}` for the view's name."""
 
     def __init__(self, num_layers: int, width: int) -> None:
         """Remember N and D."""
@@ -111,8 +111,12 @@ class Encoder(nn.Module):
         self.gradient_checkpointing = False
 
     @classmethod
-    def from_config(cls, config: Any) -> Encoder:
+    def from_config(cls, config: Any, *, setting: str = "model.encoder") -> Encoder:
         """Return the encoder that a configuration of its kind asks for: with a checkpoint's weights, or fresh.
+
+        Args:
+            config: The configuration.
+            setting: Where it stands in the experiment, for messages.
 
         Raises:
             ModelError: The checkpoint does not exist, is damaged, lacks weights, or is of another kind of model.
@@ -142,6 +146,21 @@ class Encoder(nn.Module):
     def architecture(self) -> dict[str, Any]:
         """Return what `from_architecture` needs to rebuild the encoder without its weights; fit for JSON."""
         raise NotImplementedError
+
+    @classmethod
+    def files_of(cls, view: str) -> tuple[str, ...]:
+        """Return the names of the `files` of a view."""
+        return tuple(name.format(view=view) for name in cls.files)
+
+    def save_files(self, folder: Path) -> None:
+        """Write the `files` into the folder of an exported model."""
+
+    def read_files(self, folder: Path) -> None:
+        """Take the `files` from the folder of an exported model, where `from_architecture` built the encoder.
+
+        Raises:
+            ModelError: One is missing, damaged, or not the one that the architecture tells of.
+        """
 
     @property
     def transformer_layers(self) -> nn.ModuleList:

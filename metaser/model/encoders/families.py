@@ -49,10 +49,14 @@ def build_encoder(architecture: Mapping[str, Any]) -> Encoder:
     return encoder
 
 
-def load_encoder(config: EncoderConfig) -> Encoder:
+def load_encoder(config: EncoderConfig, *, setting: str = "model.encoder") -> Encoder:
     """Return the encoder that a configuration asks for: with its checkpoint's weights, or fresh where it has none.
+
+    Args:
+        config: The configuration.
+        setting: Where it stands in the experiment, such as `model.views.text`, for messages.
 
     Raises:
         ModelError: The checkpoint does not exist, is damaged, lacks weights, or is of another kind of model.
     """
-    return encoder_class(config.kind).from_config(config)
+    return encoder_class(config.kind).from_config(config, setting=setting)

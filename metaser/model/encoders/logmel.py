@@ -197,7 +197,7 @@ class LogMelEncoder(SpeechEncoder):
         return self._config.model_dump()
 
     @classmethod
-    def from_config(cls, config: LogMelEncoderConfig) -> LogMelEncoder:
+    def from_config(cls, config: LogMelEncoderConfig, *, setting: str = "model.encoder") -> LogMelEncoder:
         """Return a fresh encoder."""
         encoder = cls(config)
         encoder.apply(init_encoder_weights)

@@ -86,7 +86,7 @@ class PretrainedEncoder(SpeechEncoder):
         return said
 
     @classmethod
-    def from_config(cls, config: HuggingFaceEncoderConfig) -> SpeechEncoder:
+    def from_config(cls, config: HuggingFaceEncoderConfig, *, setting: str = "model.encoder") -> SpeechEncoder:
         """Return an encoder with the checkpoint's weights.
 
         Whether clips are normalised is the checkpoint's `do_normalize`. Where no file tells they are, as in
@@ -95,7 +95,7 @@ class PretrainedEncoder(SpeechEncoder):
         Raises:
             ModelError: The checkpoint does not exist, is damaged, lacks weights, or is of another kind of model.
         """
-        checkpoint = open_checkpoint(config.name, config.revision, FAMILIES)
+        checkpoint = open_checkpoint(config.name, config.revision, FAMILIES, setting=f"{setting}.name")
         settings = dict(checkpoint.config)
         family = FAMILIES[settings["model_type"]]
         if config.dropout is not None:
