@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,11 +21,13 @@ from metaser.inputs import make_inputs
 from metaser.model.metaser import MetaSERModel, load_export
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
+from metaser.texts import given_text
 from metaser.windows import JoinedOutput, WindowOutput, choose_windows, join_windows
 from shards.batch import as_batch
 from shards.corpora.said import SIDES
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
+from shards.shown import shown
 from shards.track import Track
 from shards.windows import Window, Windowing, is_silent
 
@@ -64,6 +67,8 @@ class FilePrediction:
     windows: tuple[WindowPrediction, ...] = ()
     notes: tuple[str, ...] = ()
     """Sentences about what was done with the file that the answer does not show."""
+    text: str | None = None
+    """What the model was told is said."""
 
 
 def load_model(path: str | Path) -> MetaSERModel:
@@ -98,26 +103,59 @@ def predict_files(
     *,
     windowing: Windowing | None = None,
     channel: ChannelChoice = "mix",
+    texts: Sequence[str] = (),
 ) -> Iterator[FilePrediction]:
-    """Yield the prediction for each file (with `each`: for each channel of it), one after another.
+    """Return the prediction for each file (with `each`: for each channel of it), made one after another.
 
     A file that cannot be used, or whose windows do not fit the memory, has an `error` and never ends the others.
+
+    Args:
+        model: Who answers.
+        files: Audio files.
+        windowing: How long recordings are cut; None cuts them as `choose_windows` does.
+        channel: What is heard of several channels.
+        texts: What is said in each file, for a model that reads; every window and channel of the file comes with all of
+            it. Without any, no file has a text.
+
+    Raises:
+        ConfigError: if there are texts, but not one for each file, or the model reads none.
     """
+    if texts and not model.reading_views:
+        raise ConfigError(
+            f"--text is for models that read, but this one only hears, got {shown(texts[0], 80)!r}; leave it out"
+        )
+    if texts and len(texts) != len(files):
+        raise ConfigError(
+            f"--text must be given once for each file, in their order, got {len(texts)} for {len(files)}; correct it"
+        )
     windowing = choose_windows(model) if windowing is None else windowing
-    for file in files:
+    recordings = [_Recording(model, file, text) for file, text in zip_longest(files, texts)]
+    return (prediction for recording in recordings for prediction in _predict_recording(recording, windowing, channel))
+
+
+class _Recording(NamedTuple):
+    """A file, what is said in it, and who is asked about it."""
+
+    model: MetaSERModel
+    file: str
+    text: str | None
+
+
+def _predict_recording(recording: _Recording, windowing: Windowing, channel: ChannelChoice) -> Iterator[FilePrediction]:
+    file = recording.file
+    try:
+        with _memory_for(file, windowing):
+            track = Track(Path(file), 1 if channel == "each" else None if channel == "mix" else channel)
+    except AudioError as error:
+        yield FilePrediction(file, None, {}, error=str(error))
+        return
+    for number in range(1, track.num_channels + 1) if channel == "each" else [channel]:
         try:
             with _memory_for(file, windowing):
-                track = Track(Path(file), 1 if channel == "each" else None if channel == "mix" else channel)
+                prediction = _predict_track(recording, track, windowing, None if number == "mix" else number)
         except AudioError as error:
-            yield FilePrediction(file, None, {}, error=str(error))
-            continue
-        for number in range(1, track.num_channels + 1) if channel == "each" else [channel]:
-            try:
-                with _memory_for(file, windowing):
-                    prediction = _predict_track(model, file, track, windowing, None if number == "mix" else number)
-            except AudioError as error:
-                prediction = FilePrediction(file, None, {}, error=str(error), channel=number)
-            yield prediction
+            prediction = FilePrediction(file, None, {}, error=str(error), channel=number)
+        yield prediction
 
 
 @contextmanager
@@ -145,9 +183,8 @@ class _HeardWindow(NamedTuple):
     """Without a batch dimension, condensed by each task's kind."""
 
 
-def _predict_track(
-    model: MetaSERModel, file: str, track: Track, windowing: Windowing, channel: int | None
-) -> FilePrediction:
+def _predict_track(recording: _Recording, track: Track, windowing: Windowing, channel: int | None) -> FilePrediction:
+    model, file, text = recording
     mono_T = track.mono(channel)
     if len(mono_T) < SHORTEST_S * RATE_HZ:
         raise AudioError(f"{file} must be at least {SHORTEST_S:g} s long, got {len(mono_T) / RATE_HZ:.3f} s")
@@ -159,7 +196,7 @@ def _predict_track(
     if track.channels.is_silent(channel):
         raise _silence(file, channel)
     windows = windowing.cut(len(mono_T))
-    heard = [_predict_window(model, file, window.start, mono_T[window.start : window.end]) for window in windows]
+    heard = [_predict_window(recording, window.start, mono_T[window.start : window.end]) for window in windows]
     if all(window.logits is None for window in heard):
         raise _silence(file, channel)
     return FilePrediction(
@@ -169,7 +206,8 @@ def _predict_track(
         channel="mix" if channel is None and track.num_channels > 1 else channel,
         num_channels=track.num_channels,
         windows=tuple(WindowPrediction(start / RATE_HZ, end / RATE_HZ, tasks) for start, end, tasks, _ in heard),
-        notes=tuple(_notes(file, track, channel, heard)),
+        notes=tuple(_notes(recording, track, channel, heard)),
+        text=text,
     )
 
 
@@ -181,13 +219,14 @@ def _silence(file: str, channel: int | None) -> AudioError:
     )
 
 
-def _predict_window(model: MetaSERModel, file: str, start: int, samples_T: np.ndarray) -> _HeardWindow:
+def _predict_window(recording: _Recording, start: int, samples_T: np.ndarray) -> _HeardWindow:
+    model, file, text = recording
     end = start + len(samples_T)
     if is_silent(samples_T):
         return _HeardWindow(start, end, {}, None)
     batch = as_batch(np.zeros(1), np.ascontiguousarray(samples_T)[None], [len(samples_T)], [True])
     with torch.inference_mode():
-        output = model(*make_inputs(batch, model.device, {}))
+        output = model(*make_inputs(batch, model.device, given_text(model, text)))
     logits = {name: values.cpu() for name, values in output.logits.items()}
     for name, values in logits.items():
         if not bool(torch.isfinite(values).all()):
@@ -217,8 +256,10 @@ def _answers(specs: Sequence[TaskSpec], output: JoinedOutput) -> dict[str, dict[
     return answers
 
 
-def _notes(file: str, track: Track, channel: int | None, heard: Sequence[_HeardWindow]) -> Iterator[str]:
-    channels = track.channels
+def _notes(recording: _Recording, track: Track, channel: int | None, heard: Sequence[_HeardWindow]) -> Iterator[str]:
+    file, channels = recording.file, track.channels
+    if recording.text is None and recording.model.reading_views:
+        yield f"the model reads what is said, but was given no text for {file}; --text gives it"
     if channel is None and 0 < len(channels.quiet) < channels.num:
         yield (
             f"{file} has {channels.num} channels, which were mixed although channel "

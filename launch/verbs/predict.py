@@ -34,6 +34,10 @@ def predict(
     channel: Annotated[
         str, typer.Option(help="What to hear of several channels: a number from 1, left, right, each, or mix.")
     ] = "mix",
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="What is said, for models that read; given once for each file, in their order."),
+    ] = None,
 ) -> None:
     """Print what a trained model says of audio files."""
     from launch.console import plain_logging
@@ -44,11 +48,14 @@ def predict(
         chosen = choose_channel(channel)
         loaded = load_model(model)
         windowing = choose_windows(loaded, window, overlap)
-        predictions = _with_notes_shown(predict_files(loaded, audio, windowing=windowing, channel=chosen))
+        predictions = _with_notes_shown(
+            predict_files(loaded, audio, windowing=windowing, channel=chosen, texts=text or ())
+        )
         if output_format == "jsonl":
             failed = _print_jsonl(predictions)
         elif output_format == "csv":
-            failed = _print_csv(predictions, loaded.task_specs, per_window=per_window)
+            reads = bool(loaded.reading_views)
+            failed = _print_csv(predictions, loaded.task_specs, per_window=per_window, with_text=reads)
         else:
             failed = _print_table(predictions, loaded.task_specs, loaded.config.main_task, per_window=per_window)
     if failed:
@@ -81,11 +88,15 @@ def _json_line(prediction: FilePrediction) -> dict[str, Any]:
         for window in prediction.windows
     ]
     line |= {"duration_s": prediction.duration_s, "num_channels": prediction.num_channels, "windows": windows}
+    if prediction.text is not None:
+        line["text"] = prediction.text
     # Last, so that a task of one of these names keeps its place.
     return line | prediction.tasks
 
 
-def _print_csv(predictions: Iterator[FilePrediction], specs: Sequence[TaskSpec], *, per_window: bool) -> bool:
+def _print_csv(
+    predictions: Iterator[FilePrediction], specs: Sequence[TaskSpec], *, per_window: bool, with_text: bool
+) -> bool:
     from metaser.eval.predictions import csv_line
     from shards.shown import shown
 
@@ -98,6 +109,7 @@ def _print_csv(predictions: Iterator[FilePrediction], specs: Sequence[TaskSpec],
     failed = False
     times = ["start_s", "end_s"] if per_window else []
     names = ["file", "duration_s", *_csv_columns(specs), "error", "channel", "num_windows", *times]
+    names += ["text"] if with_text else []
     write(names)
     for prediction in predictions:
         failed |= prediction.error is not None
@@ -107,6 +119,7 @@ def _print_csv(predictions: Iterator[FilePrediction], specs: Sequence[TaskSpec],
             "error": prediction.error,
             "channel": prediction.channel,
             "num_windows": len(prediction.windows) or None,
+            "text": prediction.text,
         }
         if per_window and prediction.windows:
             for window in prediction.windows:

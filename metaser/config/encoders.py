@@ -22,6 +22,11 @@ class EncoderConfig(Section):
     has_mel_filters: ClassVar[bool] = False
     """Whether VTLP has something to move."""
 
+    @property
+    def text_field(self) -> str | None:
+        """The metadata field with the text that the encoder reads; None hears."""
+        return None
+
     def describe(self) -> str:
         """Return what the encoder is, for a model card."""
         return f"of kind {self.kind}"
@@ -68,6 +73,11 @@ class TextEncoderConfig(EncoderConfig):
     """Longer texts lose their end; never more than the checkpoint has positions for."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Replaces the checkpoint's hidden and attention dropout; None keeps them."""
+
+    @property
+    def text_field(self) -> str | None:
+        """The metadata field with the text."""
+        return self.field
 
 
 class EncoderKind(NamedTuple):

@@ -31,6 +31,7 @@ from metaser.stagedata import passes_filter, select_utterances
 from metaser.targets import Targets
 from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
+from metaser.texts import text_lookups, text_notes
 from metaser.tracking import read_metrics
 from metaser.windows import choose_windows
 from shards.batch import Batch
@@ -135,11 +136,13 @@ def _judge(
     record = read_record(run)
     protocol = _protocol(config, specs, choice, part, made_from(specs), record, accept=accept)
     protocol |= _used(config, specs, choice, chosen, by_stage)
+    protocol["notes"] = [*protocol["notes"], *text_notes(model, part)]
     model.to(processes.device)  # type: ignore[arg-type]
+    texts = text_lookups(model, part)
 
     def forward(batch: Batch) -> MetaSEROutput:
         with autocast(processes.device, config.parallel.precision):
-            output: MetaSEROutput = model(*make_inputs(batch, processes.device, {}))
+            output: MetaSEROutput = model(*make_inputs(batch, processes.device, texts))
         return output
 
     results = evaluate(

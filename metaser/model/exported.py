@@ -95,7 +95,7 @@ def export_folder(name: str | Path, wanted: Sequence[str], options: Mapping[str,
     if why != ABSENT:
         raise ModelError(f"an exported model must be a folder or a model on the hub, but {str(name)!r} {why}")
     try:
-        return Path(snapshot_download(str(name), allow_patterns=[*wanted, SUMS], **options))
+        return Path(snapshot_download(str(name), allow_patterns=[*wanted, SUMS, "tokenizer_*.json"], **options))
     except (OSError, ValueError) as error:
         # HFValidationError, too, is a ValueError.
         raise ModelError(

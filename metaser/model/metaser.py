@@ -291,12 +291,19 @@ class MetaSERModel(PreTrainedModel):
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         export = read_export(export_folder(pretrained_model_name_or_path, COVERED, options), cls)
         kwargs["config"], kwargs["state_dict"] = export.config, export.tensors
-        return super().from_pretrained(None, *model_args, **kwargs)
+        loaded = super().from_pretrained(None, *model_args, **kwargs)
+        # A loading_info makes it a pair.
+        model: MetaSERModel = loaded[0] if isinstance(loaded, tuple) else loaded
+        for view in model.views.values():
+            cast(Encoder, view).read_files(export.folder)
+        return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Write `config.json` and `model.safetensors`, as transformers does, and the checksums of both."""
         self.config.checksums = SUMS
         super().save_pretrained(save_directory, *args, **kwargs)
+        for view in self.views.values():
+            cast(Encoder, view).save_files(Path(save_directory))
         write_sums(Path(save_directory), COVERED)
 
     def forward(
@@ -337,6 +344,19 @@ class MetaSERModel(PreTrainedModel):
         """Return the top layers' frames of the views; SpecAugment's masks have the main encoder's shape."""
         outputs = {name: self.views[name](inputs._replace(masks=None)) for name in self.joined_views}
         return {name: Stream(output.layers[-1], output.frame_mask_BL) for name, output in outputs.items()}
+
+    def blank(self) -> MetaSERModel:
+        """Return a fresh model of the same form on the CPU, with the files of its views."""
+        model = MetaSERModel(cast(MetaSERConfig, self.config))
+        for name, view in self.views.items():
+            cast(Encoder, model.views[name]).share_files(cast(Encoder, view))
+        return model
+
+    @property
+    def reading_views(self) -> dict[str, Encoder]:
+        """The views that read and that co-attention joins, by name."""
+        views = {name: cast(Encoder, self.views[name]) for name in self.joined_views}
+        return {name: view for name, view in views.items() if view.field is not None}
 
     @property
     def encoders(self) -> dict[str, Encoder]:

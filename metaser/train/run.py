@@ -28,6 +28,7 @@ from metaser.stagedata import StageData, heard_samples, is_cut
 from metaser.sums import sealed_yaml
 from metaser.targets import Targets
 from metaser.tasks.spec import TaskSpec
+from metaser.texts import text_lookups
 from metaser.tracking import KeyLog, OnMetrics, Recorder, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters
 from metaser.train.build import build_engine
@@ -244,7 +245,7 @@ class _Training:
             for stage in stages[first - 1 :]:
                 if stage.number > first:
                     resumed = None
-                    model = next_stage_model(self.run_dir, model.config, stage.number - 1, self.processes.device)
+                    model = next_stage_model(self.run_dir, model, stage.number - 1, self.processes.device)
                 elif resumed is None and stage.number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {stage.number}")
                 loop = self._stage_loop(stage, model, resumed, recorder, cpu_wait)
@@ -297,7 +298,7 @@ class _Training:
         best = BestExport(self.run_dir, self.config)
 
         def export() -> None:
-            self.processes.on_main(lambda: best.write(model.config, state, stage.data.training))
+            self.processes.on_main(lambda: best.write(model, state, stage.data.training))
 
         if stage.is_last and state.best_step:
             # Anew: the process may have died between saving the best checkpoint and exporting it.
@@ -308,6 +309,7 @@ class _Training:
         return StageLoop(
             runner=runner,
             dev=stage.data.dev,
+            dev_texts=text_lookups(runner.engine.model, stage.data.dev),
             state=state,
             checkpoints=self.run_dir.checkpoints(stage.number),
             recorder=recorder,
@@ -335,6 +337,7 @@ class _Training:
             ),
             engine=engine,
             augmenter=stage.augmenter,
+            texts=text_lookups(engine.model, training),
         )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import RunError
@@ -43,8 +42,8 @@ def load_weights(model: MetaSERModel, tensors: dict[str, Tensor], path: Path) ->
     model.load_state_dict(tensors)
 
 
-def next_stage_model(run: RunDir, form: PreTrainedConfig, stage: int, device: torch.device) -> MetaSERModel:
-    """Return a fresh model of the configuration `form` with the weights that the 1-based `stage` selected.
+def next_stage_model(run: RunDir, like: MetaSERModel, stage: int, device: torch.device) -> MetaSERModel:
+    """Return a fresh model of the form of `like` with the weights that the 1-based `stage` selected.
 
     Raises:
         RunError: if the stage selected none, or they are those of another model.
@@ -55,7 +54,7 @@ def next_stage_model(run: RunDir, form: PreTrainedConfig, stage: int, device: to
         raise RunError(f"stage {stage} left no selected checkpoint in {folder}; it must be trained first")
     selected = read_checkpoint(step_folder(folder, last.state.best_step))
     log.info("stage %d hands on its step %d", stage, last.state.best_step)
-    model = MetaSERModel(form)  # type: ignore[arg-type]
+    model = like.blank()
     load_weights(model, selected.selected_tensors(), selected.path)
     model.to(device)  # type: ignore[arg-type]
     return model
@@ -71,15 +70,15 @@ class BestExport:
         self._model: MetaSERModel | None = None
         """On the CPU, filled anew with each export: the weights in training may be spread over processes."""
 
-    def write(self, form: PreTrainedConfig, state: TrainState, training: Index) -> None:
-        """Export the selected checkpoint of `state`'s stage, of a model configured as `form` and trained on `training`.
+    def write(self, like: MetaSERModel, state: TrainState, training: Index) -> None:
+        """Export the selected checkpoint of `state`'s stage, of a model of the form of `like` trained on `training`.
 
         Raises:
             RunError: if the checkpoint is damaged or the disk refuses.
         """
         selected = read_checkpoint(step_folder(self._run.checkpoints(state.stage), state.best_step))
         if self._model is None:
-            self._model = MetaSERModel(form)  # type: ignore[arg-type]
+            self._model = like.blank()
         load_weights(self._model, selected.selected_tensors(), selected.path)
         hear_as_trained(self._model, training.num_samples, self._config.data)
         card = model_card(self._run, self._config, self._model.task_specs)

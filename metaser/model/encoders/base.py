@@ -100,6 +100,8 @@ class Encoder(nn.Module):
     longest_samples: int | None = None
     view: str = ""
     """The encoder's name in `model.views`; empty for the main one."""
+    field: str | None = None
+    """The metadata field with the text that it reads; None hears."""
     files: ClassVar[tuple[str, ...]] = ()
     """Names of what must lie beside the weights of an exported model, with `{view}` for the view's name."""
 
@@ -161,6 +163,13 @@ class Encoder(nn.Module):
         Raises:
             ModelError: One is missing, damaged, or not the one that the architecture tells of.
         """
+
+    def share_files(self, other: Encoder) -> None:
+        """Take the `files` from an encoder of the same architecture."""
+
+    def tokenize(self, texts: Sequence[str | None]) -> Tokens:
+        """Return the tokens of texts, on the CPU, for an encoder that reads; None is an utterance without text."""
+        raise NotImplementedError
 
     @property
     def transformer_layers(self) -> nn.ModuleList:

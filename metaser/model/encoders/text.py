@@ -238,6 +238,11 @@ class TextEncoder(Encoder):
             )
         self._tokenizer = tokenizer
 
+    def share_files(self, other: Encoder) -> None:
+        """Take the tokenizer from an encoder of the same architecture."""
+        if isinstance(other, TextEncoder):
+            self._tokenizer = other._tokenizer
+
     def tokenize(self, texts: Sequence[str | None]) -> Tokens:
         """Return the tokens of texts, on the CPU; one that is None or blank is `[NOTEXT]`.
 
