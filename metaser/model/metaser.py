@@ -461,7 +461,7 @@ def build_model(config: ModelConfig, tasks: Sequence[TaskSpec], main_task: str) 
         ConfigError: The parts do not fit together.
     """
     encoder = hearing(load_encoder(config.encoder))
-    views = {name: load_encoder(view) for name, view in config.views.items()}
+    views = {name: load_encoder(view, setting=f"model.views.{name}") for name, view in config.views.items()}
     built = MetaSERConfig(
         encoder=encoder.architecture(),
         model=config.model_dump(mode="json"),

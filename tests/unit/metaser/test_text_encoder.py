@@ -21,12 +21,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM
 
-from metaser.config.encoders import TextEncoderConfig
+from metaser.config.encoders import LogMelEncoderConfig, TextEncoderConfig
+from metaser.config.schema import CoattentionConfig, ModelConfig
 from metaser.errors import ModelError
 from metaser.model.encoders import tokenizer as tokenizer_module
 from metaser.model.encoders.base import EncoderOutput, Inputs, Tokens
 from metaser.model.encoders.families import build_encoder, encoder_class, load_encoder
 from metaser.model.encoders.text import TextEncoder
+from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
+from metaser.tasks.spec import TaskSpec
 
 torch.set_num_threads(1)
 
@@ -365,6 +368,52 @@ def test_a_hostile_architecture_is_refused(folders: dict[str, Path], tmp_path: P
     architecture = load(folders["bert"]).architecture()
     with pytest.raises((ModelError, ValidationError)):
         TextEncoder.read_architecture(architecture | change, tmp_path)
+
+
+# ---------------------------------------------------------------- beside a speech encoder
+
+SPEECH = LogMelEncoderConfig(num_mels=16, width=16, num_layers=2, num_heads=2, feed_forward=16)
+EMOTION = TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("anger", "sadness"))
+
+
+def model_of(folder: Path, form: str = "cross") -> MetaSERModel:
+    coattention = CoattentionConfig(form=form, width=8, num_heads=2)  # type: ignore[arg-type]
+    views = {"words": TextEncoderConfig(kind="text", name=str(folder))}
+    return build_model(ModelConfig(encoder=SPEECH, views=views, coattention=coattention), [EMOTION], "emotion").eval()
+
+
+@pytest.mark.parametrize("form", ["concat", "cross", "frame_weights"])
+@torch.no_grad()
+def test_as_a_view_padding_changes_nothing(source: Path, form: str) -> None:
+    model, lengths, texts = model_of(source, form), (4000, 900, 2600), TEXTS[1:4]
+    view = model.views["words"]
+    assert isinstance(view, TextEncoder) and view.view == "words"
+    wave_BT, num_samples_B = torch.randn(3, 4000), torch.tensor(lengths)
+    together = model(wave_BT, num_samples_B, tokens={"words": view.tokenize(texts)}).logits["emotion"]
+    for row, length in enumerate(lengths):
+        one = slice(row, row + 1)
+        tokens = {"words": view.tokenize(texts[one])}
+        alone = model(wave_BT[one, :length], num_samples_B[one], tokens=tokens).logits["emotion"]
+        torch.testing.assert_close(together[one], alone, atol=2e-6, rtol=2e-5)
+
+
+def test_a_model_built_again_reads_the_same(source: Path, tmp_path: Path) -> None:
+    model = model_of(source)
+    # As JSON would hold it.
+    with torch.device("meta"):
+        again = MetaSERModel(MetaSERConfig(**json.loads(model.config.to_json_string(use_diff=False))))
+    again.load_state_dict(model.state_dict(), assign=True)
+    for each in (model, again):
+        (view,) = each.views.values()
+        assert isinstance(view, TextEncoder)
+        view.save_files(tmp_path) if each is model else view.read_files(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer_words.json"]
+
+
+def test_a_views_setting_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"^model\.views\.words\.name must be"):
+        model_of(tmp_path / "file")
 
 
 # ---------------------------------------------------------------- checkpoints as people have them
