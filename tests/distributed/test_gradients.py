@@ -14,6 +14,7 @@ from metaser.processes import Processes
 from metaser.seeding import seed_generators
 from metaser.stagedata import stage_data, training_rows
 from metaser.targets import Targets, resolve_tasks
+from metaser.texts import text_lookups
 from metaser.train.augment import Augmenter
 from metaser.train.build import build_engine
 from metaser.train.optim import build_optimizer
@@ -49,7 +50,8 @@ def stage_runner(config: ExperimentConfig, processes: Processes, dtype: torch.dt
     engine = build_engine(processes, model, build_optimizer(model, trainable, stage), max_grad_norm=1.0)
     schedule = Schedule(training.num_samples, batch_utterances=16, pool_utterances=1600, seed=1)
     augmenter = Augmenter(stage.augment, seed=config.seed)
-    return StepRunner(config, stage, 2, specs, training, Targets(specs, training), schedule, engine, augmenter)
+    targets, texts = Targets(specs, training), text_lookups(model, training)
+    return StepRunner(config, stage, 2, specs, training, targets, schedule, engine, augmenter, texts)
 
 
 def write_gradient(config: ExperimentConfig, path: str, in_float64: bool) -> None:
