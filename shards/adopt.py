@@ -28,32 +28,24 @@ from shards.corpora.options import NO_OPTIONS, ReadOptions, flag
 from shards.corpora.tally import Tally
 from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, SequentialFile, decode_to
 from shards.errors import AudioError, CorpusError, ShardError
+from shards.files import file_stamp
 from shards.index import index_row
 from shards.inputfile import fault_of, open_regular
+from shards.jobs import Progress, run_jobs
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, Settings, canonical_json, is_absent
-from shards.pack import audio_objection, metadata_objection
-from shards.publish import (
-    AudioCounts,
+from shards.notes import ShardNote, repeated_keys, shard_note
+from shards.oddities import AudioCounts
+from shards.packfolder import locked
+from shards.publish import Origin, PackSummary, RepeatedKeyError, complete_folder, package_versions, publish, summary_of
+from shards.rejections import (
     OnBad,
-    Origin,
-    PackSummary,
-    Progress,
-    RepeatedKeyError,
-    ShardNote,
-    as_one_error,
+    audio_objection,
     check_max_duration,
-    complete_folder,
-    file_stamp,
-    locked,
-    note_of,
-    nothing_left,
-    package_versions,
-    publish,
-    repeated_keys,
-    run_jobs,
-    summary_of,
-    without_place,
+    metadata_objection,
+    no_utterances_error,
+    rejections_error,
+    with_relative_paths,
 )
 from shards.schema import (
     METADATA_FIELDS,
@@ -122,9 +114,9 @@ def adopt_shards(
     corpus = _corpus_of(source)
     tars, unreadable = _tars(source)
     if unreadable and on_bad == "raise":
-        raise as_one_error(unreadable)
+        raise rejections_error(unreadable)
     if not tars:
-        raise nothing_left(corpus, source, unreadable)
+        raise no_utterances_error(corpus, source, unreadable)
     settings = Settings(seed=0, shard_utterances=0, max_duration_s=max_duration_s, versions=package_versions())
     jobs = [_AdoptJob(tar, source.resolve().name, settings, tuple(labels.items())) for tar in tars]
     said = [[labels, options.licence]] if options.given else []
@@ -172,7 +164,7 @@ def _publish(
     for note in notes:
         tally.add_rows(note.tally)
     rejections = [*unreadable, *(item for note in notes for item in note.rejections)]
-    placeless = [without_place(item, origin.source) for item in rejections]
+    placeless = [with_relative_paths(item, origin.source) for item in rejections]
     return publish(out, state, origin, notes, placeless, tuple(tally.notes(labels)))
 
 
@@ -292,7 +284,7 @@ class _AdoptJob:
                 rows.append(row)
                 keys.add(row["key"])
         rows.sort(key=lambda row: row["key"])
-        note = note_of(self.path, stamp, rows, rejections, counts, cells.tally.as_rows())
+        note = shard_note(self.path, stamp, rows, rejections, counts, cells.tally.as_rows())
         if self._stamp() != stamp:
             raise ShardError(f"{self.path} must stay as it is while it is read, but was changed; run the command again")
         return note

@@ -23,51 +23,34 @@ from shards.corpora.base import OWNERS_LICENCE, CorpusReader, Found, corpus_read
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
+from shards.files import content_sha256, file_stamp
 from shards.index import index_row
-from shards.indexfile import LONG_WORDS, MAX_META_BYTES
 from shards.inputfile import fault_of, open_regular
-from shards.jsontext import MAX_DIGITS
+from shards.jobs import Progress, run_jobs
 from shards.manifest import (
-    INDEX_NAME,
     MANIFEST_NAME,
-    REJECTED_NAME,
     Settings,
     atomic_file,
     canonical_json,
     read_manifest,
 )
-from shards.publish import (
-    AudioCounts,
+from shards.notes import ShardNote, shard_note
+from shards.oddities import AudioCounts
+from shards.packfolder import check_folder, locked, remove_leftovers
+from shards.publish import Origin, PackSummary, complete_folder, package_versions, publish, sources_hash, summary_of
+from shards.rejections import (
     OnBad,
-    Origin,
-    PackSummary,
-    Progress,
-    ShardNote,
-    accounts,
-    as_one_error,
-    check_folder,
+    account_of_rows,
+    audio_objection,
     check_max_duration,
-    complete_folder,
-    content_sha256,
-    file_stamp,
-    is_shard_name,
-    locked,
-    note_of,
-    nothing_left,
-    package_versions,
-    publish,
-    run_jobs,
-    sources_hash,
-    summary_of,
-    without_place,
+    metadata_objection,
+    no_utterances_error,
+    rejections_error,
+    with_relative_paths,
 )
 from shards.schema import (
-    AGES_YEARS,
     AUDIO_SUFFIX,
-    MAX_TEXT_BYTES,
-    MAX_WORD_BYTES,
     META_SUFFIX,
-    RATE_HZ,
     SCHEMA_VERSION,
     AudioSource,
     Note,
@@ -82,8 +65,6 @@ from shards.tarmembers import BrokenTarError, TarMember, tar_members
 
 MAX_COMPARED_BYTES = 8 << 30
 """Of a source file: six hours of stereo at 96 kHz and 32 bits."""
-_ABOUT_AUDIO_BYTES = 1024
-"""More than what is said of an utterance's audio takes beside its metadata."""
 _MAX_SHOWN = 300
 _SEEDS = (-(1 << 63), (1 << 64) - 1)
 
@@ -131,13 +112,13 @@ def pack_corpus(
     found = _collect(reader, source, seed, options.channel)
     items, rejections = found.sorted_items, found.rejections
     if rejections and on_bad == "raise":
-        raise as_one_error(rejections)
+        raise rejections_error(rejections)
     if not items:
-        raise nothing_left(reader.name, source, rejections)
+        raise no_utterances_error(reader.name, source, rejections)
     settings = Settings(
         seed=seed, shard_utterances=shard_utterances, max_duration_s=max_duration_s, versions=package_versions()
     )
-    rejections = [without_place(rejection, source) for rejection in rejections]
+    rejections = [with_relative_paths(rejection, source) for rejection in rejections]
     fingerprint = _fingerprint(settings, reader, items, rejections)
     jobs = _plan(reader.name, items, out, settings)
 
@@ -155,16 +136,14 @@ def pack_corpus(
     with locked(out, reader.name) as state:
         if (out / MANIFEST_NAME).exists():  # another process has published since
             return complete()
-        _remove_leftovers(out, reader.name, jobs)
+        remove_leftovers(out, reader.name, {job.name for job in jobs})
         done = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
-        rejections += [without_place(item, source) for note in done.notes for item in note.rejections]
-        remarks = [*found.notes, *accounts(found.row_counts, done.notes, rejections)]
+        rejections += [with_relative_paths(item, source) for note in done.notes for item in note.rejections]
+        num_packed = sum(note.shard.num_utterances for note in done.notes)
+        remarks = [*found.notes, *account_of_rows(found.row_counts, num_packed, len(rejections))]
         origin = Origin(reader.name, reader.licence, reader.citation, source, settings, fingerprint)
         manifest = publish(out, state, origin, done.notes, rejections, remarks)
     return summary_of(out, manifest, num_kept=done.num_kept, was_complete=False, doubts=done.doubts)
-
-
-# ---------------------------------------------------------------- what to pack
 
 
 @dataclass
@@ -241,36 +220,6 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
     except ValueError:
         return Rejection(name, f"the key {utterance.key!r} is too long for a tar member", "bad key")
     return metadata_objection(name, utterance)
-
-
-def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
-    """Return why an index cannot hold an utterance's metadata, or None."""
-    try:
-        num_bytes = len(canonical_json(utterance.model_dump()))
-    except ValueError as error:
-        reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
-        return Rejection(name, reason, "bad metadata")
-    if num_bytes > MAX_META_BYTES - _ABOUT_AUDIO_BYTES:
-        reason = f"metadata must take at most {MAX_META_BYTES - _ABOUT_AUDIO_BYTES} bytes as JSON, got {num_bytes}"
-        return Rejection(name, reason, "bad metadata")
-    # Where all is short, no field is long, speaker and session with the corpus before them included.
-    row = index_row(utterance) if num_bytes > MAX_WORD_BYTES // 2 else {}
-    for field_name, value in row.items():
-        most = MAX_TEXT_BYTES if field_name in LONG_WORDS else MAX_WORD_BYTES
-        num_bytes = len(value.encode()) if isinstance(value, str) else 0
-        if num_bytes > most:
-            reason = f"{field_name} must have at most {most} bytes, got {num_bytes}: {shown(value, 40)}"
-            return Rejection(name, reason, "bad metadata")
-    for extra_name, number in utterance.extra.items():
-        if isinstance(number, int) and abs(number) >= 10**MAX_DIGITS:
-            reason = f"whole numbers must have at most {MAX_DIGITS} digits, but {shown(extra_name, 40)} has more"
-            return Rejection(name, reason, "bad number")
-    if utterance.emotion_votes is not None and min(utterance.emotion_votes.values(), default=0.0) < 0:
-        return Rejection(name, f"votes must be 0 or more, got {min(utterance.emotion_votes.values()):g}", "bad number")
-    if utterance.age is not None and not AGES_YEARS[0] <= utterance.age <= AGES_YEARS[1]:
-        reason = f"age must be {AGES_YEARS[0]} to {AGES_YEARS[1]} years, got {utterance.age:g}"
-        return Rejection(name, reason, "bad number")
-    return None
 
 
 def _original_name(utterance: Utterance) -> str:
@@ -387,7 +336,7 @@ class _PackJob:
                     )
                 if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
                     counts = counts.plus_endless(_original_name(item.utterance))
-        note = note_of(self.path, stamp, rows, rejections, counts, sources_sha256=_sources_sha256(self.items))
+        note = shard_note(self.path, stamp, rows, rejections, counts, sources_sha256=_sources_sha256(self.items))
         if list(map(file_stamp, files)) != times:
             raise ShardError(
                 f"source files must stay as they are while they are packed, but some of {self.name} were changed; run "
@@ -492,18 +441,6 @@ def _add_utterance(tar: tarfile.TarFile, utterance: Utterance, flac: bytes, pcm:
     )
 
 
-def audio_objection(name: str, num_samples: int, is_audible: bool, max_duration_s: float) -> Rejection | None:
-    """Return why decoded audio cannot be used, or None."""
-    duration_s = num_samples / RATE_HZ
-    if num_samples == 0:
-        return Rejection(name, "holds less than one sample at 16 kHz", "unusable audio")
-    if duration_s > max_duration_s:
-        return Rejection(name, f"lasts {duration_s:.2f} s, longer than --max-duration {max_duration_s:g}", "too long")
-    if not is_audible:
-        return Rejection(name, f"all {num_samples} samples are zero", "silence")
-    return None
-
-
 def _member(name: str, data: bytes) -> tarfile.TarInfo:
     """Return a header whose owner, mode and time are fixed, so that bytes repeat."""
     member = tarfile.TarInfo(name)
@@ -519,9 +456,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     return offset
 
 
-# ---------------------------------------------------------------- the folder
-
-
 def _check_folder(out: Path, corpus: str) -> None:
     """Refuse to write among files that are not this corpus's."""
     check_folder(out, corpus)
@@ -531,13 +465,3 @@ def _check_folder(out: Path, corpus: str) -> None:
             raise ShardError(
                 f"OUT must be empty or hold corpus {corpus!r}, but {out} holds {found!r}; choose another folder"
             )
-
-
-def _remove_leftovers(out: Path, corpus: str, jobs: Sequence[_PackJob]) -> None:
-    """Remove unfinished files, and shards that the corpus no longer needs; `check_folder` has found all to be ours."""
-    wanted = {job.name for job in jobs}
-    for path in out.iterdir():
-        is_unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
-        is_ours = is_unfinished or path.name in (INDEX_NAME, REJECTED_NAME) or is_shard_name(path.name, corpus)
-        if is_ours and path.name not in wanted:
-            path.unlink()

@@ -18,7 +18,7 @@ from shards.adopt import adopt_shards
 from shards.errors import InputError, ShardError
 from shards.manifest import canonical_json, read_manifest
 from shards.pack import pack_corpus
-from shards.publish import STATE_FOLDER
+from shards.packfolder import STATE_FOLDER
 from shards.schema import SourceUtterance
 from shards.survey import verify
 

@@ -20,7 +20,7 @@ from shards.errors import CorpusError, ShardError
 from shards.index import load_index
 from shards.manifest import read_manifest
 from shards.pack import pack_corpus
-from shards.publish import STATE_FOLDER
+from shards.packfolder import STATE_FOLDER
 from shards.schema import Rejection, SourceUtterance, Utterance
 from shards.survey import verify
 
