@@ -28,15 +28,15 @@ from shards.corpora.options import NO_OPTIONS, ReadOptions, flag
 from shards.corpora.tally import Tally
 from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, SequentialFile, decode_to
 from shards.errors import AudioError, CorpusError, ShardError
-from shards.files import file_stamp
+from shards.files import canonical_json, file_stamp
 from shards.index import index_row
 from shards.inputfile import fault_of, open_regular
 from shards.jobs import Progress, run_jobs
 from shards.jsontext import JsonTextError, parse_json
-from shards.manifest import MANIFEST_NAME, Manifest, Settings, canonical_json, is_absent
+from shards.manifest import MANIFEST_NAME, Manifest, Settings
 from shards.notes import ShardNote, repeated_keys, shard_note
 from shards.oddities import AudioCounts
-from shards.packfolder import locked
+from shards.packfolder import is_absent, locked
 from shards.publish import Origin, PackSummary, RepeatedKeyError, complete_folder, package_versions, publish, summary_of
 from shards.rejections import (
     OnBad,

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from shards.config import RemoteConfig
 from shards.errors import FilterError, ShardError
+from shards.files import atomic_file, canonical_json
 from shards.indexfile import (
     AGAIN,
     DIGEST,
@@ -36,7 +37,7 @@ from shards.indexfile import (
 )
 from shards.inputfile import open_regular
 from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
-from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, atomic_file, canonical_json, read_manifest
+from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 from shards.numbers import number_of
 from shards.schema import LABEL_FIELDS, METADATA_FIELDS, RATE_HZ, SCHEMA_VERSION, Utterance
 from shards.store import is_url, join, read_file

@@ -15,16 +15,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shards.config import Section
 from shards.errors import ShardError
+from shards.files import atomic_file, canonical_json, file_sha256
 from shards.inputfile import MAX_TEXT_BYTES, read_regular
-from shards.manifest import (
-    ShardRecord,
-    atomic_file,
-    canonical_json,
-    file_sha256,
-)
+from shards.manifest import ShardRecord
 from shards.oddities import AudioCounts
+from shards.record import Section
 from shards.schema import RATE_HZ, Rejection
 
 MAX_NOTE_BYTES = MAX_TEXT_BYTES

@@ -9,12 +9,12 @@ import numpy as np
 from pydantic import Field
 
 from shards.audio import MIN_FLAT_SAMPLES, QUIET_PEAK, Sound, is_clipped
-from shards.config import Section
 from shards.corpora.identities import nearly_equal
 from shards.index import (
     Index,
     duplicate_rows,
 )
+from shards.record import Section
 from shards.schema import RATE_HZ
 
 _MIN_CLIPS_TO_WARN = 20

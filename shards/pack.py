@@ -23,17 +23,11 @@ from shards.corpora.base import OWNERS_LICENCE, CorpusReader, Found, corpus_read
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
-from shards.files import content_sha256, file_stamp
+from shards.files import atomic_file, canonical_json, content_sha256, file_stamp
 from shards.index import index_row
 from shards.inputfile import fault_of, open_regular
 from shards.jobs import Progress, run_jobs
-from shards.manifest import (
-    MANIFEST_NAME,
-    Settings,
-    atomic_file,
-    canonical_json,
-    read_manifest,
-)
+from shards.manifest import MANIFEST_NAME, Settings, read_manifest
 from shards.notes import ShardNote, shard_note
 from shards.oddities import AudioCounts
 from shards.packfolder import check_folder, locked, remove_leftovers

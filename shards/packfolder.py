@@ -10,16 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.errors import ShardError
-from shards.inputfile import read_regular
+from shards.files import atomic_file, canonical_json
+from shards.inputfile import ABSENT, fault_of, read_regular
 from shards.jsontext import JsonTextError, parse_json
-from shards.manifest import (
-    INDEX_NAME,
-    MANIFEST_NAME,
-    REJECTED_NAME,
-    atomic_file,
-    canonical_json,
-    is_absent,
-)
+from shards.manifest import INDEX_NAME, MANIFEST_NAME, REJECTED_NAME
 from shards.notes import MAX_NOTE_BYTES
 
 STATE_FOLDER = ".packing"
@@ -204,3 +198,15 @@ def remove_leftovers(out: Path, corpus: str, wanted: Collection[str]) -> None:
         is_ours = is_unfinished or path.name in (INDEX_NAME, REJECTED_NAME) or is_shard_name(path.name, corpus)
         if is_ours and path.name not in wanted:
             path.unlink()
+
+
+def is_absent(out: Path) -> bool:
+    """Return whether OUT is still to be made.
+
+    Raises:
+        ShardError: if something else than a folder is there, or it cannot be reached.
+    """
+    fault = fault_of(out, "folder")
+    if fault not in (None, ABSENT):
+        raise ShardError(f"OUT must be a folder, but {out} {fault}; choose another")
+    return fault is not None

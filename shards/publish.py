@@ -14,7 +14,7 @@ from typing import Any
 import soundfile as sf
 
 from shards.errors import CorpusError, InputError, ShardError
-from shards.files import content_sha256, file_stamp
+from shards.files import atomic_file, canonical_json, content_sha256, file_sha256, file_stamp
 from shards.index import (
     Index,
     label_tables,
@@ -33,9 +33,6 @@ from shards.manifest import (
     IndexRecord,
     Manifest,
     Settings,
-    atomic_file,
-    canonical_json,
-    file_sha256,
     manifest_bytes,
     parsed_manifest,
     read_manifest,

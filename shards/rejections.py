@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from shards.errors import CorpusError, ShardError
+from shards.files import canonical_json
 from shards.index import (
     index_row,
 )
 from shards.indexfile import LONG_WORDS, MAX_META_BYTES
 from shards.jsontext import MAX_DIGITS
 from shards.limits import MAX_CLIP_S
-from shards.manifest import (
-    canonical_json,
-)
 from shards.schema import (
     AGES_YEARS,
     MAX_TEXT_BYTES,

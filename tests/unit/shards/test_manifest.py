@@ -12,9 +12,10 @@ from tables import index_of
 from tones import Tone, pack_items, reader, tone, utterance
 
 from shards.errors import FilterError, ShardError
+from shards.files import atomic_file, canonical_json
 from shards.index import index_row, label_tables, load_index
 from shards.labels import age_group
-from shards.manifest import atomic_file, canonical_json, read_manifest, write_manifest
+from shards.manifest import read_manifest, write_manifest
 from shards.pack import pack_corpus
 from shards.plan import MicroBatch
 from shards.read import read_batches
