@@ -40,7 +40,8 @@ from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
 from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 from shards.numbers import number_of
 from shards.schema import LABEL_FIELDS, METADATA_FIELDS, RATE_HZ, SCHEMA_VERSION, Utterance
-from shards.store import is_url, join, read_file
+from shards.store import read_file
+from shards.urls import is_url, join
 
 _ROWS_PER_GROUP = 1 << 17
 _MAX_GROUP_CHARS = 64 << 20

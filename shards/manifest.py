@@ -21,7 +21,8 @@ from shards.jsontext import JsonTextError, parse_json
 from shards.record import Section
 from shards.schema import LABEL_FIELDS, MAX_FILE_BYTES, MIN_TAR_BYTES, READABLE_VERSIONS
 from shards.shown import shown
-from shards.store import file_size, is_url, join, read_file
+from shards.store import file_size, read_file
+from shards.urls import is_url, join
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"

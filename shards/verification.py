@@ -30,10 +30,11 @@ from shards.schema import (
     visible,
 )
 from shards.shown import shown
-from shards.store import RangeReader, is_url, join, read_file
+from shards.store import RangeReader, read_file
 from shards.suffixes import AUDIO_SUFFIXES
 from shards.tarmembers import BrokenTarError, Forward, TarMember, tar_members
 from shards.tarwalk import TarStream
+from shards.urls import is_url, join
 
 MAX_REJECTED_BYTES = 512 << 20
 """Of `rejected.jsonl`; a million rejections take 0.2 GB."""
