@@ -27,7 +27,8 @@ import typer
 from shards.config import RandomSpeakers
 from shards.files import file_sha256
 from shards.filter import select_rows
-from shards.index import INDEX_SCHEMA, load_index
+from shards.index import INDEX_SCHEMA
+from shards.indexload import load_index
 from shards.manifest import FileRecord, IndexRecord, Manifest, Settings, ShardRecord, write_manifest
 from shards.plan import Schedule, cut_micro_batches, step_micro_batches
 from shards.request import micro_batch_request

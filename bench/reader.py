@@ -29,7 +29,8 @@ import typer
 import webdataset
 
 from shards.corpora.base import CorpusReader
-from shards.index import Index, load_index
+from shards.index import Index
+from shards.indexload import load_index
 from shards.pack import pack_corpus
 from shards.plan import MicroBatch, Schedule, step_micro_batches
 from shards.read import read_batches

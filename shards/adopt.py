@@ -29,7 +29,7 @@ from shards.corpora.tally import Tally
 from shards.decoding import DECODER_ERRORS, UNKNOWN_FRAMES, SequentialFile, decode_to
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.files import canonical_json, file_stamp
-from shards.index import index_row
+from shards.indexwrite import index_row
 from shards.inputfile import fault_of, open_regular
 from shards.jobs import Progress, run_jobs
 from shards.jsontext import JsonTextError, parse_json

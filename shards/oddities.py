@@ -10,10 +10,7 @@ from pydantic import Field
 
 from shards.audio import MIN_FLAT_SAMPLES, QUIET_PEAK, Sound, is_clipped
 from shards.corpora.identities import nearly_equal
-from shards.index import (
-    Index,
-    duplicate_rows,
-)
+from shards.index import Index, duplicate_rows
 from shards.record import Section
 from shards.schema import RATE_HZ
 

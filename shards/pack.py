@@ -24,7 +24,7 @@ from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
 from shards.errors import AudioError, CorpusError, ShardError
 from shards.files import atomic_file, canonical_json, content_sha256, file_stamp
-from shards.index import index_row
+from shards.indexwrite import index_row
 from shards.inputfile import fault_of, open_regular
 from shards.jobs import Progress, run_jobs
 from shards.manifest import MANIFEST_NAME, Settings, read_manifest

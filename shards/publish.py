@@ -15,15 +15,9 @@ import soundfile as sf
 
 from shards.errors import CorpusError, InputError, ShardError
 from shards.files import atomic_file, canonical_json, content_sha256, file_sha256, file_stamp
-from shards.index import (
-    Index,
-    label_tables,
-    load_index,
-    open_index,
-    repeated_key,
-    tar_place,
-    write_index,
-)
+from shards.index import Index, label_tables, repeated_key
+from shards.indexload import load_index, open_index, tar_place
+from shards.indexwrite import write_index
 from shards.manifest import (
     INDEX_NAME,
     MANIFEST_NAME,

@@ -10,10 +10,8 @@ from typing import Literal
 
 from shards.errors import CorpusError, ShardError
 from shards.files import canonical_json
-from shards.index import (
-    index_row,
-)
 from shards.indexfile import LONG_WORDS, MAX_META_BYTES
+from shards.indexwrite import index_row
 from shards.jsontext import MAX_DIGITS
 from shards.limits import MAX_CLIP_S
 from shards.schema import (

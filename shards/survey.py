@@ -13,8 +13,9 @@ import numpy as np
 from shards.adopt import Remade
 from shards.config import RemoteConfig
 from shards.errors import ShardError
-from shards.index import Index, duplicate_rows, label_tables, load_index
+from shards.index import Index, duplicate_rows, label_tables
 from shards.indexfile import INDEX_SCHEMA
+from shards.indexload import load_index
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, as_written, read_manifest
 from shards.schema import METADATA_FIELDS, SPLITS

@@ -14,8 +14,9 @@ from shards.audio import decode_stored, samples_sha256
 from shards.config import RemoteConfig
 from shards.corpora.identities import composed
 from shards.errors import AudioError, ShardError
-from shards.index import Index, index_row, label_tables, repeated_key
+from shards.index import Index, label_tables, repeated_key
 from shards.indexfile import MAX_META_BYTES, parsed_extra, parsed_votes
+from shards.indexwrite import index_row
 from shards.inputfile import read_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, ShardRecord

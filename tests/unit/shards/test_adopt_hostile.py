@@ -20,7 +20,8 @@ from shards import adopt
 from shards.adopt import MAX_BESIDE_BYTES, MAX_RECORDING_BYTES, adopt_shards
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError, ShardError
-from shards.index import label_tables, load_index
+from shards.index import label_tables
+from shards.indexload import load_index
 from shards.manifest import Settings, read_manifest
 from shards.survey import verify
 

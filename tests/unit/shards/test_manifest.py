@@ -13,7 +13,9 @@ from tones import Tone, pack_items, reader, tone, utterance
 
 from shards.errors import FilterError, ShardError
 from shards.files import atomic_file, canonical_json
-from shards.index import index_row, label_tables, load_index
+from shards.index import label_tables
+from shards.indexload import load_index
+from shards.indexwrite import index_row
 from shards.labels import age_group
 from shards.manifest import read_manifest, write_manifest
 from shards.pack import pack_corpus

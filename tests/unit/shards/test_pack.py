@@ -17,7 +17,7 @@ from shards.adopt import adopt_shards
 from shards.audio import AudioFile, decode_stored, pcm16, pcm_sha256
 from shards.corpora.base import CorpusReader
 from shards.errors import CorpusError, ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.manifest import read_manifest
 from shards.pack import pack_corpus
 from shards.packfolder import STATE_FOLDER

@@ -25,8 +25,9 @@ from shards.audio import pcm16, pcm_sha256, prepare
 from shards.config import StoredSplit
 from shards.decoding import decode
 from shards.errors import InputError, ShardError
-from shards.index import label_tables, load_index
+from shards.index import label_tables
 from shards.indexfile import INDEX_SCHEMA
+from shards.indexload import load_index
 from shards.manifest import read_manifest
 from shards.parquetpages import Chunk, PageError, read_footer, read_pages
 from shards.plan import MicroBatch

@@ -26,7 +26,7 @@ from tones import pack_items, tone
 
 from shards.config import RemoteConfig
 from shards.errors import RangeError, ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.plan import MicroBatch
 from shards.read import read_batches
 from shards.store import NUM_READS, RangeReader, file_size, read_file

@@ -22,7 +22,7 @@ from shards.corpora.said import channel_number, columns_said, labels_said
 from shards.corpora.times import seconds_in
 from shards.emotionwords import KNOWN_WORDS
 from shards.errors import CorpusError, ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.labels import EMOTIONS, known_emotion
 from shards.manifest import read_manifest
 from shards.pack import pack_corpus
