@@ -18,13 +18,7 @@ import pyarrow.compute as pc
 
 from shards.errors import FilterError
 from shards.indexcolumns import Alike, Codes, Columns
-from shards.indexfile import (
-    INDEX_SCHEMA,
-    NUMBERS,
-    ROWS_PER_GROUP,
-    parsed_extra,
-    parsed_votes,
-)
+from shards.indexfile import INDEX_SCHEMA, NUMBERS, ROWS_PER_GROUP, parsed_extra, parsed_votes
 from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
 from shards.numbers import number_of
 from shards.schema import LABEL_FIELDS, METADATA_FIELDS, RATE_HZ

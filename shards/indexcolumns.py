@@ -10,12 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.indexfile import (
-    DIGEST,
-    INDEX_SCHEMA,
-    ROWS_PER_GROUP,
-    IndexFile,
-)
+from shards.indexfile import DIGEST, INDEX_SCHEMA, ROWS_PER_GROUP, IndexFile
 from shards.numbers import number_of
 
 Alike = Callable[[pa.Array], pa.Array]

@@ -15,10 +15,7 @@ from shards.config import RemoteConfig
 from shards.errors import ShardError
 from shards.index import Index, repeated_key
 from shards.indexcolumns import Columns
-from shards.indexfile import (
-    AGAIN,
-    IndexFile,
-)
+from shards.indexfile import AGAIN, IndexFile
 from shards.inputfile import open_regular
 from shards.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest
 from shards.schema import RATE_HZ, SCHEMA_VERSION

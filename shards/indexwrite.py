@@ -10,12 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.files import atomic_file, canonical_json
-from shards.indexfile import (
-    FEW_WORDS,
-    INDEX_SCHEMA,
-    LONG_WORDS,
-    ROWS_PER_GROUP,
-)
+from shards.indexfile import FEW_WORDS, INDEX_SCHEMA, LONG_WORDS, ROWS_PER_GROUP
 from shards.schema import Utterance
 
 _MAX_GROUP_CHARS = 64 << 20

@@ -14,16 +14,7 @@ from shards.indexfile import LONG_WORDS, MAX_META_BYTES
 from shards.indexwrite import index_row
 from shards.jsontext import MAX_DIGITS
 from shards.limits import MAX_CLIP_S
-from shards.schema import (
-    AGES_YEARS,
-    MAX_TEXT_BYTES,
-    MAX_WORD_BYTES,
-    RATE_HZ,
-    Note,
-    Rejection,
-    RowCount,
-    Utterance,
-)
+from shards.schema import AGES_YEARS, MAX_TEXT_BYTES, MAX_WORD_BYTES, RATE_HZ, Note, Rejection, RowCount, Utterance
 from shards.shown import shown
 
 _NUM_SHOWN_REASONS = 12

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from shards.adopt import Remade
 from shards.config import RemoteConfig
 from shards.errors import ShardError
 from shards.index import Index, duplicate_rows, label_tables
@@ -18,6 +17,7 @@ from shards.indexfile import INDEX_SCHEMA
 from shards.indexload import load_index
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, as_written, read_manifest
+from shards.remade import Remade
 from shards.schema import METADATA_FIELDS, SPLITS
 from shards.store import RangeReader, read_file
 from shards.urls import join
