@@ -31,7 +31,7 @@ from shards.index import INDEX_SCHEMA
 from shards.indexload import load_index
 from shards.manifest import FileRecord, IndexRecord, Manifest, Settings, ShardRecord, write_manifest
 from shards.plan import Schedule, cut_micro_batches, step_micro_batches
-from shards.request import micro_batch_request
+from shards.ranges import micro_batch_request
 from shards.schema import RATE_HZ, SCHEMA_VERSION
 from shards.splits import assign_splits
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from shards.errors import ShardError
 from shards.files import content_sha256, file_stamp
 from shards.notes import ShardNote, note_path, read_note, total_duration_s, write_note
-from shards.processes import end_with_parent
+from shards.parentdeath import exit_with_parent
 from shards.rejections import OnBad, rejection_error
 from shards.shown import shown
 
@@ -156,4 +156,4 @@ def _worker_map(num_workers: int) -> Iterator[Callable[..., Iterable[_Outcome]]]
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    exit_with_parent()

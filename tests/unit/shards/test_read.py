@@ -18,8 +18,8 @@ from shards.audio import decode_stored
 from shards.errors import ShardError
 from shards.indexload import load_index
 from shards.plan import MicroBatch
+from shards.ranges import micro_batch_request
 from shards.read import read_batches
-from shards.request import micro_batch_request
 from shards.schema import SourceUtterance
 
 MICRO_BATCHES = [
