@@ -44,11 +44,6 @@ class Index:
     rows: np.ndarray | None = field(default=None, compare=False)
     """Positions in `columns`; None is all of them."""
 
-    @classmethod
-    def of_table(cls, table: pa.Table, shard_places: Sequence[str] = (), extra_names: Sequence[str] = ()) -> Index:
-        """Return the rows of a table with the columns of `INDEX_SCHEMA`."""
-        return cls(Columns([table], [0]), tuple(shard_places), tuple(extra_names))
-
     def __len__(self) -> int:
         return self.columns.num_rows if self.rows is None else len(self.rows)
 
