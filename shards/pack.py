@@ -7,7 +7,6 @@ own utterances only: several processes can write them in any order, and a repeat
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -35,9 +34,9 @@ from shards.rejections import (
     rejections_error,
     with_relative_paths,
 )
-from shards.schema import AUDIO_SUFFIX, SCHEMA_VERSION, Note, Rejection, RowCount, SourceUtterance, is_key
+from shards.schema import SCHEMA_VERSION, Note, Rejection, RowCount, SourceUtterance, is_key
 from shards.sources import MAX_COMPARED_BYTES, identity, original_name, source_files, sources_sha256
-from shards.tarwrite import member_header
+from shards.tarwrite import fits_tar
 
 _SEEDS = (-(1 << 63), (1 << 64) - 1)
 
@@ -188,9 +187,7 @@ def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rej
     if utterance.key in items:
         other = original_name(items[utterance.key].utterance)
         return Rejection(name, f"has the same key {utterance.key!r} as {other}", "duplicate key")
-    try:
-        member_header(f"{utterance.key}.{AUDIO_SUFFIX}", b"").tobuf(tarfile.USTAR_FORMAT)
-    except ValueError:
+    if not fits_tar(utterance.key):
         return Rejection(name, f"the key {utterance.key!r} is too long for a tar member", "bad key")
     return metadata_objection(name, utterance)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from shards.schema import AUDIO_SUFFIX, META_SUFFIX, SCHEMA_VERSION, Rejection, 
 from shards.shown import shown
 from shards.sources import identity, original_name, source_files, sources_sha256
 from shards.tarmembers import BrokenTarError, TarMember, tar_members
-from shards.tarwrite import add_utterance, described
+from shards.tarwrite import add_utterance, described, tar_writer
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,14 @@ class PackJob:
         rows: list[dict[str, Any]] = []
         rejections = []
         counts = AudioCounts()
-        with atomic_file(self.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        with atomic_file(self.path) as file, tar_writer(file) as writer:
             for item in self.items:
                 found = self._heard(item)
                 if isinstance(found, Rejection):
                     rejections.append(found)
                     continue
                 sound, pcm = found
-                rows.append(add_utterance(tar, item.utterance, encode_pcm(pcm), pcm))
+                rows.append(add_utterance(writer, item.utterance, encode_pcm(pcm), pcm))
                 counts = counts.plus(original_name(item.utterance), sound, pcm)
                 duration_s = sound.num_samples / sound.rate_hz
                 if item.stated is not None and not item.stated.agrees(duration_s):
