@@ -25,7 +25,7 @@ from metaser.model.encoders.base import Inputs, SpeechEncoder
 from metaser.model.encoders.families import build_encoder
 from metaser.model.encoders.logmel import log_mel
 from metaser.train.augment import Augmenter
-from shards.batch import Batch, collate
+from shards.batch import Batch, as_batch
 from shards.schema import RATE_HZ
 
 DEMO = Path(__file__).parents[1] / "configs" / "experiment" / "demo.yaml"
@@ -85,8 +85,11 @@ def noise_batch(num_clips: int, mean_s: float) -> Batch:
     """Return noise whose lengths spread as those of IEMOCAP: log-normal."""
     generator = np.random.default_rng(0)
     seconds = np.sort(np.clip(np.exp(generator.normal(np.log(mean_s) - 0.18, 0.6, num_clips)), 0.6, 30))
-    clips = [generator.normal(0, 0.1, round(length * RATE_HZ)).astype(np.float32) for length in seconds]
-    return collate(np.arange(num_clips), clips, [True] * num_clips)
+    lengths = [round(length * RATE_HZ) for length in seconds]
+    wave_BT = np.zeros((num_clips, max(lengths)), np.float32)
+    for row, length in zip(wave_BT, lengths, strict=True):
+        row[:length] = generator.normal(0, 0.1, length)
+    return as_batch(np.arange(num_clips), wave_BT, lengths, [True] * num_clips)
 
 
 def augmentation(parts: dict[str, dict[str, object]], batch: Batch, device: torch.device) -> Callable[[int], object]:

@@ -137,13 +137,13 @@ def _read_table(corpus: str, path: Path) -> None:
 
 
 def open_shards(folder: Path) -> None:
-    from shards.index import load_index
+    from shards.indexload import load_index
 
     load_index([folder / "packed"]).codes("emotion").counts()
 
 
 def read_clips(folder: Path) -> None:
-    from shards.index import load_index
+    from shards.indexload import load_index
     from shards.plan import Schedule, step_micro_batches
     from shards.read import read_batches
 

@@ -30,7 +30,7 @@ from metaser.tasks.spec import TaskSpec
 from metaser.train.build import build_engine
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters
-from shards.batch import collate
+from shards.batch import as_batch
 
 WAYS = {
     "ddp": {"strategy": "ddp"},
@@ -93,7 +93,7 @@ def run_rank(rank: int, port: int, way: dict[str, str], num_steps: int, pipe: Co
     freeze_all_but(model, trainable)
     engine = build_engine(processes, model.train(), build_optimizer(model, trainable, STAGE), max_grad_norm=1.0)
     clip = np.random.default_rng(rank).normal(0, 0.1, 16_000).astype(np.float32)
-    batch = collate(np.arange(1), [clip], [True])
+    batch = as_batch(np.arange(1), clip[None], [len(clip)], [True])
     # Spreading needs the whole model for a moment; what counts is what training needs.
     Path("/proc/self/clear_refs").write_text("5")
     for _ in range(num_steps):

@@ -21,7 +21,7 @@ import soundfile as sf
 import typer
 
 from shards.manifest import read_manifest
-from shards.publish import STATE_FOLDER
+from shards.packfolder import STATE_FOLDER
 
 ROUNDS = 3
 SHARD_UTTERANCES = 64

@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 import typer
 
 from shards.config import RandomSpeakers
+from shards.files import file_sha256
 from shards.filter import select_rows
-from shards.index import INDEX_SCHEMA, load_index
-from shards.manifest import FileRecord, IndexRecord, Manifest, Settings, ShardRecord, file_sha256, write_manifest
+from shards.index import INDEX_SCHEMA
+from shards.indexload import load_index
+from shards.manifest import FileRecord, IndexRecord, Manifest, Settings, ShardRecord, write_manifest
 from shards.plan import Schedule, cut_micro_batches, step_micro_batches
-from shards.request import micro_batch_request
+from shards.ranges import micro_batch_request
 from shards.schema import RATE_HZ, SCHEMA_VERSION
 from shards.splits import assign_splits
 

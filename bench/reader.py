@@ -29,11 +29,12 @@ import typer
 import webdataset
 
 from shards.corpora.base import CorpusReader
-from shards.index import Index, load_index
+from shards.index import Index
+from shards.indexload import load_index
 from shards.pack import pack_corpus
 from shards.plan import MicroBatch, Schedule, step_micro_batches
+from shards.ranges import micro_batch_request
 from shards.read import read_batches
-from shards.request import micro_batch_request
 from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key
 from shards.store import RangeReader
 

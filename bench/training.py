@@ -32,7 +32,7 @@ from metaser.train.engine import Engine
 from metaser.train.objective import micro_batch_loss
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters
-from shards.batch import Batch, collate
+from shards.batch import Batch, as_batch
 from shards.labels import FOUR_EMOTIONS, GENDERS, STYLES
 from shards.plan import Schedule
 from shards.schema import RATE_HZ
@@ -143,13 +143,16 @@ def time_stage(
 def time_step(engine: Engine, stage: StageConfig, num_samples: np.ndarray) -> float:
     """Do one optimizer step over noise of these lengths; return its real audio-seconds per second."""
     generator = np.random.default_rng(int(num_samples.sum()))
-    clips = [generator.normal(0, 0.1, length).astype(np.float32) for length in num_samples]
-    batch = collate(np.arange(len(clips)), clips, [True] * len(clips)).to(engine.processes.device)
+    wave_BT = np.zeros((len(num_samples), num_samples.max()), np.float32)
+    for row, length in zip(wave_BT, num_samples, strict=True):
+        row[:length] = generator.normal(0, 0.1, length)
+    valid = [True] * len(num_samples)
+    batch = as_batch(np.arange(len(num_samples)), wave_BT, num_samples.tolist(), valid).to(engine.processes.device)
     targets = fake_targets(batch)
     synchronise()
     started = time.perf_counter()
     output = engine.forward(Inputs(batch.wave_BT, batch.num_samples_B), stage.weighted_tasks)
-    denominators = dict.fromkeys(output.logits, float(len(clips)))
+    denominators = dict.fromkeys(output.logits, float(len(num_samples)))
     loss, _ = micro_batch_loss(
         SPECS, stage.weights, output.logits, output.num_frames_B, targets, batch.valid_B, denominators
     )

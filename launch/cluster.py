@@ -15,8 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from shards.config import Count, PathText, Section, usable_path
+from shards.config import Count, PathText, usable_path
 from shards.errors import InputError
+from shards.record import Section
 from shards.shown import shown
 
 

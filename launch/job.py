@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 from launch.cluster import ClusterError
 from launch.nodes import check_resolves, first_node
 from launch.words import say
+from shards.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from metaser.train.stop import StopRequest
 
 SUBMITIT_SIGNAL = signal.SIGUSR2
 """What submitit asks SLURM to send ahead of the time limit, and what its own handler waits for."""
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000
 _MAX_MARGIN_S = 30.0
 _FORCED_REQUEUE_CODE = 1
@@ -112,11 +112,11 @@ def _say(text: str) -> None:
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
     """Deliver the stop signals at the end of the block."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _report_folds(root: Path) -> None:
@@ -277,7 +277,7 @@ def _requeue_at_deadline(signals: socket.socket, job: TrainingJob, stop: StopReq
         received = signals.recv(1)
         if not received:
             return
-        if received[0] in _SIGNALS:
+        if received[0] in STOP_SIGNALS:
             break
     deadline = time.monotonic() + job.grace_s - min(_MAX_MARGIN_S, job.grace_s / 4)
     while (left := deadline - time.monotonic()) > 0:

@@ -62,11 +62,11 @@ def start_training(
 ) -> bool:
     """Train in this process, showing progress; return False when stopped on request."""
     from launch.console import show_training
-    from metaser.distributed import die_with_parent
     from metaser.train.run import train as run_training
+    from shards.parentdeath import terminate_with_parent
 
     if info.num_processes > 1:
-        die_with_parent()
+        terminate_with_parent()
     with show_training(experiment, info) as on_metrics:
         return run_training(
             experiment, info, resume=resume, on_metrics=on_metrics, profile=profile, stop_request=stop_request

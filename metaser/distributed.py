@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,9 +76,3 @@ def export_dist_info(info: DistInfo) -> None:
     """Tell libraries that ask the environment (DeepSpeed) what `dist_info` found out."""
     place = {"RANK": info.rank, "WORLD_SIZE": info.num_processes, "LOCAL_RANK": info.local_rank}
     os.environ.update({name: str(value) for name, value in place.items()})
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its launcher dies (Linux): `accelerate launch` would orphan it."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

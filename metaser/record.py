@@ -16,8 +16,9 @@ from metaser.errors import RunError
 from metaser.rundir import RunDir
 from metaser.runfiles import read_json, reading, validated_json, write_whole, writing
 from metaser.stagedata import select_utterances
-from metaser.sums import file_sha256, sealed_json
+from metaser.sums import sealed_json
 from metaser.tasks.spec import TaskSpec
+from shards.files import file_sha256
 from shards.index import Index
 from shards.inputfile import is_there
 from shards.kinship import Material

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from metaser.errors import RunError
 from metaser.sums import SEAL, is_as_sealed, is_sealed
+from shards.files import whole_file
 from shards.inputfile import read_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.shown import shown
@@ -39,9 +40,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write `text` to `path`; readers see what was there or all of it."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager

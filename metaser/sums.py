@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.inputfile import open_regular, read_regular
+from shards.files import file_sha256
+from shards.inputfile import read_regular
 from shards.shown import shown
 
 SUMS = "SHA256SUMS"
@@ -40,16 +41,6 @@ def write_sums(folder: Path, names: Iterable[str]) -> None:
 def sums_text(digests: Mapping[str, str]) -> str:
     """Return what `SHA256SUMS` holds for files with these checksums."""
     return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a regular file, in hexadecimal.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_sums(folder: Path, names: Iterable[str]) -> dict[str, str] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from metaser.lines import Chain, Line, read_lines
 from metaser.rundir import RunDir
 from metaser.runfiles import read_bytes, writing
+from shards.files import whole_file
 from shards.inputfile import MAX_TEXT_BYTES
 from shards.shown import shown
 
@@ -191,7 +191,8 @@ def _cut_back(path: Path, stage: int, step: int) -> tuple[list[Line], Chain]:
     for _ in kept:
         end = data.index(b"\n", end) + 1
     if end != len(data):
-        _write(path, data[:end])
+        with whole_file(path) as file:
+            file.write(data[:end])
     return kept, Chain.after(data[:end], str(path))
 
 
@@ -201,12 +202,3 @@ def _scalars(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield from _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
             yield prefix + name, float(value)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -53,19 +53,6 @@ def to_mono(samples: Float32[np.ndarray, "T *channels"]) -> Float32[np.ndarray, 
     return total
 
 
-def resample(samples: Float32[np.ndarray, " T"], rate_hz: int, target_hz: int) -> Float32[np.ndarray, " T2"]:
-    """Return mono samples at `target_hz`, by soxr's high quality (20 bit) filter."""
-    if rate_hz == target_hz:
-        return samples
-    resampled: np.ndarray = soxr.resample(samples, rate_hz, target_hz, quality="HQ")
-    return resampled
-
-
-def prepare(samples: Float32[np.ndarray, "T *channels"], rate_hz: int) -> Float32[np.ndarray, " T2"]:
-    """Return decoded samples as shards store them: mono, at `RATE_HZ`."""
-    return resample(to_mono(samples), rate_hz, RATE_HZ)
-
-
 def pcm16(samples: Float32[np.ndarray, " T"]) -> Int16[np.ndarray, " T"]:
     """Return samples as 16-bit integers, clipped to [-1, 1 - 2^-15]."""
     pcm = np.empty(len(samples), np.int16)
@@ -103,13 +90,8 @@ def is_clipped(pcm: Int16[np.ndarray, " T"]) -> bool:
     return False
 
 
-def encode_flac(samples: Float32[np.ndarray, " T"]) -> bytes:
-    """Return 16-bit FLAC at `RATE_HZ`; equal samples give equal bytes for one version of libsndfile."""
-    return encode_pcm(pcm16(samples))
-
-
 def encode_pcm(pcm: Int16[np.ndarray, " T"]) -> bytes:
-    """Return what `encode_flac` does, of samples that `pcm16` has made."""
+    """Return 16-bit FLAC at `RATE_HZ`; equal samples give equal bytes for one version of libsndfile."""
     buffer = io.BytesIO()
     sf.write(buffer, pcm, RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
@@ -118,8 +100,8 @@ def encode_pcm(pcm: Int16[np.ndarray, " T"]) -> bytes:
 def decode_stored(data: bytes, out: Float32[np.ndarray, " T"]) -> None:
     """Decode what a shard stores into `out`, which must be as long as the clip is at `RATE_HZ`.
 
-    That is FLAC in this one form, or, in adopted shards, anything that `decode` reads. Straight into a batch's row: on
-    clips of 5 s that takes a fifth less time than decoding into a new array.
+    That is FLAC in this one form, or, in adopted shards, anything that `decode_to` reads. Straight into a batch's row:
+    on clips of 5 s that takes a fifth less time than decoding into a new array.
 
     Raises:
         AudioError: if the bytes are damaged, or hold another number of samples.

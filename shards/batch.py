@@ -59,17 +59,6 @@ class Batch:
         )
 
 
-def collate(
-    items: np.ndarray, clips: Sequence[np.ndarray], valid: Sequence[bool], problems: Sequence[str] = ()
-) -> Batch:
-    """Pad `clips` (float32, shape (T,) each) with zeros to the longest."""
-    lengths = [len(clip) for clip in clips]
-    wave_BT = np.zeros((len(clips), max(lengths)), dtype=np.float32)
-    for row, clip in zip(wave_BT, clips, strict=True):
-        row[: len(clip)] = clip
-    return as_batch(items, wave_BT, lengths, valid, problems)
-
-
 def as_batch(
     items: np.ndarray, wave_BT: np.ndarray, lengths: Sequence[int], valid: Sequence[bool], problems: Sequence[str] = ()
 ) -> Batch:

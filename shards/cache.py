@@ -16,6 +16,8 @@ import os
 import time
 from pathlib import Path
 
+from shards.files import whole_file
+
 log = logging.getLogger(__name__)
 
 NUM_FOLDERS = 256
@@ -61,15 +63,11 @@ class RangeCache:
         if not self._is_writable or size > self._folder_limit:
             return
         path = self._path(place, offset, len(data))
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY}")
+        draft = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(_seal(place, offset, len(data), data) + data)
-                temporary.replace(path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
+            with whole_file(path, draft=draft, is_durable=False) as file:
+                file.write(_seal(place, offset, len(data), data) + data)
             self._bound(path.parent, size)
         except OSError as error:
             self._is_writable = False

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from shards.shown import shown
 
 if TYPE_CHECKING:
     from shards.windows import Windowing
+from shards.record import Section
 
 MIN_WINDOW_S = 0.1
 MIN_HOP_S = 0.02
-
-
-class Section(BaseModel):
-    """Base of every configuration section: unknown keys and endless numbers are refused, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _check_whole_numbers(self) -> Self:
-        for name, value in self:
-            if isinstance(value, int) and abs(value) >= 2**63:
-                raise ValueError(f"{name} must be less than 2^63, got a number of {value.bit_length()} bits")
-        return self
 
 
 def usable_path(text: str) -> str:
@@ -130,7 +111,7 @@ class RemoteConfig(Section):
     """Deadline of one request, from connecting to the last byte."""
     first_wait_s: Seconds = 0.5
     """Pause before the second try; each further one is twice as long (at most 30 s), all times a random 0.5 to 1.5."""
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Keyword arguments of fsspec's file systems by protocol: `{s3: {endpoint_url: http://minio:9000}}`."""
 
     @field_validator("options")

@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 import numpy as np
 import soundfile as sf
-from jaxtyping import Float32
 
 from shards import flac, mpeg, oggpages
 from shards.containers import check_length, find_samples, with_length
@@ -132,17 +131,6 @@ class Checked:
         """
         if self._is_empty:
             raise AudioError(f"audio must hold samples, but {self._name} has length zero; remove it")
-
-
-def decode(data: bytes, name: str) -> tuple[Float32[np.ndarray, "T *channels"], int]:
-    """Return all samples that `decode_to` gives, shape `(T,)` or `(T, channels)`, and their rate in Hz.
-
-    Raises:
-        AudioError: as `decode_to` does.
-    """
-    whole = Whole()
-    decode_to(data, name, whole)
-    return whole.samples, whole.rate_hz
 
 
 def decode_to(data: bytes, name: str, taker: Taker) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from shards.errors import FilterError
-from shards.index import NUMBER_FIELDS, Codes, Index
+from shards.index import NUMBER_FIELDS, Index
+from shards.indexcolumns import Codes
 from shards.numbers import number_of
 from shards.shown import shown
 

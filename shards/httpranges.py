@@ -8,36 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from shards.failures import Failure, ReplyError, stated_number, status_failure
 from shards.shown import shown
 
-_PASSING_4XX = (408, 425, 429)
-_LASTING_5XX = (501, 505)
-_MAX_DIGITS = 18
-"""Of a length in bytes; longer ones are none of this world."""
 _MAX_SHOWN = 100
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a request did not give what was asked for."""
-
-    reason: str
-    is_final: bool = False
-    """Asking again will not help."""
-    is_short: bool = False
-    """The file, as far as is known, ends before the range does."""
-    retry_after_s: float = 0.0
-
-
-class ReplyError(Exception):
-    """An HTTP reply that is not what was asked for."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
 
 
 def client_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +45,7 @@ async def read_range(filesystem: Any, url: str, offset: int, num_bytes: int) -> 
         parts: list[bytes] = []
         num_missing = num_bytes
         # A reply that states more need not be waited for.
-        if (_number(reply.headers.get("Content-Length", "")) or 0) > num_bytes:
+        if (stated_number(reply.headers.get("Content-Length", "")) or 0) > num_bytes:
             num_missing = -1
         while num_missing >= 0:
             part = await reply.content.readany()
@@ -79,7 +55,7 @@ async def read_range(filesystem: Any, url: str, offset: int, num_bytes: int) -> 
             num_missing -= len(part)
         reply.close()
     raise ReplyError(
-        Failure(f"the server ignores byte ranges (it answered with more than {num_bytes} bytes)", is_final=True)
+        Failure(f"the server ignores byte ranges (it answered with more than {num_bytes} bytes)", is_permanent=True)
     )
 
 
@@ -92,7 +68,7 @@ async def read_size(filesystem: Any, url: str) -> int:
     try:
         return await _stated_size(filesystem, url, "HEAD")
     except ReplyError as error:
-        if not error.failure.is_final:
+        if not error.failure.is_permanent:
             raise
     # Servers may know GET alone; the body is not read.
     return await _stated_size(filesystem, url, "GET")
@@ -103,14 +79,10 @@ async def _stated_size(filesystem: Any, url: str, method: str) -> int:
     session = await filesystem.set_session()
     async with session.request(method, filesystem.encode_url(url), **options) as reply:
         reply.close()
-        size = _number(reply.headers.get("Content-Length", ""))
+        size = stated_number(reply.headers.get("Content-Length", ""))
     if size is None:
-        raise ReplyError(Failure("the server tells no size", is_final=True))
+        raise ReplyError(Failure("the server tells no size", is_permanent=True))
     return size
-
-
-def _number(digits: str) -> int | None:
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS else None
 
 
 async def _check_head(response: Any) -> None:
@@ -130,7 +102,7 @@ def _head_failure(
     if encoding.lower() not in ("", "identity"):
         return Failure(
             f"the server compresses what it sends (Content-Encoding {shown(encoding, _MAX_SHOWN)}); switch that off",
-            is_final=True,
+            is_permanent=True,
         )
     if "Range" not in asked:
         return None
@@ -139,7 +111,7 @@ def _head_failure(
         return Failure(
             f"the server ignores byte ranges (it answered status {status} with all {size} bytes); use a server that "
             "knows them, or copy the folder to a local disk",
-            is_final=True,
+            is_permanent=True,
         )
     start, end = asked["Range"].removeprefix("bytes=").split("-")
     found = headers.get("Content-Range", "none")
@@ -148,14 +120,3 @@ def _head_failure(
             f"the reply has Content-Range '{shown(found, _MAX_SHOWN)}'", is_short=found.startswith(f"bytes {start}-")
         )
     return None
-
-
-def status_failure(status: int, reason: str, retry_after: str) -> Failure:
-    """Return what a status of 400 or more says."""
-    passing = status in _PASSING_4XX or (status >= 500 and status not in _LASTING_5XX)
-    return Failure(
-        f"status {status} {shown(reason, _MAX_SHOWN)}".rstrip(),
-        is_final=not passing,
-        is_short=status == 416,
-        retry_after_s=float(_number(retry_after) or 0),
-    )

@@ -51,6 +51,8 @@ MAX_META_BYTES = 8 << 20
 """Of one utterance's JSON; a text, a source, votes and `extra` of their greatest length take half of it."""
 MAX_COLUMN_BYTES = 512 << 20
 """Of one column in one group of rows, unpacked; 131,072 texts of 4,096 bytes."""
+ROWS_PER_GROUP = 1 << 17
+"""As packing writes them, and as a large table is looked through."""
 MAX_FOOTER_BYTES = 4 << 20
 """Of `index.parquet`, which lists its pieces there; that of ten million utterances has 0.3 MB."""
 

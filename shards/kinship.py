@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import ShardError
+from shards.files import atomic_file
 from shards.index import Index
 from shards.inputfile import open_regular
-from shards.manifest import atomic_file
 from shards.splits import file_names
 
 _DIGEST_BYTES = 16

@@ -87,11 +87,3 @@ def language_code(word: str) -> str | None:
     """Return a language's code in its one spelling (`de`, `pt-BR`); None if `word` has not the form of one (BCP 47)."""
     found = _LANGUAGE_CODE.fullmatch(word.strip())
     return None if found is None else found[1].lower() + found[2].replace("_", "-")
-
-
-def age_group(age_years: float) -> str:
-    """Return the age group of `AGE_GROUPS` that `age_years` falls into."""
-    for group, bound in zip(AGE_GROUPS, AGE_GROUP_BOUNDS_YEARS, strict=False):
-        if age_years < bound:
-            return group
-    return AGE_GROUPS[-1]

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from shards.config import RemoteConfig, Section
+from shards.config import RemoteConfig
 from shards.errors import ShardError
+from shards.files import atomic_file, canonical_json
 from shards.inputfile import ABSENT, fault_of, read_regular
 from shards.jsontext import JsonTextError, parse_json
+from shards.record import Section
 from shards.schema import LABEL_FIELDS, MAX_FILE_BYTES, MIN_TAR_BYTES, READABLE_VERSIONS
 from shards.shown import shown
-from shards.store import file_size, is_url, join, read_file
+from shards.store import file_size, read_file
+from shards.urls import is_url, join
 
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.parquet"
@@ -216,18 +216,6 @@ def _contradiction(manifest: Manifest) -> str | None:
     return None
 
 
-def is_absent(out: Path) -> bool:
-    """Return whether OUT is still to be made.
-
-    Raises:
-        ShardError: if something else than a folder is there, or it cannot be reached.
-    """
-    fault = fault_of(out, "folder")
-    if fault not in (None, ABSENT):
-        raise ShardError(f"OUT must be a folder, but {out} {fault}; choose another")
-    return fault is not None
-
-
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Write `manifest`, with the sha256 of its other fields, into `folder`: whole or not at all."""
     with atomic_file(Path(folder) / MANIFEST_NAME) as file:
@@ -245,53 +233,3 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 def as_written(content: Any) -> bytes:
     """Return the content of a manifest in the form in which packing writes it."""
     return json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n"
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return `value` as compact UTF-8 JSON with sorted keys.
-
-    Raises:
-        ValueError: if it holds a number that is not finite, or text that is not Unicode.
-    """
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under `path` only when the block ends well, and then survives a power cut.
-
-    Raises:
-        ShardError: if the disk is full or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ShardError(
-            f"{path} could not be written: {error.strerror or error}; whatever is finished is kept, so make room (or "
-            "the folder writable) and run the same command again"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,84 +7,37 @@ own utterances only: several processes can write them in any order, and a repeat
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import numpy as np
-
-from shards.audio import AudioFile, Sound, encode_pcm, pcm_sha256
+from shards.audio import AudioFile
 from shards.corpora.base import OWNERS_LICENCE, CorpusReader, Found, corpus_reader
 from shards.corpora.identities import composed
 from shards.corpora.options import NO_OPTIONS, ReadOptions
-from shards.errors import AudioError, CorpusError, ShardError
-from shards.index import index_row
-from shards.indexfile import LONG_WORDS, MAX_META_BYTES
-from shards.inputfile import fault_of, open_regular
-from shards.jsontext import MAX_DIGITS
-from shards.manifest import (
-    INDEX_NAME,
-    MANIFEST_NAME,
-    REJECTED_NAME,
-    Settings,
-    atomic_file,
-    canonical_json,
-    read_manifest,
-)
-from shards.publish import (
-    AudioCounts,
+from shards.errors import CorpusError, ShardError
+from shards.files import canonical_json, file_stamp
+from shards.inputfile import fault_of
+from shards.jobs import Progress, run_jobs
+from shards.manifest import MANIFEST_NAME, Settings, read_manifest
+from shards.packfolder import check_folder, locked, remove_leftovers
+from shards.packjob import PackJob
+from shards.publish import Origin, PackSummary, complete_folder, package_versions, publish, sources_hash, summary_of
+from shards.rejections import (
     OnBad,
-    Origin,
-    PackSummary,
-    Progress,
-    ShardNote,
-    accounts,
-    as_one_error,
-    check_folder,
+    account_of_rows,
     check_max_duration,
-    complete_folder,
-    content_sha256,
-    file_stamp,
-    is_shard_name,
-    locked,
-    note_of,
-    nothing_left,
-    package_versions,
-    publish,
-    run_jobs,
-    sources_hash,
-    summary_of,
-    without_place,
+    metadata_objection,
+    no_utterances_error,
+    rejections_error,
+    with_relative_paths,
 )
-from shards.schema import (
-    AGES_YEARS,
-    AUDIO_SUFFIX,
-    MAX_TEXT_BYTES,
-    MAX_WORD_BYTES,
-    META_SUFFIX,
-    RATE_HZ,
-    SCHEMA_VERSION,
-    AudioSource,
-    Note,
-    Rejection,
-    RowCount,
-    SourceUtterance,
-    Utterance,
-    is_key,
-)
-from shards.shown import shown
-from shards.tarmembers import BrokenTarError, TarMember, tar_members
+from shards.schema import SCHEMA_VERSION, Note, Rejection, RowCount, SourceUtterance, is_key
+from shards.sources import MAX_COMPARED_BYTES, identity, original_name, source_files, sources_sha256
+from shards.tarwrite import fits_tar
 
-MAX_COMPARED_BYTES = 8 << 30
-"""Of a source file: six hours of stereo at 96 kHz and 32 bits."""
-_ABOUT_AUDIO_BYTES = 1024
-"""More than what is said of an utterance's audio takes beside its metadata."""
-_MAX_SHOWN = 300
 _SEEDS = (-(1 << 63), (1 << 64) - 1)
 
 
@@ -131,20 +84,20 @@ def pack_corpus(
     found = _collect(reader, source, seed, options.channel)
     items, rejections = found.sorted_items, found.rejections
     if rejections and on_bad == "raise":
-        raise as_one_error(rejections)
+        raise rejections_error(rejections)
     if not items:
-        raise nothing_left(reader.name, source, rejections)
+        raise no_utterances_error(reader.name, source, rejections)
     settings = Settings(
         seed=seed, shard_utterances=shard_utterances, max_duration_s=max_duration_s, versions=package_versions()
     )
-    rejections = [without_place(rejection, source) for rejection in rejections]
+    rejections = [with_relative_paths(rejection, source) for rejection in rejections]
     fingerprint = _fingerprint(settings, reader, items, rejections)
     jobs = _plan(reader.name, items, out, settings)
 
     def complete() -> PackSummary:
         hashes = partial(_sources_now, jobs, num_workers)
         summary = complete_folder(out, fingerprint, on_bad, num_workers=num_workers, sources_sha256=hashes)
-        longer = sum(file_stamp(path)[:1] > [MAX_COMPARED_BYTES] for path in dict.fromkeys(_source_files(items)))
+        longer = sum(file_stamp(path)[:1] > [MAX_COMPARED_BYTES] for path in dict.fromkeys(source_files(items)))
         if longer and summary.not_compared is None:
             beyond = f"of {longer} source files the sound beyond {MAX_COMPARED_BYTES} bytes was not compared"
             return replace(summary, not_compared=beyond)
@@ -155,16 +108,14 @@ def pack_corpus(
     with locked(out, reader.name) as state:
         if (out / MANIFEST_NAME).exists():  # another process has published since
             return complete()
-        _remove_leftovers(out, reader.name, jobs)
+        remove_leftovers(out, reader.name, {job.name for job in jobs})
         done = run_jobs(jobs, state, on_bad=on_bad, num_workers=num_workers, progress=progress)
-        rejections += [without_place(item, source) for note in done.notes for item in note.rejections]
-        remarks = [*found.notes, *accounts(found.row_counts, done.notes, rejections)]
+        rejections += [with_relative_paths(item, source) for note in done.notes for item in note.rejections]
+        num_packed = sum(note.shard.num_utterances for note in done.notes)
+        remarks = [*found.notes, *account_of_rows(found.row_counts, num_packed, len(rejections))]
         origin = Origin(reader.name, reader.licence, reader.citation, source, settings, fingerprint)
         manifest = publish(out, state, origin, done.notes, rejections, remarks)
     return summary_of(out, manifest, num_kept=done.num_kept, was_complete=False, doubts=done.doubts)
-
-
-# ---------------------------------------------------------------- what to pack
 
 
 @dataclass
@@ -220,7 +171,7 @@ def _of_channel(item: SourceUtterance, channel: int) -> SourceUtterance:
     if not isinstance(item.audio, AudioFile) or item.audio.channel is not None:
         raise CorpusError(
             "--channel must be about audio files whose channel nothing else says, but "
-            f"{_original_name(item.utterance)} has one or is no file; leave --channel or the column channel out"
+            f"{original_name(item.utterance)} has one or is no file; leave --channel or the column channel out"
         )
     key = f"{item.utterance.key}/channel{channel}"
     utterance = item.utterance.model_copy(update={"key": key})
@@ -230,51 +181,15 @@ def _of_channel(item: SourceUtterance, channel: int) -> SourceUtterance:
 def _objection(found: SourceUtterance, items: dict[str, SourceUtterance]) -> Rejection | None:
     """Return why an utterance cannot be stored whatever its audio is, or None."""
     utterance = found.utterance
-    name = _original_name(utterance)
+    name = original_name(utterance)
     if not is_key(utterance.key) or not utterance.key.startswith(f"{utterance.corpus}/"):
         return Rejection(name, f"a key must match {utterance.corpus}/[A-Za-z0-9_%-]+, got {utterance.key!r}", "bad key")
     if utterance.key in items:
-        other = _original_name(items[utterance.key].utterance)
+        other = original_name(items[utterance.key].utterance)
         return Rejection(name, f"has the same key {utterance.key!r} as {other}", "duplicate key")
-    try:
-        _member(f"{utterance.key}.{AUDIO_SUFFIX}", b"").tobuf(tarfile.USTAR_FORMAT)
-    except ValueError:
+    if not fits_tar(utterance.key):
         return Rejection(name, f"the key {utterance.key!r} is too long for a tar member", "bad key")
     return metadata_objection(name, utterance)
-
-
-def metadata_objection(name: str, utterance: Utterance) -> Rejection | None:
-    """Return why an index cannot hold an utterance's metadata, or None."""
-    try:
-        num_bytes = len(canonical_json(utterance.model_dump()))
-    except ValueError as error:
-        reason = f"metadata must be Unicode text and finite numbers, but {shown(str(error), _MAX_SHOWN)}"
-        return Rejection(name, reason, "bad metadata")
-    if num_bytes > MAX_META_BYTES - _ABOUT_AUDIO_BYTES:
-        reason = f"metadata must take at most {MAX_META_BYTES - _ABOUT_AUDIO_BYTES} bytes as JSON, got {num_bytes}"
-        return Rejection(name, reason, "bad metadata")
-    # Where all is short, no field is long, speaker and session with the corpus before them included.
-    row = index_row(utterance) if num_bytes > MAX_WORD_BYTES // 2 else {}
-    for field_name, value in row.items():
-        most = MAX_TEXT_BYTES if field_name in LONG_WORDS else MAX_WORD_BYTES
-        num_bytes = len(value.encode()) if isinstance(value, str) else 0
-        if num_bytes > most:
-            reason = f"{field_name} must have at most {most} bytes, got {num_bytes}: {shown(value, 40)}"
-            return Rejection(name, reason, "bad metadata")
-    for extra_name, number in utterance.extra.items():
-        if isinstance(number, int) and abs(number) >= 10**MAX_DIGITS:
-            reason = f"whole numbers must have at most {MAX_DIGITS} digits, but {shown(extra_name, 40)} has more"
-            return Rejection(name, reason, "bad number")
-    if utterance.emotion_votes is not None and min(utterance.emotion_votes.values(), default=0.0) < 0:
-        return Rejection(name, f"votes must be 0 or more, got {min(utterance.emotion_votes.values()):g}", "bad number")
-    if utterance.age is not None and not AGES_YEARS[0] <= utterance.age <= AGES_YEARS[1]:
-        reason = f"age must be {AGES_YEARS[0]} to {AGES_YEARS[1]} years, got {utterance.age:g}"
-        return Rejection(name, reason, "bad number")
-    return None
-
-
-def _original_name(utterance: Utterance) -> str:
-    return utterance.source or utterance.key
 
 
 def _fingerprint(
@@ -284,242 +199,24 @@ def _fingerprint(
     said = [reader.licence] if "licence" in reader.obeys and reader.licence != OWNERS_LICENCE else []
     digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, reader.name, settings.model_dump(), *said]))
     for item in items:
-        digest.update(_identity(item, with_times=False))
+        digest.update(identity(item, with_times=False))
     for rejection in rejections:
         digest.update(canonical_json([rejection.source, rejection.kind]))
     return digest.hexdigest()
 
 
-def _identity(item: SourceUtterance, *, with_times: bool) -> bytes:
-    """Return what tells an utterance from a changed one, without reading its audio."""
-    return canonical_json([item.utterance.model_dump(), _audio_identity(item.audio, with_times)]) + b"\n"
-
-
-def _audio_identity(audio: AudioSource, with_times: bool) -> list[str]:
-    values: list[Any] = [getattr(audio, part.name) for part in _parts_of(audio)]
-    described = [_file_identity(value, with_times) if isinstance(value, Path) else repr(value) for value in values]
-    return [type(audio).__name__, *described]
-
-
-def _file_identity(path: Path, with_times: bool) -> str:
-    """Return name and size; with the times of change only where it is not published, as every copy has its own."""
-    stamp = file_stamp(path)
-    if not stamp:
-        return f"{path.name} missing"
-    return " ".join([path.name, *map(str, stamp if with_times else stamp[:1])])
-
-
-def _source_files(items: Iterable[SourceUtterance]) -> list[Path]:
-    """Return the file of each utterance that has one."""
-    values = (getattr(item.audio, part.name) for item in items for part in _parts_of(item.audio))
-    return [value for value in values if isinstance(value, Path)]
-
-
-def _parts_of(audio: AudioSource) -> tuple[Field[Any], ...]:
-    return fields(audio) if is_dataclass(audio) else ()
-
-
-@lru_cache(maxsize=4096)
-def _content_of(path: Path, stamp: tuple[int, ...]) -> str:
-    """Return a file's hash; each of a recording's utterances asks for it."""
-    return content_sha256(path, MAX_COMPARED_BYTES)
-
-
-def _sources_sha256(items: Iterable[SourceUtterance]) -> str:
-    """Return a hash of the bytes of all files that the utterances lie in, whatever their names and times."""
-    found = [_content_of(path, tuple(file_stamp(path))) for path in _source_files(items)]
-    return hashlib.sha256(canonical_json(found)).hexdigest()
-
-
-def _sources_now(jobs: Sequence[_PackJob], num_workers: int) -> str:
+def _sources_now(jobs: Sequence[PackJob], num_workers: int) -> str:
     """Return what the manifest would say of the sources as they lie there."""
     with ThreadPoolExecutor(num_workers) as pool:
-        return str(sources_hash(pool.map(_sources_sha256, [job.items for job in jobs])))
+        return str(sources_hash(pool.map(sources_sha256, [job.items for job in jobs])))
 
 
-@dataclass(frozen=True)
-class _PackJob:
-    """One shard to write from its utterances."""
-
-    path: Path
-    items: tuple[SourceUtterance, ...]
-    settings: Settings
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def num_items(self) -> int:
-        return len(self.items)
-
-    @cached_property
-    def stamp(self) -> str:
-        digest = hashlib.sha256(canonical_json([SCHEMA_VERSION, self.settings.model_dump()]))
-        for item in self.items:
-            digest.update(_identity(item, with_times=True))
-        return digest.hexdigest()
-
-    def run(self) -> ShardNote:
-        """Write the shard.
-
-        Raises:
-            ShardError: if the disk is full, or a source file is changed meanwhile.
-        """
-        stamp, files = self.stamp, _source_files(self.items)
-        times = list(map(file_stamp, files))
-        rows: list[dict[str, Any]] = []
-        rejections = []
-        counts = AudioCounts()
-        with atomic_file(self.path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for item in self.items:
-                found = self._heard(item)
-                if isinstance(found, Rejection):
-                    rejections.append(found)
-                    continue
-                sound, pcm = found
-                rows.append(_add_utterance(tar, item.utterance, encode_pcm(pcm), pcm))
-                counts = counts.plus(_original_name(item.utterance), sound, pcm)
-                duration_s = sound.num_samples / sound.rate_hz
-                if item.stated is not None and not item.stated.agrees(duration_s):
-                    counts = counts.plus_other_duration(
-                        _original_name(item.utterance), item.stated.duration_s, duration_s
-                    )
-                if isinstance(item.audio, AudioFile) and item.audio.lacks_end():
-                    counts = counts.plus_endless(_original_name(item.utterance))
-        note = note_of(self.path, stamp, rows, rejections, counts, sources_sha256=_sources_sha256(self.items))
-        if list(map(file_stamp, files)) != times:
-            raise ShardError(
-                f"source files must stay as they are while they are packed, but some of {self.name} were changed; run "
-                "the command again"
-            )
-        return note
-
-    def _heard(self, item: SourceUtterance) -> tuple[Sound, np.ndarray] | Rejection:
-        """Return what is heard of an utterance and its 16-bit samples, or why it cannot be used."""
-        name = _original_name(item.utterance)
-        try:
-            sound = _sound_of(item)
-        except AudioError as error:
-            return Rejection(name, str(error), "unusable audio")
-        pcm = sound.end()
-        rejection = audio_objection(name, len(pcm), bool(pcm.any()), self.settings.max_duration_s)
-        return (sound, pcm) if rejection is None else rejection
-
-    def doubt(self, note: ShardNote) -> str | None:
-        """Return why a note's rows cannot be those of the tar as it lies there, or None."""
-        if len(note.rows) + len(note.rejections) != len(self.items):
-            return (
-                f"{len(self.items)} utterances must be packed or rejected, but it has {len(note.rows)} and "
-                f"{len(note.rejections)}"
-            )
-        planned = {item.utterance.key: item.utterance for item in self.items}
-        try:
-            with open_regular(self.path) as file:
-                members = list(tar_members(file, note.shard.num_bytes))
-                if len(members) != 2 * len(note.rows):
-                    return f"it has {len(note.rows)} rows, but the tar {len(members)} members"
-                for row, audio, meta in zip(note.rows, members[::2], members[1::2], strict=True):
-                    if row["key"] not in planned or row != _row_of(file, planned[row["key"]], audio, meta, row):
-                        return f"its row {shown(row['key'], 100)} is not what the tar holds"
-        except (OSError, BrokenTarError) as error:
-            return f"its tar cannot be read: {error}"
-        packed = {row["key"] for row in note.rows}
-        rejected = [self._heard(item) for item in self.items if item.utterance.key not in packed]
-        return None if rejected == list(note.rejections) else "what it rejects is not what cannot be used"
-
-
-def _sound_of(item: SourceUtterance) -> Sound:
-    """Return what is heard of an utterance, as 16-bit samples.
-
-    Raises:
-        AudioError: if its audio cannot be used.
-    """
-    if isinstance(item.audio, AudioFile):
-        return item.audio.hear(as_pcm=True)
-    sound = Sound(_original_name(item.utterance), as_pcm=True)
-    sound.take(*item.audio.load())
-    return sound
-
-
-def _row_of(
-    file: BinaryIO, utterance: Utterance, audio: TarMember, meta: TarMember, said: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Return the row of an utterance's two members, or None if they are not that; the audio is not decoded."""
-    about_audio = {"num_samples": said["num_samples"], "pcm_sha256": said["pcm_sha256"]}
-    names = (f"{utterance.key}.{AUDIO_SUFFIX}", f"{utterance.key}.{META_SUFFIX}")
-    file.seek(meta.offset)
-    if (audio.name, meta.name) != names or file.read(meta.num_bytes) != _described(utterance, about_audio):
-        return None
-    file.seek(audio.offset)
-    return index_row(
-        utterance,
-        **about_audio,
-        audio_sha256=hashlib.sha256(file.read(audio.num_bytes)).hexdigest(),
-        audio_offset=audio.offset,
-        audio_bytes=audio.num_bytes,
-        meta_offset=meta.offset,
-        meta_bytes=meta.num_bytes,
-    )
-
-
-def _described(utterance: Utterance, about_audio: dict[str, Any]) -> bytes:
-    """Return what lies beside an utterance's audio."""
-    return canonical_json({"schema_version": SCHEMA_VERSION, **utterance.model_dump(), **about_audio})
-
-
-def _plan(corpus: str, items: Sequence[SourceUtterance], out: Path, settings: Settings) -> list[_PackJob]:
+def _plan(corpus: str, items: Sequence[SourceUtterance], out: Path, settings: Settings) -> list[PackJob]:
     size = settings.shard_utterances
     return [
-        _PackJob(out / f"{corpus}-{number:06d}.tar", tuple(items[start : start + size]), settings)
+        PackJob(out / f"{corpus}-{number:06d}.tar", tuple(items[start : start + size]), settings)
         for number, start in enumerate(range(0, len(items), size))
     ]
-
-
-def _add_utterance(tar: tarfile.TarFile, utterance: Utterance, flac: bytes, pcm: Any) -> dict[str, Any]:
-    """Append an utterance's two members; return its index row."""
-    audio: dict[str, Any] = {"num_samples": len(pcm), "pcm_sha256": pcm_sha256(pcm).hex()}
-    audio_offset = _add(tar, f"{utterance.key}.{AUDIO_SUFFIX}", flac)
-    meta = _described(utterance, audio)
-    return index_row(
-        utterance,
-        **audio,
-        audio_sha256=hashlib.sha256(flac).hexdigest(),
-        audio_offset=audio_offset,
-        audio_bytes=len(flac),
-        meta_offset=_add(tar, f"{utterance.key}.{META_SUFFIX}", meta),
-        meta_bytes=len(meta),
-    )
-
-
-def audio_objection(name: str, num_samples: int, is_audible: bool, max_duration_s: float) -> Rejection | None:
-    """Return why decoded audio cannot be used, or None."""
-    duration_s = num_samples / RATE_HZ
-    if num_samples == 0:
-        return Rejection(name, "holds less than one sample at 16 kHz", "unusable audio")
-    if duration_s > max_duration_s:
-        return Rejection(name, f"lasts {duration_s:.2f} s, longer than --max-duration {max_duration_s:g}", "too long")
-    if not is_audible:
-        return Rejection(name, f"all {num_samples} samples are zero", "silence")
-    return None
-
-
-def _member(name: str, data: bytes) -> tarfile.TarInfo:
-    """Return a header whose owner, mode and time are fixed, so that bytes repeat."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    member.mode = 0o644
-    return member
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a member; return where its data begins."""
-    offset = tar.offset + tarfile.BLOCKSIZE
-    tar.addfile(_member(name, data), io.BytesIO(data))
-    return offset
-
-
-# ---------------------------------------------------------------- the folder
 
 
 def _check_folder(out: Path, corpus: str) -> None:
@@ -531,13 +228,3 @@ def _check_folder(out: Path, corpus: str) -> None:
             raise ShardError(
                 f"OUT must be empty or hold corpus {corpus!r}, but {out} holds {found!r}; choose another folder"
             )
-
-
-def _remove_leftovers(out: Path, corpus: str, jobs: Sequence[_PackJob]) -> None:
-    """Remove unfinished files, and shards that the corpus no longer needs; `check_folder` has found all to be ours."""
-    wanted = {job.name for job in jobs}
-    for path in out.iterdir():
-        is_unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
-        is_ours = is_unfinished or path.name in (INDEX_NAME, REJECTED_NAME) or is_shard_name(path.name, corpus)
-        if is_ours and path.name not in wanted:
-            path.unlink()

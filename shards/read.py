@@ -23,14 +23,14 @@ from shards.batch import Batch, as_batch
 from shards.config import RemoteConfig
 from shards.errors import AudioError, RangeError, ShardError
 from shards.index import Index
+from shards.parentdeath import exit_with_parent
 from shards.plan import MicroBatch
-from shards.processes import end_with_parent
-from shards.request import ClipRange, MicroBatchRequest, micro_batch_request
+from shards.ranges import ClipRange, MicroBatchRequest, micro_batch_request
+from shards.signals import STOP_SIGNALS
 from shards.store import RangeReader
 
 _FILES_OF_LOADER, _FILES_OF_READER = 8, 6
 """How many the trainer opens for all readers, and for each."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class MicroBatchDataset(Dataset[Batch | ShardError]):
@@ -156,7 +156,7 @@ def _start_reader(_worker: int) -> None:
     # By default a batch is handed over as a descriptor that the receiver fetches from the reader, without a deadline: a
     # reader that is stopped after its reply would hang the training.
     set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
-    end_with_parent()
+    exit_with_parent()
 
 
 def read_batches(

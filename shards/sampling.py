@@ -6,7 +6,8 @@ import numpy as np
 
 from shards.config import SamplingConfig
 from shards.errors import PlanError
-from shards.index import Codes, Index
+from shards.index import Index
+from shards.indexcolumns import Codes
 from shards.numbers import number_of
 
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from shards.config import LeaveOneOut, RandomSpeakers, SplitRule, StoredSplit
 from shards.errors import SplitError
-from shards.index import Codes, Index, duplicate_rows
+from shards.index import Index, duplicate_rows
+from shards.indexcolumns import Codes
 from shards.schema import SPLITS
 
 _TRAIN = SPLITS.index("train")

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from shards.adopt import Remade
 from shards.config import RemoteConfig
 from shards.errors import ShardError
-from shards.index import Index, duplicate_rows, label_tables, load_index
+from shards.index import Index, duplicate_rows, label_tables
 from shards.indexfile import INDEX_SCHEMA
+from shards.indexload import load_index
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, as_written, read_manifest
+from shards.remade import Remade
 from shards.schema import METADATA_FIELDS, SPLITS
-from shards.store import RangeReader, join, read_file
+from shards.store import RangeReader, read_file
+from shards.urls import join
 from shards.verification import TarCheck, forms_problem, index_problems, rejected_sources
 
 HISTOGRAM_EDGES_S = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0)

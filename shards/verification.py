@@ -14,8 +14,9 @@ from shards.audio import decode_stored, samples_sha256
 from shards.config import RemoteConfig
 from shards.corpora.identities import composed
 from shards.errors import AudioError, ShardError
-from shards.index import Index, index_row, label_tables, repeated_key
+from shards.index import Index, label_tables, repeated_key
 from shards.indexfile import MAX_META_BYTES, parsed_extra, parsed_votes
+from shards.indexwrite import index_row
 from shards.inputfile import read_regular
 from shards.jsontext import JsonTextError, parse_json
 from shards.manifest import MANIFEST_NAME, Manifest, ShardRecord
@@ -30,10 +31,11 @@ from shards.schema import (
     visible,
 )
 from shards.shown import shown
-from shards.store import RangeReader, is_url, join, read_file
+from shards.store import RangeReader, read_file
 from shards.suffixes import AUDIO_SUFFIXES
 from shards.tarmembers import BrokenTarError, Forward, TarMember, tar_members
 from shards.tarwalk import TarStream
+from shards.urls import is_url, join
 
 MAX_REJECTED_BYTES = 512 << 20
 """Of `rejected.jsonl`; a million rejections take 0.2 GB."""

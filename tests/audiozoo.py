@@ -28,8 +28,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
+from decoded import decode
 
-from shards.decoding import decode
 from shards.errors import AudioError
 
 NUM_SAMPLES = 7001

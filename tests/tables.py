@@ -6,7 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards.index import INDEX_SCHEMA, Index
+from shards.index import Index
+from shards.indexcolumns import Columns
+from shards.indexfile import INDEX_SCHEMA
 
 
 def index_of(**columns: list[Any]) -> Index:
@@ -17,4 +19,4 @@ def index_of(**columns: list[Any]) -> Index:
     columns.setdefault("num_samples", [16_000] * count)
     columns.setdefault("extra", ["{}"] * count)
     table = {name: columns.get(name, [None] * count) for name in INDEX_SCHEMA.names}
-    return Index.of_table(pa.table(table, schema=INDEX_SCHEMA))
+    return Index(Columns([pa.table(table, schema=INDEX_SCHEMA)], [0]), ())

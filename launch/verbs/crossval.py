@@ -18,6 +18,7 @@ import typer
 from launch.clusteroptions import with_cluster_options
 from launch.words import say, tell, tell_data
 from shards.inputfile import open_regular
+from shards.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from metaser.eval.crossval import CrossValidation
@@ -134,8 +135,8 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
 
 def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess.Popen[bytes]:
     from launch.submission import write_experiment
-    from metaser.distributed import die_with_parent
     from metaser.runfiles import writing
+    from shards.parentdeath import terminate_with_parent
 
     experiment = plan.experiment(fold)
     path = write_experiment(plan.run(fold), experiment)
@@ -152,7 +153,7 @@ def _start_fold(plan: CrossValidation, fold: int, gpu: str | None) -> subprocess
             stdout=output,
             stderr=subprocess.STDOUT,
             # A fold must not go on alone when this process is killed.
-            preexec_fn=die_with_parent,
+            preexec_fn=terminate_with_parent,
         )
 
 
@@ -187,8 +188,7 @@ def _signals_forwarded(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[
         for process in running.values():
             process.terminate()
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    kept = {number: signal.signal(number, note) for number in numbers}
+    kept = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, signal.SIGINT)}
     try:
         yield asked
     finally:

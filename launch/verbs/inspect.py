@@ -30,7 +30,7 @@ def inspect(
 ) -> None:
     """Show utterances, hours, speakers, labels, durations, missing metadata and duplicates."""
     from shards.errors import ShardError
-    from shards.index import load_index
+    from shards.indexload import load_index
     from shards.manifest import read_manifest
     from shards.survey import survey
     from shards.survey import verify as verify_shards

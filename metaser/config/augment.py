@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shards.config import PathText, Section
+from shards.config import PathText
+from shards.record import Section
 
 
 def _check_range(name: str, low: float, high: float) -> None:

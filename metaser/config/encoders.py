@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field, PlainValidator, SerializeAsAny
 
 from metaser.registry import imported
-from shards.config import Section
+from shards.record import Section
 
 Width = Annotated[int, Field(gt=0, le=2**16)]
 """Larger ones are slips or attacks: a square of them takes 16 GB."""

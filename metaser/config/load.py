@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError
 from metaser.sums import is_sound_yaml
-from shards.config import Section
 from shards.inputfile import read_regular
 from shards.jsontext import MAX_DEPTH
+from shards.record import Section
 from shards.shown import shown
 from shards.yamltext import MAX_YAML_BYTES, YamlTextError, dump_yaml, parse_yaml
 

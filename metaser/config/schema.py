@@ -15,7 +15,8 @@ from metaser.config.ari import AriForm
 from metaser.config.augment import AugmentConfig
 from metaser.config.encoders import AnyEncoder, EncoderConfig, LogMelEncoderConfig, NumHeads, Width
 from metaser.tasks.kinds import AnyTask, kind_of
-from shards.config import Count, DataConfig, PathText, SamplingConfig, Section
+from shards.config import Count, DataConfig, PathText, SamplingConfig
+from shards.record import Section
 
 # ---------------------------------------------------------------- model
 

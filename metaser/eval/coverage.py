@@ -16,8 +16,8 @@ from metaser.errors import TrainingError
 from metaser.stagedata import weighing_rows
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskConfig, TaskSpec, count_words
-from shards.config import Section
 from shards.index import Index
+from shards.record import Section
 from shards.schema import SPLITS
 from shards.splits import SplitAssignment
 

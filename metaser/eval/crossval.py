@@ -34,7 +34,8 @@ from metaser.tasks.kinds import kind_of
 from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from shards.config import LeaveOneOut
-from shards.index import Index, load_index
+from shards.index import Index
+from shards.indexload import load_index
 from shards.inputfile import is_there
 from shards.splits import SplitAssignment, assign_splits
 

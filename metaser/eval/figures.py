@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from metaser.errors import RunError
 from metaser.tasks.kinds import KINDS
 from shards.figures import COLOURS, DPI
+from shards.files import whole_file
 from shards.shown import shown
 
 MAX_NUMBERED_CELLS = 200
@@ -204,7 +205,6 @@ def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, rota
 
 
 def _save(figure: Figure, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    # Without the version in the metadata the same numbers give the same bytes.
-    figure.savefig(draft, format="png", dpi=DPI, metadata={"Software": None})
-    draft.replace(path)
+    with whole_file(path) as file:
+        # Without the version in the metadata the same numbers give the same bytes.
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})

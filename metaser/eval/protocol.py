@@ -37,7 +37,8 @@ from metaser.windows import choose_windows
 from shards.batch import Batch
 from shards.config import DataConfig, SplitRule, StoredSplit
 from shards.errors import ShardError, SplitError
-from shards.index import Index, load_index
+from shards.index import Index
+from shards.indexload import load_index
 from shards.inputfile import is_there
 from shards.kinship import START, Material, kinship
 from shards.schema import RATE_HZ, SPLITS

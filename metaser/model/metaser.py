@@ -47,7 +47,7 @@ from metaser.model.streams import Stream
 from metaser.sums import SUMS, write_sums
 from metaser.tasks.kinds import check_kind, kind_of
 from metaser.tasks.spec import TaskSpec
-from shards.config import Section
+from shards.record import Section
 
 
 class Blueprint(Section):

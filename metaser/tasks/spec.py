@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from shards.config import Section
+from shards.record import Section
 
 
 class TaskConfig(Section):

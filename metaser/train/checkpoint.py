@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from metaser.model.tensorfile import Stamp, TensorFileError, open_tensors, stamp
 from metaser.rundir import step_draft, step_drafts, step_folder, step_paths
 from metaser.sums import is_as_sealed, is_sealed, sealed_json
 from metaser.train.state import TrainState
+from shards.files import sync
 from shards.inputfile import MAX_SETTINGS_BYTES, open_regular, read_regular
 from shards.jsontext import parse_json
 from shards.shown import shown
@@ -132,10 +132,10 @@ def save_checkpoint(
         files = {name: _fingerprint(temporary / name)[0] for name in contents}
         (temporary / MARKER).write_text(sealed_json({"state": state.to_dict(), "files": files}), encoding="utf-8")
         for name in (*contents, MARKER):
-            _sync(temporary / name)
+            sync(temporary / name)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
@@ -242,11 +242,3 @@ def _fingerprint(path: Path) -> tuple[dict[str, Any], Stamp]:
         stamp = stamp_of(file)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"num_bytes": stamp.num_bytes, "sha256": digest}, stamp
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,8 @@ from metaser.tasks.spec import TaskSpec
 from metaser.texts import check_texts
 from metaser.train.augment import check_stretched
 from shards.errors import InputError
-from shards.index import Index, load_index
+from shards.index import Index
+from shards.indexload import load_index
 from shards.plan import check_longest, check_sizes
 from shards.splits import SplitAssignment
 

@@ -44,7 +44,8 @@ from metaser.train.state import TrainState
 from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
 from metaser.train.timing import CpuWait, StepProfiler
-from shards.index import Index, load_index
+from shards.index import Index
+from shards.indexload import load_index
 from shards.plan import Schedule, stable_seed
 from shards.sampling import sampling_weights
 from shards.splits import SplitAssignment, assign_splits, describe_splits

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from shards.read import STOP_SIGNALS
+from shards.signals import STOP_SIGNALS
 
 LOOK_EVERY_S = 1.0
 STOP_FILE = "metaser stop"

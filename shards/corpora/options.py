@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from shards.config import Section
+from shards.record import Section
 
 Quotes = Literal["auto", "double", "none"]
 

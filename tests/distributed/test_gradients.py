@@ -20,7 +20,7 @@ from metaser.train.build import build_engine
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters
 from metaser.train.step import StepRunner
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.plan import Schedule
 from shards.read import read_batches
 from shards.splits import assign_splits

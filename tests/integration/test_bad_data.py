@@ -10,7 +10,7 @@ from metaser.errors import TrainingError
 from metaser.train.checkpoint import newest_checkpoint
 from metaser.train.run import train
 from shards.errors import ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 
 
 def corrupted(corpus, folder, row):

@@ -23,7 +23,7 @@ from metaser.model.metaser import MetaSERModel, load_export
 from metaser.predict import load_model, predict_files
 from metaser.tasks.kinds import KINDS
 from shards.corpora import base
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.pack import pack_corpus
 from shards.survey import verify
 

@@ -19,7 +19,7 @@ from metaser.rundir import RunDir
 from metaser.sums import write_sums
 from metaser.windows import choose_windows
 from shards.errors import PlanError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.plan import MicroBatch
 from shards.read import read_batches
 from shards.schema import RATE_HZ, SourceUtterance, Utterance, make_key

@@ -20,7 +20,7 @@ from metaser.targets import resolve_tasks
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import read_metrics
 from metaser.train.checkpoint import newest_checkpoint, read_checkpoint
-from shards.index import load_index
+from shards.indexload import load_index
 
 BOTH = "emotion: 1, asr: 0.5, gender: 0.5, style: 0.5"
 METADATA = "asr: 1, gender: 0.5, style: 0.5"

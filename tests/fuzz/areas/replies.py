@@ -51,7 +51,7 @@ class Replies(Area):
     def judge(self, work: Path, plan: Plan, run: Run) -> str:
         from shards.config import RemoteConfig
         from shards.errors import InputError
-        from shards.index import load_index
+        from shards.indexload import load_index
         from shards.survey import verify
 
         remote = RemoteConfig(num_tries=2, timeout_s=0.5, first_wait_s=0.01)
@@ -76,7 +76,7 @@ class Replies(Area):
 
     @cached_property
     def _right(self) -> list[Any]:
-        from shards.index import load_index
+        from shards.indexload import load_index
 
         index = load_index([SHARDS])
         return [index.values(name) for name in ("key", "emotion", "shard", "audio_offset", "pcm_sha256")]

@@ -27,7 +27,7 @@ from metaser.train.augment import (
     reverberate,
     synthetic_response,
 )
-from shards.batch import Batch, collate
+from shards.batch import Batch, as_batch
 from shards.errors import AudioError
 from shards.schema import RATE_HZ
 
@@ -53,7 +53,11 @@ def speech(num_samples, seed=0):
 
 
 def batch_of(clips, valid=None):
-    return collate(np.arange(len(clips)), clips, valid or [True] * len(clips))
+    lengths = [len(clip) for clip in clips]
+    wave_BT = np.zeros((len(clips), max(lengths)), np.float32)
+    for row, clip in zip(wave_BT, clips, strict=True):
+        row[: len(clip)] = clip
+    return as_batch(np.arange(len(clips)), wave_BT, lengths, valid or [True] * len(clips))
 
 
 def augmented(batch, keys, *, config=MOST, seed=0, epoch=0):

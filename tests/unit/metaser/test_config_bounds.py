@@ -16,7 +16,7 @@ from metaser.config.load import load_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError
 from metaser.tasks.kinds import KINDS
-from shards.config import Section
+from shards.record import Section
 
 COMPUTED_WITH = {"weights", "max_grad_norm", "peak_tflops", "offset", "scale", "class_weights"}
 """Nothing is done so often or so long."""

@@ -23,11 +23,12 @@ from metaser.record import DataRecord, read_material, read_record
 from metaser.rundir import RunDir
 from metaser.runfiles import read_json
 from metaser.runlock import RunLock, last_holder, lock_holder
-from metaser.sums import SUMS, file_sha256, is_as_sealed, is_sealed, sealed_json, sealed_yaml
+from metaser.sums import SUMS, is_as_sealed, is_sealed, sealed_json, sealed_yaml
 from metaser.tasks.classification import ClassificationTask
 from metaser.tasks.results import TaskResult, UtteranceResult
 from metaser.tasks.spec import TaskSpec
 from metaser.tracking import Tracker, read_metrics
+from shards.files import file_sha256
 from shards.kinship import Material
 
 anything = st.recursive(

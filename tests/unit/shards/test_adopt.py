@@ -7,14 +7,13 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile as sf
+from decoded import decode, prepare
 from tones import folder_bytes, pack_items, tone
 
 from shards.adopt import adopt_shards
-from shards.audio import prepare
 from shards.corpora.options import ReadOptions
-from shards.decoding import decode
 from shards.errors import CorpusError, ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.manifest import read_manifest
 from shards.plan import MicroBatch
 from shards.read import read_batches

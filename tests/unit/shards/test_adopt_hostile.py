@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from resigned import edit_manifest, edit_table, resign, with_value
 from tones import folder_bytes
 
-from shards import adopt
-from shards.adopt import MAX_BESIDE_BYTES, MAX_RECORDING_BYTES, adopt_shards
+from shards.adopt import adopt_shards
+from shards.adoptjob import AdoptJob
 from shards.corpora.options import ReadOptions
 from shards.errors import CorpusError, ShardError
-from shards.index import label_tables, load_index
+from shards.index import label_tables
+from shards.indexload import load_index
 from shards.manifest import Settings, read_manifest
+from shards.samples import MAX_BESIDE_BYTES, MAX_RECORDING_BYTES
 from shards.survey import verify
 
 
@@ -317,7 +319,7 @@ def test_a_tar_that_changes_while_it_is_read_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "a.tar"
     path.write_bytes(tar_of([("u.flac", RECORDINGS[0])]))
-    job = adopt._AdoptJob(path, "in", Settings(seed=0, shard_utterances=0, max_duration_s=60, versions={}))
+    job = AdoptJob(path, "in", Settings(seed=0, shard_utterances=0, max_duration_s=60, versions={}))
     assert job.stamp
     path.write_bytes(tar_of([("u.flac", RECORDINGS[1])]))
     with pytest.raises(ShardError, match="must stay as it is while it is read"):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from waysin import read
 
 from shards.errors import CorpusError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.pack import pack_corpus
 
 HEADER = """\

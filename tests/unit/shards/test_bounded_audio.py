@@ -10,12 +10,12 @@ import time
 import numpy as np
 import pytest
 import soundfile as sf
+from decoded import decode, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import limits
-from shards.audio import AudioFile, prepare
-from shards.decoding import decode
+from shards.audio import AudioFile
 from shards.errors import AudioError
 from shards.limits import FREE_VALUES, MAX_VALUES, most_values
 from shards.parts import Part, load_file, load_part

@@ -16,7 +16,8 @@ from metaser.targets import Targets
 from metaser.tasks.spec import TaskSpec
 from shards.config import LeaveOneOut, RandomSpeakers
 from shards.errors import CorpusError
-from shards.index import Index, load_index
+from shards.index import Index
+from shards.indexload import load_index
 from shards.pack import pack_corpus
 from shards.publish import PackSummary
 from shards.splits import assign_splits

@@ -12,11 +12,11 @@ import audiozoo
 import numpy as np
 import pytest
 import soundfile as sf
+from decoded import decode, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.audio import AudioFile, Sound, decode_stored, prepare
-from shards.decoding import decode
+from shards.audio import AudioFile, Sound, decode_stored
 from shards.errors import AudioError
 from shards.ffmpeg import foreign_format
 from shards.mpeg import is_mpeg

@@ -14,16 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.demo import (
-    SCRIPTED_SENTENCES,
-    VOICES,
-    DemoSpeech,
-    Prosody,
-    draw_prosody,
-    draw_text,
-    shape,
-    utterances,
-)
+from shards.corpora.demo import SCRIPTED_SENTENCES, VOICES, draw_prosody, draw_text, utterances
+from shards.corpora.espeak import DemoSpeech, Prosody, shape
 from shards.errors import AudioError
 from shards.labels import FOUR_EMOTIONS
 from shards.schema import SourceUtterance, is_key
@@ -147,7 +139,7 @@ def test_a_failing_child_is_an_audio_error(corpus) -> None:
 def test_missing_package_is_one_sentence() -> None:
     program = (
         "import sys; sys.modules['espeakng_loader'] = None\n"
-        "from shards.demo import utterances\n"
+        "from shards.corpora.demo import utterances\n"
         "from shards.errors import CorpusError\n"
         "try: next(utterances(0))\n"
         "except CorpusError as error: print(error)\n"
@@ -164,7 +156,7 @@ def test_long_installation_paths_work(corpus, tmp_path) -> None:
     link.symlink_to(espeakng_loader.get_data_path())
     program = (
         f"import espeakng_loader; espeakng_loader.get_data_path = lambda: {str(link)!r}\n"
-        "from shards.demo import utterances\n"
+        "from shards.corpora.demo import utterances\n"
         "print(len(next(utterances(0)).audio.load()[0]))\n"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -172,7 +164,7 @@ def test_long_installation_paths_work(corpus, tmp_path) -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    program = "import sys, shards.demo, shards.corpora.demo, shards.audio; print('torch' in sys.modules)"
+    program = "import sys, shards.corpora.demo, shards.corpora.espeak, shards.audio; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "False"
 

@@ -10,7 +10,7 @@ from tones import Tone, pack_items, tone, utterance
 
 from shards.errors import FilterError
 from shards.filter import select_rows
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.schema import SourceUtterance
 
 

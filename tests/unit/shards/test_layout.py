@@ -8,11 +8,11 @@ import struct
 import numpy as np
 import pytest
 import soundfile as sf
+from decoded import decode
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shards.audio import AudioFile
-from shards.decoding import decode
 from shards.errors import AudioError
 
 NOISE = np.random.default_rng(0).normal(size=2_400) * 0.1

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import tarfile
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from tables import index_of
 from tones import Tone, pack_items, reader, tone, utterance
 
 from shards.errors import FilterError, ShardError
-from shards.index import index_row, label_tables, load_index
-from shards.labels import age_group
-from shards.manifest import atomic_file, canonical_json, read_manifest, write_manifest
+from shards.files import atomic_file, canonical_json
+from shards.index import label_tables
+from shards.indexload import load_index
+from shards.indexwrite import index_row
+from shards.labels import AGE_GROUP_BOUNDS_YEARS, AGE_GROUPS
+from shards.manifest import read_manifest, write_manifest
 from shards.pack import pack_corpus
 from shards.plan import MicroBatch
 from shards.read import read_batches
@@ -283,5 +287,7 @@ def test_every_view_of_a_field_tells_the_same(rows, data):
         assert part.values(field) == list(part.stream(field)) == expected
         assert [None if number < 0 else codes.words[number] for number in codes.numbers] == expected
         assert codes.counts() == {word: expected.count(word) for word in expected if word is not None}
-    assert part.values("age_group") == [None if rows[row][1] is None else age_group(rows[row][1]) for row in chosen]
+    ages = [rows[row][1] for row in chosen]
+    groups = [None if age is None else AGE_GROUPS[bisect_right(AGE_GROUP_BOUNDS_YEARS, age)] for age in ages]
+    assert part.values("age_group") == groups
     assert part.take(np.arange(len(chosen))[::-1]).values("key") == part.values("key")[::-1]

@@ -16,9 +16,10 @@ from tones import Broken, folder_bytes, pack_items, tone, utterance
 
 from shards.adopt import adopt_shards
 from shards.errors import InputError, ShardError
-from shards.manifest import canonical_json, read_manifest
+from shards.files import canonical_json
+from shards.manifest import read_manifest
 from shards.pack import pack_corpus
-from shards.publish import STATE_FOLDER
+from shards.packfolder import STATE_FOLDER
 from shards.schema import SourceUtterance
 from shards.survey import verify
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tones import Tone, pack_items, reader, tone
 
-from shards import index, indexfile, manifest, verification
+from shards import indexfile, indexwrite, manifest, verification
 from shards.errors import InputError, ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.manifest import read_manifest
 from shards.pack import pack_corpus
 from shards.schema import Rejection, SourceUtterance, Utterance
@@ -55,7 +55,7 @@ def test_what_is_packed_with_success_verifies(tmp_path_factory, items):
     with pytest.MonkeyPatch.context() as patched:
         for module, name, most in (
             (indexfile, "MAX_COLUMN_BYTES", 2_000),
-            (index, "_MAX_GROUP_CHARS", 200),
+            (indexwrite, "_MAX_GROUP_CHARS", 200),
             (indexfile, "MAX_FOOTER_BYTES", 20_000),
             (manifest, "_MAX_VALUES", 400),
         ):
@@ -92,7 +92,7 @@ def test_what_no_reader_would_accept_is_rejected_by_name(tmp_path, described, wo
 
 
 def test_long_texts_are_stored_in_groups_of_rows_that_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_MAX_GROUP_CHARS", 4 << 20)
+    monkeypatch.setattr(indexwrite, "_MAX_GROUP_CHARS", 4 << 20)
     monkeypatch.setattr(indexfile, "MAX_COLUMN_BYTES", 8 << 20)
     generator = np.random.default_rng(0)
     texts = ["".join(generator.choice(list(string.ascii_letters), 1_000_000)) for _ in range(3)]

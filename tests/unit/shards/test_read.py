@@ -16,10 +16,10 @@ from tones import Tone, pack_items, tone, utterance
 
 from shards.audio import decode_stored
 from shards.errors import ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.plan import MicroBatch
+from shards.ranges import micro_batch_request
 from shards.read import read_batches
-from shards.request import micro_batch_request
 from shards.schema import SourceUtterance
 
 MICRO_BATCHES = [
@@ -190,7 +190,7 @@ def test_starting_readers_leaves_this_process_s_handlers_alone(index):
 KILLED = """
 import os, sys
 import numpy as np
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.plan import MicroBatch
 from shards.read import read_batches
 if __name__ == "__main__":
@@ -245,7 +245,7 @@ def test_windows_are_cut_from_the_decoded_clips(index):
 READ_ALL = """
 import sys
 from shards.errors import ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.plan import MicroBatch
 from shards.read import read_batches
 import numpy as np

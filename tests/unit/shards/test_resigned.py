@@ -15,18 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
+from decoded import decode, prepare
 from hypothesis import given
 from hypothesis import strategies as st
 from resigned import edit_manifest, edit_table, resign, with_value, write_manifest
 from tones import pack_items, tone
 
 from shards.adopt import adopt_shards
-from shards.audio import pcm16, pcm_sha256, prepare
+from shards.audio import pcm16, pcm_sha256
 from shards.config import StoredSplit
-from shards.decoding import decode
 from shards.errors import InputError, ShardError
-from shards.index import label_tables, load_index
+from shards.index import label_tables
 from shards.indexfile import INDEX_SCHEMA
+from shards.indexload import load_index
 from shards.manifest import read_manifest
 from shards.parquetpages import Chunk, PageError, read_footer, read_pages
 from shards.plan import MicroBatch

@@ -10,12 +10,12 @@ import audiozoo
 import numpy as np
 import pytest
 import soundfile as sf
+from decoded import decode, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import audio, decoding, limits, parts, track
-from shards.audio import AudioFile, Sound, is_clipped, pcm16, pcm_sha256, prepare, samples_sha256
-from shards.decoding import decode
+from shards.audio import AudioFile, Sound, is_clipped, pcm16, pcm_sha256, samples_sha256
 from shards.errors import AudioError
 from shards.parts import Part, load_file, load_part
 from shards.stream import found_in

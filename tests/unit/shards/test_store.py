@@ -26,10 +26,11 @@ from tones import pack_items, tone
 
 from shards.config import RemoteConfig
 from shards.errors import RangeError, ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.plan import MicroBatch
 from shards.read import read_batches
-from shards.store import NUM_READS, RangeReader, file_size, is_url, join, read_file
+from shards.store import NUM_READS, RangeReader, file_size, read_file
+from shards.urls import is_url, join
 
 BYTES = random.Random(0).randbytes(3 * 2**20 + 12_345)
 BLOB = BYTES[:5_000]
@@ -146,7 +147,7 @@ def test_local_files_are_read_whole_and_verified(tmp_path):
     faults=st.lists(st.sampled_from(PASSING_FAULTS), max_size=6),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
-def test_any_range_under_any_passing_faults_is_exactly_those_bytes_or_an_error(server, start, num_bytes, faults):
+def test_any_range_under_any_transient_faults_is_exactly_those_bytes_or_an_error(server, start, num_bytes, faults):
     num_bytes = min(num_bytes, len(BLOB) - start)
     server.restart(faults)
     try:
@@ -652,7 +653,7 @@ def test_s3_errors_that_will_not_pass(s3, bucket):
     faults=st.lists(st.sampled_from(["reset", "cut", "less", "503", "500", "429"]), max_size=4),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
-def test_s3_ranges_under_any_passing_faults_are_exactly_those_bytes_or_an_error(server, start, num_bytes, faults):
+def test_s3_ranges_under_any_transient_faults_are_exactly_those_bytes_or_an_error(server, start, num_bytes, faults):
     pytest.importorskip("s3fs", reason="s3fs is not installed (extra remote)")
     num_bytes = min(num_bytes, len(BLOB) - start)
     server.restart(faults)

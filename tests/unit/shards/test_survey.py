@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tones import Tone, folder_bytes, pack_items, reader, tone, utterance
 
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.manifest import read_manifest
 from shards.pack import pack_corpus
 from shards.schema import Rejection, SourceUtterance, Utterance

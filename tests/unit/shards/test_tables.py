@@ -22,11 +22,11 @@ from shards.corpora.said import channel_number, columns_said, labels_said
 from shards.corpora.times import seconds_in
 from shards.emotionwords import KNOWN_WORDS
 from shards.errors import CorpusError, ShardError
-from shards.index import load_index
+from shards.indexload import load_index
 from shards.labels import EMOTIONS, known_emotion
 from shards.manifest import read_manifest
 from shards.pack import pack_corpus
-from shards.publish import accounts
+from shards.rejections import account_of_rows
 from shards.schema import Note, Rejection, RowCount, SourceUtterance
 
 
@@ -834,12 +834,11 @@ def test_a_channel_is_said_once(tmp_path) -> None:
 
 
 def test_a_row_that_is_neither_packed_nor_rejected_is_an_error() -> None:
-    rejected = [Rejection("mine.csv row 2", "is bad", "bad row")]
-    assert accounts([RowCount(1)], [], rejected) == [Note("1 rows: 0 packed, 1 rejected")]
+    assert account_of_rows([RowCount(1)], num_packed=0, num_rejected=1) == [Note("1 rows: 0 packed, 1 rejected")]
     with pytest.raises(
         ShardError, match="each of 3 rows and 1 files must be packed or rejected, but 0 were packed and 1"
     ):
-        accounts([RowCount(3), RowCount(1, "files")], [], rejected)
+        account_of_rows([RowCount(3), RowCount(1, "files")], num_packed=0, num_rejected=1)
 
 
 def test_what_a_terminal_would_obey_is_escaped() -> None:

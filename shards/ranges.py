@@ -1,4 +1,4 @@
-"""What a reader process is told of a micro-batch: byte ranges, and what the bytes must be. Loads no torch."""
+"""Byte ranges of a micro-batch, and what their bytes must be: what a reader process is told. Loads no torch."""
 
 from __future__ import annotations
 
