@@ -17,7 +17,7 @@ def test_csv_holds_classes_and_files_of_any_name(capsys: pytest.CaptureFixture[s
     spec = TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=labels)
     shares = {label: number / 16 for number, label in enumerate(labels)}
     said = FilePrediction("a\rb.wav", 1.5, {"emotion": {"label": "label", "probabilities": shares}})
-    assert not _print_csv(iter([said]), [spec], per_window=False)
+    assert not _print_csv(iter([said]), [spec], per_window=False, with_text=False)
     header, row = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
     assert len(set(header)) == len(header) == len(row)
     cells = dict(zip(header, row, strict=True))
