@@ -369,6 +369,11 @@ class MetaSERModel(PreTrainedModel):
         """The tasks, in the order of the configuration."""
         return self.config.blueprint().tasks  # type: ignore[no-any-return]
 
+    @property
+    def longest_samples(self) -> int | None:
+        """The longest clip that every encoder hears, in samples; None hears any."""
+        return self.encoder.longest_samples
+
     def group_of(self, parameter_name: str) -> str:
         """Return `encoder`, `views.NAME`, `ari`, `heads.NAME`, `coattention` or `adapters` for a parameter's name."""
         if is_lora(parameter_name):
