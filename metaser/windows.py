@@ -59,9 +59,7 @@ def _problem(window_s: Any, overlap_s: Any, longest_s: float) -> str | None:
     if not isinstance(window_s, int | float) or not MIN_WINDOW_S <= window_s < float("inf"):
         return f"a window must last {MIN_WINDOW_S:g} s or longer, got {window_s}"
     if window_s > longest_s:
-        return (
-            f"a window must last at most the {longest_s:g} s that the model's encoder hears at once, got {window_s:g}"
-        )
+        return f"a window must last at most the {longest_s:g} s that the model hears at once, got {window_s:g}"
     if overlap_s is not None and not (isinstance(overlap_s, int | float) and 0 <= overlap_s <= window_s - MIN_HOP_S):
         return (
             f"windows of {window_s:g} s must overlap by 0 to {window_s - MIN_HOP_S:g} s, so that each begins at least "

@@ -371,8 +371,10 @@ class MetaSERModel(PreTrainedModel):
 
     @property
     def longest_samples(self) -> int | None:
-        """The longest clip that every encoder hears, in samples; None hears any."""
-        return self.encoder.longest_samples
+        """The longest clip that the encoder and all joined views hear, in samples; None: they hear any."""
+        parts = [self.encoder, *(cast(Encoder, self.views[name]) for name in self.joined_views)]
+        limits = [part.longest_samples for part in parts if part.longest_samples is not None]
+        return min(limits, default=None)
 
     def group_of(self, parameter_name: str) -> str:
         """Return `encoder`, `views.NAME`, `ari`, `heads.NAME`, `coattention` or `adapters` for a parameter's name."""

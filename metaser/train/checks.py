@@ -77,7 +77,7 @@ def check_heard(config: ExperimentConfig, data: CheckedData, longest_samples: in
     """
     if longest_samples is None:
         return
-    limit = f"{longest_samples / RATE_HZ:g} s that model.encoder hears at once"
+    limit = f"{longest_samples / RATE_HZ:g} s that the model hears at once"
     if config.data.windowing is not None and config.data.windowing.length > longest_samples:
         raise ConfigError(f"data.window_s must be at most the {limit}, got {config.data.window_s:g}; shorten it")
     parts = [part for stage in data.stages for part in (stage.training, stage.dev)]

@@ -52,13 +52,13 @@ def windowed(corpus, tmp_path_factory):
             20,
             (),
             TrainingError,
-            "at most the 0.4 s that model.encoder hears at once, got 0.825 s; set data.w",
+            "at most the 0.4 s that the model hears at once, got 0.825 s; set data.w",
         ),
         (
             41,
             (),
             TrainingError,
-            "at most the 0.82 s that model.encoder hears at once, got 0.825 s; set data.w",
+            "at most the 0.82 s that the model hears at once, got 0.825 s; set data.w",
         ),
         (
             20,
@@ -111,7 +111,7 @@ def test_a_window_beyond_the_limit_is_refused_on_the_command_line(windowed, tmp_
     sf.write(tmp_path / "a.wav", Speech(150.0, 3.0, 0.3, 1).load()[0], RATE_HZ)
     done = metaser("predict", windowed, tmp_path / "a.wav", "--window", "0.6", folder=tmp_path)
     assert done.returncode == 2
-    assert "a window must last at most the 0.5 s that the model's encoder hears at once, got 0.6" in done.stderr
+    assert "a window must last at most the 0.5 s that the model hears at once, got 0.6" in done.stderr
 
 
 def test_a_model_of_the_same_form_takes_all_weights_and_another_is_refused(tmp_path):
@@ -135,6 +135,17 @@ def test_a_model_of_the_same_form_takes_all_weights_and_another_is_refused(tmp_p
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(ModelError, match="encoder_attention_heads is 2 there and 4 here"):
         load_initial_weights(fresh("other"), str(tmp_path / "model"))
+
+
+def test_a_view_limits_what_is_heard_once_it_is_joined(tmp_path):
+    save_encoder(tmp_path / "encoder", 25)
+    tasks = (TaskSpec(name="emotion", kind="classification", fields=("emotion",), labels=("anger", "joy")),)
+    views = {"whisper": HuggingFaceEncoderConfig(kind="huggingface", name=str(tmp_path / "encoder"))}
+    limits = {}
+    for form in ("none", "concat"):
+        config = ModelConfig(views=views, coattention=CoattentionConfig(form=form, width=8))
+        limits[form] = build_model(config, tasks, "emotion").longest_samples
+    assert limits == {"none": None, "concat": 8000}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here")

@@ -241,7 +241,7 @@ def test_no_window_is_longer_than_the_encoder_hears(model):
     try:
         assert choose_windows(model) == Windowing.of_seconds(3.0)
         assert choose_windows(model, 3.0) == Windowing.of_seconds(3.0)
-        words = r"at most the 3 s that the model's encoder hears at once, got 3\.5; give other --window"
+        words = r"at most the 3 s that the model hears at once, got 3\.5; give other --window"
         with pytest.raises(ConfigError, match=words):
             choose_windows(model, 3.5)
         model.config.window_s = 4.0
