@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metaser.errors import ConfigError, ModelError
-from metaser.model.metaser import MetaSERModel
+from metaser.model.network import MetaSERNetwork
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 from shards.config import MIN_HOP_S, MIN_WINDOW_S
@@ -30,7 +30,7 @@ _DEFAULT_WINDOW_S = 15.0
 """For a model whose config.json does not say how long a window it should hear."""
 
 
-def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
+def choose_windows(model: MetaSERNetwork, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
     """Return the windows that `model` hears long recordings in.
 
     Args:
