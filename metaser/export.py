@@ -40,9 +40,11 @@ def export_model(model: MetaSERModel, folder: Path, *, card: str) -> None:
 def hear_as_trained(model: MetaSERModel, num_samples: np.ndarray, data: DataConfig) -> None:
     """Write into the configuration how long a window of a long recording `metaser predict` lets the model hear.
 
-    That is the window it was trained with, or its longest training clip in whole seconds, up to a minute: the memory of
-    some encoders grows with the square.
+    That is the window it was trained with, or its longest training clip in whole seconds, up to a minute (the memory of
+    some encoders grows with the square) and up to what its encoder hears.
     """
     longest_s = min(float(math.ceil(num_samples.max() / RATE_HZ)), _LONGEST_WINDOW_S)
+    if model.longest_samples is not None:
+        longest_s = min(longest_s, model.longest_samples / RATE_HZ)
     model.config.window_s = longest_s if data.window_s is None else data.window_s
     model.config.window_overlap_s = data.window_overlap_s

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metaser.errors import ConfigError
 from metaser.inputs import make_inputs
-from metaser.model.metaser import MetaSERModel, load_export
+from metaser.model.network import MetaSERNetwork, load_network
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 from metaser.texts import given_text
@@ -71,14 +71,14 @@ class FilePrediction:
     """What the model was told is said."""
 
 
-def load_model(path: str | Path) -> MetaSERModel:
+def load_model(path: str | Path) -> MetaSERNetwork:
     """Return the model in an exported folder, or the best model of a run's folder, ready to predict.
 
     Raises:
         ModelError: if there is none, or it is damaged.
     """
-    model = load_export(path, setting="MODEL")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model = load_network(path, setting="MODEL")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model
 
 
@@ -98,7 +98,7 @@ def choose_channel(text: str) -> ChannelChoice:
 
 
 def predict_files(
-    model: MetaSERModel,
+    model: MetaSERNetwork,
     files: Sequence[str],
     *,
     windowing: Windowing | None = None,
@@ -136,7 +136,7 @@ def predict_files(
 class _Recording(NamedTuple):
     """A file, what is said in it, and who is asked about it."""
 
-    model: MetaSERModel
+    model: MetaSERNetwork
     file: str
     text: str | None
 
@@ -242,7 +242,7 @@ def _predict_window(recording: _Recording, start: int, samples_T: np.ndarray) ->
 
 
 def _joined_tasks(
-    model: MetaSERModel, heard: Sequence[_HeardWindow], windows: Sequence[Window]
+    model: MetaSERNetwork, heard: Sequence[_HeardWindow], windows: Sequence[Window]
 ) -> dict[str, dict[str, Any]]:
     outputs = [WindowOutput(window, part.logits) for window, part in zip(windows, heard, strict=True)]
     return _answers(model.task_specs, join_windows(model.task_specs, outputs, hop_samples=model.encoder.hop_samples))

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from metaser.config.schema import ModelConfig
 from metaser.errors import ConfigError
 from metaser.inputs import TextLookup
-from shards.index import Index
 
 if TYPE_CHECKING:
     from metaser.model.encoders.base import Encoder
-    from metaser.model.metaser import MetaSERModel
+    from metaser.model.network import MetaSERNetwork
+    from shards.index import Index
 
 
-def text_lookups(model: MetaSERModel, index: Index) -> dict[str, TextLookup]:
+def text_lookups(model: MetaSERNetwork, index: Index) -> dict[str, TextLookup]:
     """Return what each view that reads is given of the utterances of `index`, by the view's name.
 
     Shards without the view's field have no text.
@@ -23,7 +23,7 @@ def text_lookups(model: MetaSERModel, index: Index) -> dict[str, TextLookup]:
     return {name: _field_lookup(view, index) for name, view in model.reading_views.items()}
 
 
-def given_text(model: MetaSERModel, text: str | None) -> dict[str, TextLookup]:
+def given_text(model: MetaSERNetwork, text: str | None) -> dict[str, TextLookup]:
     """Return lookups that give every view that reads the same text, whatever the position."""
 
     def lookup_of(view: Encoder) -> TextLookup:
@@ -56,7 +56,7 @@ def check_texts(model: ModelConfig, training: Sequence[Index]) -> None:
             )
 
 
-def text_notes(model: MetaSERModel, judged: Index) -> Iterator[str]:
+def text_notes(model: MetaSERNetwork, judged: Index) -> Iterator[str]:
     """Yield what a report must say of the texts that views read."""
     for name, view in model.reading_views.items():
         yield (

@@ -10,6 +10,7 @@ Legend: L frames, C outputs of a task.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,17 +19,18 @@ import torch
 from torch import Tensor
 
 from metaser.errors import ConfigError, ModelError
-from metaser.model.metaser import MetaSERModel
+from metaser.model.network import MetaSERNetwork
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 from shards.config import MIN_HOP_S, MIN_WINDOW_S
+from shards.schema import RATE_HZ
 from shards.windows import Window, Windowing
 
 _DEFAULT_WINDOW_S = 15.0
 """For a model whose config.json does not say how long a window it should hear."""
 
 
-def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
+def choose_windows(model: MetaSERNetwork, window_s: float | None = None, overlap_s: float | None = None) -> Windowing:
     """Return the windows that `model` hears long recordings in.
 
     Args:
@@ -37,14 +39,15 @@ def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s
         overlap_s: How far windows overlap; None is the model's own, or a quarter of another length.
 
     Raises:
-        ConfigError: if the lengths make no windows.
+        ConfigError: if the lengths make no windows, or longer ones than the model's encoder hears.
         ModelError: if those in config.json do not.
     """
     stored_s = getattr(model.config, "window_s", None), getattr(model.config, "window_overlap_s", None)
     if window_s is None and stored_s[0] is not None:
         window_s, overlap_s = stored_s[0], stored_s[1] if overlap_s is None else overlap_s
-    window_s = _DEFAULT_WINDOW_S if window_s is None else window_s
-    problem = _problem(window_s, overlap_s)
+    longest_s = math.inf if model.longest_samples is None else model.longest_samples / RATE_HZ
+    window_s = min(_DEFAULT_WINDOW_S, longest_s) if window_s is None else window_s
+    problem = _problem(window_s, overlap_s, longest_s)
     if problem is None:
         return Windowing.of_seconds(window_s, overlap_s)
     if (window_s, overlap_s) == stored_s:
@@ -52,9 +55,11 @@ def choose_windows(model: MetaSERModel, window_s: float | None = None, overlap_s
     raise ConfigError(f"{problem}; give other --window or --overlap")
 
 
-def _problem(window_s: Any, overlap_s: Any) -> str | None:
+def _problem(window_s: Any, overlap_s: Any, longest_s: float) -> str | None:
     if not isinstance(window_s, int | float) or not MIN_WINDOW_S <= window_s < float("inf"):
         return f"a window must last {MIN_WINDOW_S:g} s or longer, got {window_s}"
+    if window_s > longest_s:
+        return f"a window must last at most the {longest_s:g} s that the model hears at once, got {window_s:g}"
     if overlap_s is not None and not (isinstance(overlap_s, int | float) and 0 <= overlap_s <= window_s - MIN_HOP_S):
         return (
             f"windows of {window_s:g} s must overlap by 0 to {window_s - MIN_HOP_S:g} s, so that each begins at least "

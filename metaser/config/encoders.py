@@ -50,13 +50,13 @@ class LogMelEncoderConfig(EncoderConfig):
 
 
 class HuggingFaceEncoderConfig(EncoderConfig):
-    """A checkpoint of wav2vec 2.0, HuBERT, WavLM or data2vec-audio: a local folder or a hub name, never code."""
+    """A checkpoint of wav2vec 2.0, HuBERT, WavLM, data2vec-audio or Whisper: a folder or a hub name, never code."""
 
     kind: Literal["huggingface"]
     name: str = Field(pattern=r"^\S(.*\S)?$")
     revision: str | None = None
     freeze_feature_encoder: bool = True
-    """Keep the CNN as it is and run it without autograd."""
+    """Keep the convolutions before the layers as they are and run them without autograd."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Replaces the checkpoint's hidden, attention and activation dropout; None keeps them."""
 

@@ -180,9 +180,13 @@ def _judge(
 
 
 def _heard(data: DataConfig, model: MetaSERModel, part: Index) -> DataConfig:
-    """Return `data`, with the windows of `metaser predict` if other shards hold clips that no micro-batch can."""
+    """Return `data`, with the windows of `metaser predict` if other shards hold clips that no micro-batch can.
+
+    Likewise if the model's encoder does not hear such clips.
+    """
     longest_s = float(part.duration_s.max())
-    if data.window_s is not None or longest_s <= data.max_micro_batch_s:
+    is_heard = model.longest_samples is None or int(part.num_samples.max()) <= model.longest_samples
+    if data.window_s is not None or (longest_s <= data.max_micro_batch_s and is_heard):
         return data
     windowing = choose_windows(model)
     window_s = min(windowing.length / RATE_HZ, data.max_micro_batch_s)

@@ -8,10 +8,9 @@ Legend: B utterances, L frames, D hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from jaxtyping import Float
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from metaser.model.encoders.base import Encoder, LayerMix
@@ -24,6 +23,9 @@ def add_lora(encoder: Encoder, rank: int, alpha: float) -> None:
 
     Every parameter keeps its `requires_grad`; what is frozen is the caller's decision.
     """
+    # Late, because it takes half a second, and all of transformers' models.
+    from peft import LoraConfig, inject_adapter_in_model
+
     trainable = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     # peft declares alpha an int and divides it by the rank.
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS))  # type: ignore[arg-type]
@@ -35,9 +37,10 @@ def add_lora(encoder: Encoder, rank: int, alpha: float) -> None:
 def reset_lora(encoder: Encoder) -> None:
     """Make every low-rank update zero again: A random, B zero."""
     for module in encoder.modules():
-        if isinstance(module, LoraLayer):
-            for name in module.lora_A:
-                module.reset_lora_parameters(name, init_lora_weights=True)  # type: ignore[no-untyped-call]
+        # peft's layers, told without peft.
+        if hasattr(module, "reset_lora_parameters"):
+            for name in cast(nn.ModuleDict, module.lora_A):
+                module.reset_lora_parameters(name, init_lora_weights=True)  # type: ignore[operator]
 
 
 def is_lora(parameter_name: str) -> bool:

@@ -49,7 +49,12 @@ _CONVERT = (
     "convert it by transformers' convert_*_original_pytorch_checkpoint_to_pytorch.py, or take the model's folder from "
     "the hub"
 )
-_LAYER = re.compile(r"\bencoder\.layers?\.(\d+)\.")
+_LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.")
+"""At the beginning of a name of the encoder's."""
+_FAIRSEQ = ".self_attn."
+"""In the names of fairseq's wav2vec 2.0, which transformers calls `attention`."""
+_MAX_NAMES = 3
+"""Of those outside the encoder; a decoder has hundreds."""
 _MAX_STATES = 10
 """Inside each other; one that holds itself would have no end."""
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
@@ -352,6 +357,8 @@ def read_weights(
         )
     weights: dict[str, Tensor] = {}
     unexpected: list[str] = []
+    surplus: list[str] = []
+    num_layers = 1 + max((layer for name in expected if (layer := _layer_in(name)) is not None), default=-1)
     prefix: str | None = None
     for file in found.files:
         with _reading(file), _tensors(file) as tensors:
@@ -364,7 +371,8 @@ def read_weights(
             for name in names:
                 ours = _our_name(name, prefix)
                 if ours not in expected:
-                    unexpected.append(name)
+                    layer = _layer_in(ours)
+                    (unexpected if layer is None or layer < num_layers else surplus).append(name)
                     continue
                 value = _checked(tensors[name], expected[ours], name, file)
                 if not torch.equal(weights.setdefault(ours, value), value):
@@ -373,22 +381,24 @@ def read_weights(
                         f"for {ours}, the second as {name}; save the encoder that you want by save_pretrained"
                     )
     where = str(checkpoint.folder)
-    if surplus := [name for name in unexpected if _LAYER.search(name)]:
+    if surplus:
         _LOG.warning(
             "%s: config.json says %d layers; %d tensors of further ones are left out, the first %s",
             where,
-            1 + max(int(layer[1]) for name in expected if (layer := _LAYER.search(name))),
+            num_layers,
             len(surplus),
             surplus[0],
         )
     if unexpected:
-        _LOG.info("%s: %d tensors outside the encoder are ignored: %s", where, len(unexpected), sorted(unexpected))
+        first = ", ".join(sorted(unexpected)[:_MAX_NAMES]) + (", ..." if len(unexpected) > _MAX_NAMES else "")
+        _LOG.info("%s: %d tensors outside the encoder are ignored: %s", where, len(unexpected), first)
     for name, consequence in family.zero_if_absent.items():
         if name not in weights:
             _LOG.warning("%s: the checkpoint lacks %s; %s", where, name, consequence)
             weights[name] = torch.zeros(expected[name].shape)
     if missing := [name for name in expected if name not in weights]:
-        remedy = _CONVERT if any(".self_attn." in name for name in unexpected) else "point to a complete checkpoint"
+        is_fairseqs = any(_FAIRSEQ in name for name in unexpected) and not any(_FAIRSEQ in name for name in expected)
+        remedy = _CONVERT if is_fairseqs else "point to a complete checkpoint"
         raise ModelError(
             f"an encoder checkpoint must hold every weight of the encoder, got {where!r} without {missing[0]} "
             f"({len(missing)} of {len(expected)} are missing); {remedy}"
@@ -553,6 +563,12 @@ def _prefix(names: list[str], usual: str, anchor: str, file: Path) -> str:
     if prefixes[0]:
         _LOG.info("%s: the encoder's tensors are those under %r", file, prefixes[0])
     return prefixes[0]
+
+
+def _layer_in(name: str) -> int | None:
+    """Return the number of the layer that a tensor of the encoder lies in."""
+    found = _LAYER.match(name)
+    return int(found[1]) if found else None
 
 
 def _our_name(name: str, prefix: str) -> str:

@@ -30,7 +30,7 @@ from shards.inputfile import ABSENT, MAX_SETTINGS_BYTES, fault_of, is_there, ope
 from shards.shown import shown
 
 if TYPE_CHECKING:
-    from metaser.model.metaser import MetaSERConfig, MetaSERModel
+    from metaser.model.network import MetaSERConfig, MetaSERNetwork
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def read_config(folder: Path, kind: type[MetaSERConfig]) -> MetaSERConfig:
         return _read_config(folder, read_sums(folder, COVERED), kind)
 
 
-def read_export(folder: Path, kind: type[MetaSERModel]) -> Export:
+def read_export(folder: Path, kind: type[MetaSERNetwork]) -> Export:
     """Return the exported model in `folder`, every byte compared with the checksums beside it.
 
     A folder that an earlier version wrote has none, which is said; one whose config.json tells of them must have them.
@@ -195,7 +195,7 @@ def _accept_without_sums(folder: Path, config: MetaSERConfig) -> None:
     )
 
 
-def _check_forms(file: TensorFile, config: MetaSERConfig, folder: Path, kind: type[MetaSERModel]) -> None:
+def _check_forms(file: TensorFile, config: MetaSERConfig, folder: Path, kind: type[MetaSERNetwork]) -> None:
     """Hold the names, shapes and types in the weights' header against what config.json builds."""
     # The meta device gives tensors shapes and no memory.
     try:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
 
 from metaser.config.schema import ExperimentConfig
-from metaser.errors import ConfigError
+from metaser.errors import ConfigError, TrainingError
 from metaser.eval.coverage import check_labels
 from metaser.eval.crossval import CrossValidation, fold_splits
 from metaser.eval.start import check_start, read_start
@@ -20,6 +23,7 @@ from shards.errors import InputError
 from shards.index import Index
 from shards.indexload import load_index
 from shards.plan import check_longest, check_sizes
+from shards.schema import RATE_HZ
 from shards.splits import SplitAssignment
 
 
@@ -29,6 +33,8 @@ class CheckedData:
 
     specs: tuple[TaskSpec, ...]
     stages: tuple[StageData, ...]
+    test: Index
+    """What the stages are judged by in the end."""
     notes: list[str]
     """What a user should know before training; each a sentence without its full stop."""
 
@@ -50,12 +56,51 @@ def check_data(config: ExperimentConfig, index: Index, splits: SplitAssignment, 
                 split.num_samples, num_processes=num_processes, max_micro_batch_s=max_micro_batch_s, windowing=windowing
             )
     test = index.take(splits.rows("test"))
-    for stage in config.stages:
-        judged = test.take(select_utterances(stage, specs, test))
-        check_longest(judged.num_samples, windowing, max_micro_batch_s=max_micro_batch_s)
+    chosen = [select_utterances(stage, specs, test) for stage in config.stages]
+    judged = test.take(np.unique(np.concatenate(chosen)))
+    check_longest(judged.num_samples, windowing, max_micro_batch_s=max_micro_batch_s)
     for stage, part in zip(config.stages, stages, strict=True):
         check_stretched(stage.augment, heard_samples(part.training, config.data), max_micro_batch_s)
-    return CheckedData(specs, stages, notes)
+    return CheckedData(specs, stages, judged, notes)
+
+
+def check_heard(config: ExperimentConfig, data: CheckedData, longest_samples: int | None) -> None:
+    """Check that the model hears every clip, or window of it, whole: also where speed perturbation slows it down.
+
+    Args:
+        config: The experiment.
+        data: Its utterances.
+        longest_samples: `MetaSERModel.longest_samples`.
+
+    Raises:
+        ConfigError: A window is longer.
+        TrainingError: A clip is.
+    """
+    if longest_samples is None:
+        return
+    limit = f"{longest_samples / RATE_HZ:g} s that the model hears at once"
+    if config.data.windowing is not None and config.data.windowing.length > longest_samples:
+        raise ConfigError(f"data.window_s must be at most the {limit}, got {config.data.window_s:g}; shorten it")
+    parts = [part for stage in data.stages for part in (stage.training, stage.dev)]
+    longest = max(int(heard_samples(part, config.data).max(initial=0)) for part in (*parts, data.test))
+    if longest > longest_samples:
+        raise TrainingError(
+            f"the longest clip must last at most the {limit}, got {longest / RATE_HZ:.7g} s; set data.window_s to hear "
+            "longer clips in windows, or filter by duration_s"
+        )
+    for stage, part in zip(config.stages, data.stages, strict=True):
+        speed = stage.augment.speed
+        if speed.probability == 0:
+            continue
+        longest, slowest = int(heard_samples(part.training, config.data).max()), min(speed.factors)
+        # 1 / 0.9 rounds up: 27 s would become more than 30.
+        if longest / Fraction(str(slowest)) > longest_samples:
+            raise TrainingError(
+                f"the longest clip at the slowest speed of augment.speed.factors must last at most the {limit}, got "
+                f"{longest / RATE_HZ:.7g} s / {slowest:g} = {longest / RATE_HZ / slowest:.7g} s in stage "
+                f"{stage.name!r}; set data.window_s to {slowest * longest_samples / RATE_HZ:g} or less, filter by "
+                "duration_s or leave the factor out"
+            )
 
 
 def check_folds(plan: CrossValidation) -> list[str]:

@@ -33,7 +33,7 @@ from metaser.tracking import KeyLog, OnMetrics, Recorder, Tracker, cut_back_keys
 from metaser.train.augment import Augmenter, build_augmenters
 from metaser.train.build import build_engine
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, step_folders
-from metaser.train.checks import CheckedData, check_data
+from metaser.train.checks import CheckedData, check_data, check_heard
 from metaser.train.engine import Engine
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
@@ -157,6 +157,7 @@ class _Training:
         stages = self._stages(data)
         seed_generators(config.seed, "init")
         model = build_model(config.model, data.specs, config.main_task)
+        check_heard(config, data, model.longest_samples)
         resumed = self._newest_checkpoint()
         origin = self._load_origin(model, index, splits) if resumed is None else None
         model.to(self.processes.device)  # type: ignore[arg-type]

@@ -18,7 +18,9 @@ from tinyruns import Speech, dev_metrics, losses, pack_clips, read_json
 from torch import Tensor
 
 from metaser.config.ari import ARI_FORMS, Form
-from metaser.config.encoders import ENCODER_KINDS, EncoderKind
+from metaser.config.encoders import ENCODER_KINDS, EncoderKind, HuggingFaceEncoderConfig
+from metaser.model.encoders.base import Inputs
+from metaser.model.encoders.families import FAMILY_PLACES, load_encoder
 from metaser.model.metaser import MetaSERModel, load_export
 from metaser.predict import load_model, predict_files
 from metaser.tasks.kinds import KINDS
@@ -120,3 +122,30 @@ def test_a_form_of_ari(corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert coefficients[:, 0].eq(0).all() and coefficients[:, 2].eq(1).all()
     for together, alone in logits_alone_and_together(model):
         torch.testing.assert_close(together, alone, atol=2e-6, rtol=2e-5)
+
+
+def test_an_encoder_family(corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hum = example("encoder", "metaser.model.encoders.hum", monkeypatch)
+    monkeypatch.setitem(FAMILY_PLACES, "hum", "metaser.model.encoders.hum:HumEncoder")
+    torch.manual_seed(0)
+    hum.HumModel(hum.HumConfig()).save_pretrained(tmp_path / "encoder")
+    encoder = load_encoder(HuggingFaceEncoderConfig(kind="huggingface", name=str(tmp_path / "encoder"))).eval()
+    wave_BT, num_samples_B = torch.randn(3, 5000), torch.tensor([5000, 2000, 90])
+    with torch.no_grad():
+        together = encoder(Inputs(wave_BT, num_samples_B))
+        assert torch.equal(together.frame_mask_BL.sum(1), encoder.num_frames(num_samples_B))
+        for row, length in enumerate(num_samples_B.tolist()):
+            alone = encoder(Inputs(wave_BT[row : row + 1, :length], num_samples_B[row : row + 1]))
+            for ours, theirs in zip(together.layers, alone.layers, strict=True):
+                torch.testing.assert_close(ours[row, : theirs.shape[1]], theirs[0], atol=2e-6, rtol=2e-6)
+    run = corpus.train(
+        tmp_path / "run",
+        f"model.encoder={{kind: huggingface, name: {tmp_path / 'encoder'}}}",
+        "model.adapters={lora_rank: 1, bottleneck: 2}",
+        "stages.0.learning_rate.layer_decay=0.5",
+    )
+    assert len(losses(run)) == 12
+    samples, rate_hz = Speech(120.0, 3.0, 0.5, 1).load()
+    sf.write(tmp_path / "a.wav", samples, rate_hz)
+    (answer,) = predict_files(load_model(run), [str(tmp_path / "a.wav")])
+    assert answer.error is None and set(answer.tasks) == {"emotion", "asr", "gender", "style"}

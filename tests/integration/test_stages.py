@@ -7,10 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tinyencoders import BUCKETS, SIZES
+from tinyencoders import BUCKETS, SIZES, WHISPER
 from tinyruns import clip, dev_metrics, losses, read_json
 from tones import pack_items
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMConfig, WavLMModel
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+    WhisperModel,
+)
 
 from metaser.errors import ConfigError, TrainingError
 from metaser.model.metaser import MetaSERModel, build_model
@@ -178,10 +186,17 @@ def test_a_loss_that_is_not_finite_still_stops_the_run_with_float16(corpus, tmp_
         corpus.train(tmp_path / "run", *OVERFLOWING, "stages.0.weights.asr=1e39")
 
 
-@pytest.mark.parametrize(("config_class", "model_class"), [(Wav2Vec2Config, Wav2Vec2Model), (WavLMConfig, WavLMModel)])
-def test_a_hugging_face_encoder_trains_through_both_stages(corpus, tmp_path, config_class, model_class):
+@pytest.mark.parametrize(
+    ("config", "model_class", "frozen"),
+    [
+        (Wav2Vec2Config(**SIZES), Wav2Vec2Model, "feature_extractor.conv_layers.1.conv.weight"),
+        (WavLMConfig(**SIZES, **BUCKETS), WavLMModel, "feature_extractor.conv_layers.1.conv.weight"),
+        (WhisperConfig(**WHISPER), WhisperModel, "conv2.weight"),
+    ],
+)
+def test_a_hugging_face_encoder_trains_through_both_stages(corpus, tmp_path, config, model_class, frozen):
     torch.manual_seed(0)
-    source = model_class(config_class(**SIZES, **BUCKETS))
+    source = model_class(config)
     source.save_pretrained(tmp_path / "encoder")
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "encoder")
     run = corpus.train(
@@ -196,8 +211,9 @@ def test_a_hugging_face_encoder_trains_through_both_stages(corpus, tmp_path, con
         name = next(name for name in ours if name.startswith("encoder.") and name.endswith(part))
         return torch.equal(given[next(name for name in given if name.endswith(part))], ours[name])
 
-    assert same("feature_extractor.conv_layers.1.conv.weight")
-    assert not same("layers.1.attention.q_proj.weight")
+    assert same(frozen)
+    attention = "self_attn" if config.model_type == "whisper" else "attention"
+    assert not same(f"encoder.layers.1.{attention}.q_proj.weight")
     with torch.inference_mode():
         logits = model(0.1 * torch.randn(1, 8000), torch.tensor([8000])).logits["emotion"]
     assert logits.shape == (1, 4)

@@ -290,9 +290,12 @@ class SpeechEncoder(Encoder):
 def init_encoder_weights(module: nn.Module) -> None:
     """Initialise the parameters that `module` itself holds, for `nn.Module.apply` and `_init_weights`.
 
-    What a checkpoint has already filled is left alone (transformers marks it).
+    What a checkpoint has already filled is left alone (transformers marks it), and so is what has no memory.
     """
     held: Any = module
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        # To draw nothing there, torch would import all of dynamo.
+        return
     if isinstance(module, nn.Linear):
         init.xavier_uniform_(held.weight)
     elif isinstance(module, nn.Conv1d) and not parametrize.is_parametrized(module, "weight"):

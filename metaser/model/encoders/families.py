@@ -17,6 +17,7 @@ FAMILY_PLACES: dict[str, str] = {
     "hubert": "metaser.model.encoders.wav2vec2:Wav2Vec2Encoder",
     "wavlm": "metaser.model.encoders.wav2vec2:Wav2Vec2Encoder",
     "data2vec-audio": "metaser.model.encoders.wav2vec2:Wav2Vec2Encoder",
+    "whisper": "metaser.model.encoders.whisper:WhisperEncoder",
 }
 """A `PretrainedEncoder` as `MODULE:CLASS` by the `model_type` of a checkpoint's config.json."""
 

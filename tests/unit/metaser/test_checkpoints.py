@@ -161,7 +161,7 @@ def test_a_file_in_place_of_the_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "whisper"}, "must be a model of type wav2vec2, .+ of type 'whisper'"),
+        ({"model_type": "bark"}, "must be a model of type wav2vec2, .+ of type 'bark'"),
         ({"model_type": None}, "of type None"),
         ({"model_type": 7}, "model_type: Input should be a valid string, got 7"),
         ({"hidden_size": "16"}, "hidden_size: Input should be a valid integer, got '16'"),

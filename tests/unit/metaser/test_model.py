@@ -7,8 +7,17 @@ from typing import Any, get_args
 import pytest
 import torch
 from safetensors.torch import load_file
+from tinyencoders import WHISPER
 from torch import Tensor, nn
-from transformers import HubertConfig, HubertModel, PreTrainedModel, WavLMConfig, WavLMModel
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    PreTrainedModel,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+    WhisperModel,
+)
 
 from metaser.config.ari import ARI_FORMS, AriForm
 from metaser.config.encoders import EncoderConfig, HuggingFaceEncoderConfig, LogMelEncoderConfig
@@ -29,6 +38,8 @@ TASKS = (
 LOGMEL = LogMelEncoderConfig(num_mels=20, width=16, num_layers=3, num_heads=2, feed_forward=24)
 SMALL = LogMelEncoderConfig(num_mels=20, width=16, num_layers=2, num_heads=2, feed_forward=24)
 LENGTHS = (6000, 3000, 700)
+CONVOLUTIONS = ("encoder.feature_extractor.", "encoder.conv1.", "encoder.conv2.")
+"""Which the encoders of checkpoints keep as they are."""
 
 
 def configured(
@@ -95,6 +106,8 @@ def checkpoints(tmp_path: Path) -> Callable[[str], HuggingFaceEncoderConfig]:
         model: PreTrainedModel
         if family == "hubert":
             model = HubertModel(HubertConfig(**sizes))
+        elif family == "whisper":
+            model = WhisperModel(WhisperConfig(**WHISPER | {"encoder_layers": 3}))
         else:
             model = WavLMModel(WavLMConfig(**sizes, do_stable_layer_norm=True, feat_extract_norm="layer"))
         model.save_pretrained(tmp_path / family)
@@ -128,7 +141,7 @@ def test_every_trainable_tensor_gets_a_gradient(
     assert_every_trainable_tensor_learns(model.train(), batch)
 
 
-@pytest.mark.parametrize("family", ["hubert", "wavlm"])
+@pytest.mark.parametrize("family", ["hubert", "wavlm", "whisper"])
 def test_every_trainable_tensor_of_a_checkpoint_gets_a_gradient(
     family: str, checkpoints: Callable[[str], HuggingFaceEncoderConfig], batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -136,7 +149,7 @@ def test_every_trainable_tensor_of_a_checkpoint_gets_a_gradient(
     perturb(model)
     assert_every_trainable_tensor_learns(model, batch)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert frozen and all(name.startswith("encoder.feature_extractor.") for name in frozen)
+    assert frozen and all(name.startswith(CONVOLUTIONS) for name in frozen)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attentive_statistics"])
@@ -176,7 +189,7 @@ def test_outputs_have_the_shape_of_their_task_in_float32(batch: tuple[Tensor, Te
     assert {values.dtype for values in logits.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("family", ["logmel", "hubert", "wavlm"])
+@pytest.mark.parametrize("family", ["logmel", "hubert", "wavlm", "whisper"])
 @pytest.mark.parametrize("ari", [form for form in ARI_FORMS if form != "weighted_sum"])
 def test_fresh_ari_and_adapters_leave_the_encoder_exactly_as_it_is(
     ari: AriForm,
@@ -211,7 +224,7 @@ def test_a_fresh_model_equals_transformers(checkpoints: Callable[[str], HuggingF
 # ---------------------------------------------------------------- saving and loading
 
 
-@pytest.mark.parametrize("family", ["logmel", "hubert", "wavlm"])
+@pytest.mark.parametrize("family", ["logmel", "hubert", "wavlm", "whisper"])
 @pytest.mark.parametrize("adapters", [AdapterConfig(), ADAPTERS])
 def test_a_round_trip_gives_identical_logits(
     family: str,
@@ -235,11 +248,16 @@ def test_a_round_trip_gives_identical_logits(
         assert list(loaded.parameters_of(group)) == list(model.parameters_of(group))
 
 
+@pytest.mark.parametrize("family", ["wavlm", "whisper"])
 def test_a_fresh_build_keeps_the_checkpoints_weights(
+    family: str,
     checkpoints: Callable[[str], HuggingFaceEncoderConfig],
 ) -> None:
-    encoder = checkpoints("wavlm")
+    encoder = checkpoints(family)
     stored = load_file(Path(encoder.name) / "model.safetensors")
+    if family == "whisper":
+        parts = {name: value for name, value in stored.items() if name.startswith("encoder.")}
+        stored = {name.removeprefix("encoder."): value for name, value in parts.items()}
     model = build(encoder=encoder, adapters=ADAPTERS)
     ours = {name.replace(".base_layer", ""): value for name, value in model.encoder.state_dict().items()}
     assert set(stored) <= set(ours)
@@ -351,10 +369,12 @@ def test_task_names_must_fit_parameter_names(name: str) -> None:
 GROUPS = ("encoder", "ari", "heads", "coattention", "adapters")
 
 
+@pytest.mark.parametrize("family", ["wavlm", "whisper"])
 def test_groups_are_disjoint_and_cover_all_that_trains(
+    family: str,
     checkpoints: Callable[[str], HuggingFaceEncoderConfig],
 ) -> None:
-    model = build("gated", encoder=checkpoints("wavlm"), adapters=ADAPTERS)
+    model = build("gated", encoder=checkpoints(family), adapters=ADAPTERS)
     names = [name for group in GROUPS for name in model.parameters_of(group)]
     assert len(names) == len(set(names))
     assert set(names) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -366,14 +386,16 @@ def test_groups_are_disjoint_and_cover_all_that_trains(
     assert len(lora) == 2 * 3 * 3 and lora < set(model.parameters_of("adapters"))
 
 
+@pytest.mark.parametrize("family", ["hubert", "whisper"])
 def test_a_frozen_encoder_can_be_thawed_again_without_its_cnn(
+    family: str,
     checkpoints: Callable[[str], HuggingFaceEncoderConfig],
 ) -> None:
-    model = build(encoder=checkpoints("hubert"))
+    model = build(encoder=checkpoints(family))
     before = set(model.parameters_of("encoder"))
     model.requires_grad_(False)
     assert set(model.parameters_of("encoder")) == before
-    assert not any("feature_extractor" in name for name in before)
+    assert not any(name.startswith(CONVOLUTIONS) for name in before)
 
 
 def test_heads_can_be_chosen_by_task() -> None:

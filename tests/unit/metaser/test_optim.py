@@ -2,12 +2,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tinyencoders import BUCKETS, SIZES
-from transformers import Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig
+from tinyencoders import BUCKETS, SIZES, WHISPER
+from transformers import Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavLMConfig, WhisperConfig
 
 from metaser.config.encoders import LogMelEncoderConfig
 from metaser.config.schema import AdapterConfig, AriConfig, CoattentionConfig, ModelConfig, ScheduleConfig, StageConfig
-from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder
+from metaser.model.encoders.families import FAMILIES as ENCODERS
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.tasks.spec import TaskSpec
 from metaser.train.optim import build_optimizer, schedule_factor, set_learning_rates
@@ -122,7 +122,7 @@ def with_adapters(config):
         adapters=AdapterConfig(lora_rank=1, bottleneck=3),
         pooling="attentive_statistics",
     )
-    encoder = Wav2Vec2Encoder(config, do_normalize=True, freeze_feature_encoder=False)
+    encoder = ENCODERS[config.model_type](config, do_normalize=True, freeze_feature_encoder=False)
     affect = TaskSpec(name="affect", kind="regression", fields=("valence",), labels=("valence",))
     tasks = (*TASKS, affect)
     form = MetaSERConfig(
@@ -175,6 +175,24 @@ def test_a_range_with_the_top_layer_has_the_norm_over_it(family):
     assert norm <= upper if family.endswith("large") else not norm & upper
     assert not norm & lower
     assert {name for name in upper if ".layers.1." not in name} <= norm
+
+
+def test_every_parameter_of_whisper_has_its_decay_and_its_place():
+    model = with_adapters(WhisperConfig(**WHISPER))
+    _, found = rates(model=model)
+    assert found.keys() == {name for name, _ in model.named_parameters()}
+    for name, (rate, decay) in found.items():
+        part = name.removeprefix("encoder.")
+        if part == name or ".lora_" in name:
+            continue
+        # Layer by layer downwards; the norm over the top layer is its part, the convolutions lie below all layers.
+        upper = part.startswith(("layers.1.", "layer_norm."))
+        assert rate == (UPPER if upper else LOWER if part.startswith("layers.0.") else LOWEST), name
+        assert (decay == 0) == (name.endswith("bias") or "norm" in name), name
+    assert not any("embed_positions" in name for name in found)
+    norm = {"encoder.layer_norm.weight", "encoder.layer_norm.bias"}
+    assert norm <= set(model.parameters_of("encoder.layers.1-1"))
+    assert not norm & set(model.parameters_of("encoder.layers.0-0"))
 
 
 def test_only_what_is_given_is_in_the_optimizer():

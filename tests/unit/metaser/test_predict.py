@@ -236,6 +236,22 @@ def test_what_makes_no_windows_is_refused(model, window_s, overlap_s, words):
         choose_windows(model, window_s, overlap_s)
 
 
+def test_no_window_is_longer_than_the_encoder_hears(model):
+    model.encoder.longest_samples = 3 * RATE_HZ
+    try:
+        assert choose_windows(model) == Windowing.of_seconds(3.0)
+        assert choose_windows(model, 3.0) == Windowing.of_seconds(3.0)
+        words = r"at most the 3 s that the model hears at once, got 3\.5; give other --window"
+        with pytest.raises(ConfigError, match=words):
+            choose_windows(model, 3.5)
+        model.config.window_s = 4.0
+        with pytest.raises(ModelError, match=r"config.json: a window must last at most the 3 s .+ got 4"):
+            choose_windows(model)
+    finally:
+        model.encoder.longest_samples = None
+        vars(model.config).pop("window_s", None)
+
+
 def test_channels_have_names():
     assert [choose_channel(text) for text in ("1", "12", "LEFT", "Right", "Each", "MIX")] == [
         1,
