@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_gradients import ALL_AT_ONCE, IN_MICRO_BATCHES, distance, gradient_of
+from gradients import ALL_AT_ONCE, IN_MICRO_BATCHES, distance, gradient_of
 from textfolders import save_bert, with_views
 from tinyruns import EXACT, losses, train_ranks
 
