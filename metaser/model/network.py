@@ -249,20 +249,22 @@ class MetaSERNetwork(nn.Module):
         if model.adapters.lora_rank:
             add_lora(encoder, model.adapters.lora_rank, model.adapters.lora_alpha)
         self.adapters = (
-            Bottlenecks(encoder.num_layers, encoder.width, model.adapters.bottleneck)
+            Bottlenecks(encoder.num_layers, encoder.hidden_size, model.adapters.bottleneck)
             if model.adapters.bottleneck
             else None
         )
-        self.ari = build_ari(model.ari.form, encoder.num_layers, encoder.width, [task.name for task in blueprint.tasks])
-        widths = dict.fromkeys((task.name for task in blueprint.tasks), encoder.width)
-        widths |= {name: view.width for name, view in views.items()}
+        self.ari = build_ari(
+            model.ari.form, encoder.num_layers, encoder.hidden_size, [task.name for task in blueprint.tasks]
+        )
+        widths = dict.fromkeys((task.name for task in blueprint.tasks), encoder.hidden_size)
+        widths |= {name: view.hidden_size for name, view in views.items()}
         joined = (main.name, *model.other_streams(main.name, [task.name for task in blueprint.tasks]))
         self.joined_views = tuple(name for name in joined if name in views and model.coattention.form != "none")
         """Those that co-attention joins to the main task's stream; no other is computed."""
         self.coattention = build_coattention(
             Plan(model.coattention, model.pooling, {name: widths[name] for name in joined})
         )
-        self.heads = nn.ModuleDict({task.name: _head(task, encoder.width, model) for task in others})
+        self.heads = nn.ModuleDict({task.name: _head(task, encoder.hidden_size, model) for task in others})
         self.heads[main.name] = MainHead(
             self.coattention.output_width,
             main.num_outputs,

@@ -92,7 +92,7 @@ class Encoder(nn.Module):
 
     Attributes:
         num_layers: N.
-        width: D.
+        hidden_size: D.
         longest_samples: The longest clip that it hears, in samples; None hears any.
         gradient_checkpointing: Recompute the layers in the backward pass instead of keeping their activations.
     """
@@ -105,11 +105,11 @@ class Encoder(nn.Module):
     files: ClassVar[tuple[str, ...]] = ()
     """Names of what must lie beside the weights of an exported model, with `{view}` for the view's name."""
 
-    def __init__(self, num_layers: int, width: int) -> None:
+    def __init__(self, num_layers: int, hidden_size: int) -> None:
         """Remember N and D."""
         super().__init__()
         self.num_layers = num_layers
-        self.width = width
+        self.hidden_size = hidden_size
         self.gradient_checkpointing = False
 
     @classmethod
@@ -236,16 +236,18 @@ class SpeechEncoder(Encoder):
         num_mask_features: F, the features that `FrameMasks.feature_BD` hides.
     """
 
-    def __init__(self, num_layers: int, width: int, num_mask_features: int, windows: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, num_layers: int, hidden_size: int, num_mask_features: int, windows: Sequence[tuple[int, int]]
+    ) -> None:
         """Remember the sizes.
 
         Args:
             num_layers: N.
-            width: D.
+            hidden_size: D.
             num_mask_features: F.
             windows: (length, hop) of each step from samples to frames.
         """
-        super().__init__(num_layers, width)
+        super().__init__(num_layers, hidden_size)
         self.num_mask_features = num_mask_features
         self._windows = tuple(windows)
         self._min_samples = 1

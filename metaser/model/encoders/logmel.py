@@ -165,7 +165,7 @@ class LogMelEncoder(SpeechEncoder):
     def __init__(self, config: LogMelEncoderConfig) -> None:
         super().__init__(
             num_layers=config.num_layers,
-            width=config.width,
+            hidden_size=config.width,
             num_mask_features=config.num_mels,
             # The second convolution of Subsampling gives ceil(M / 2) frames for M mel frames.
             windows=[(WINDOW_SAMPLES, HOP_SAMPLES), (1, 2)],

@@ -105,7 +105,7 @@ class TextEncoder(Encoder):
             max_tokens: M at most, where the checkpoint has positions for as many.
             tokenizer_sha256: Of the tokenizer's file.
         """
-        super().__init__(num_layers=config["num_hidden_layers"], width=config["hidden_size"])
+        super().__init__(num_layers=config["num_hidden_layers"], hidden_size=config["hidden_size"])
         self.view = "text"
         self.field = field
         self.max_tokens = min(max_tokens, _num_positions(config))

@@ -96,7 +96,7 @@ class Wav2Vec2Encoder(PretrainedEncoder):
             do_normalize=do_normalize,
             freeze_feature_encoder=freeze_feature_encoder,
             num_layers=config.num_hidden_layers,
-            width=config.hidden_size,
+            hidden_size=config.hidden_size,
             num_mask_features=config.hidden_size,
             windows=list(zip(config.conv_kernel, config.conv_stride, strict=True)),
         )

@@ -88,7 +88,7 @@ class WhisperEncoder(PretrainedEncoder):
             do_normalize=False,
             freeze_feature_encoder=freeze_feature_encoder,
             num_layers=config.encoder_layers,
-            width=config.d_model,
+            hidden_size=config.d_model,
             num_mask_features=config.num_mel_bins,
             # The second convolution gives ceil(M / 2) frames for M mel frames.
             windows=[(HOP_SAMPLES, HOP_SAMPLES), (1, 2)],

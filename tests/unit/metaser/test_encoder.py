@@ -234,7 +234,7 @@ def test_num_frames_counts_the_real_frames(folders: dict[str, Path], name: str, 
     with torch.no_grad():
         layers, frame_mask_BL = encoder(Inputs(torch.randn(len(lengths), max(lengths)), num_samples_B))
     assert torch.equal(frame_mask_BL.sum(1), encoder.num_frames(num_samples_B))
-    assert layers[0].shape == (len(lengths), encoder.num_frames(max(lengths)), encoder.width)
+    assert layers[0].shape == (len(lengths), encoder.num_frames(max(lengths)), encoder.hidden_size)
     assert encoder.num_frames(np.array(lengths)).tolist() == [encoder.num_frames(one) for one in lengths]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from textfolders import save_bert
 from torch import Tensor
 
-from metaser.config.encoders import LogMelEncoderConfig
+from metaser.config.encoders import LogMelEncoderConfig, TextEncoderConfig
 from metaser.config.schema import CoattentionConfig, ExperimentConfig, LearningRates, ModelConfig, StageConfig
 from metaser.errors import ConfigError, ModelError, TrainingError
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
@@ -188,3 +192,28 @@ def test_a_stage_may_train_views_by_name() -> None:
     ExperimentConfig.model_validate({**EXPERIMENT, "model": {"views": {"mel": {"kind": "logmel"}}}, "stages": stages})
     with pytest.raises(ValidationError, match="unknown parameter groups"):
         ExperimentConfig.model_validate({**EXPERIMENT, "stages": stages})
+
+
+@pytest.fixture
+def _memory_without_luck() -> Iterator[None]:
+    """Fill fresh memory with NaN: memory that happens to hold zeros hides a parameter that nothing sets."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_memory_without_luck")
+def test_each_missing_tensor_of_a_view_comes_back_fresh(tmp_path: Path) -> None:
+    words = TextEncoderConfig(kind="text", name=str(save_bert(tmp_path / "bert")))
+    model = build_model(config(mel=NARROW, words=words), TASKS, "emotion")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    for dropped in [name for name in tensors if name.startswith("views.")]:
+        rest = {name: value for name, value in tensors.items() if name != dropped}
+        state = MetaSERModel.from_pretrained(None, config=model.config, state_dict=rest).state_dict()
+        assert state.keys() == tensors.keys()
+        for name, value in state.items():
+            assert bool(value.isfinite().all()), (dropped, name)
+            assert torch.equal(value, tensors[name]) != (name == dropped), (dropped, name)
