@@ -253,12 +253,11 @@ class MetaSERNetwork(nn.Module):
             if model.adapters.bottleneck
             else None
         )
-        self.ari = build_ari(
-            model.ari.form, encoder.num_layers, encoder.hidden_size, [task.name for task in blueprint.tasks]
-        )
-        widths = dict.fromkeys((task.name for task in blueprint.tasks), encoder.hidden_size)
+        tasks = [task.name for task in blueprint.tasks]
+        self.ari = build_ari(model.ari.form, encoder.num_layers, encoder.hidden_size, tasks)
+        widths = dict.fromkeys(tasks, encoder.hidden_size)
         widths |= {name: view.hidden_size for name, view in views.items()}
-        joined = (main.name, *model.other_streams(main.name, [task.name for task in blueprint.tasks]))
+        joined = (main.name, *model.other_streams(main.name, tasks))
         self.joined_views = tuple(name for name in joined if name in views and model.coattention.form != "none")
         """Those that co-attention joins to the main task's stream; no other is computed."""
         self.coattention = build_coattention(
