@@ -167,7 +167,7 @@ def write_experiment(run: RunDir, experiment: ExperimentConfig) -> Path:
     path = run.submitted_experiment(time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(sealed_yaml(dump_experiment(experiment)), encoding="utf-8")
+        write_whole(path, sealed_yaml(dump_experiment(experiment)))
     except OSError as error:
         raise RunError(f"output_dir must be writable, but {str(run.root)!r} is not: {error.strerror}") from error
     return path

@@ -21,6 +21,8 @@ from shards.schema import RATE_HZ
 COMMON = Path("common")
 """Below the folder in which areas run."""
 RUN, SHARDS, EXPERIMENT, GOOD = COMMON / "run", COMMON / "shards", COMMON / "tiny.yaml", COMMON / "good.wav"
+RUN_WITH_VIEWS = COMMON / "run-with-views"
+"""Trained with a view of the sound and one of the text."""
 
 
 def make_common(*, with_run: bool = True) -> None:
@@ -33,6 +35,15 @@ def make_common(*, with_run: bool = True) -> None:
         sf.write(GOOD, sound(0), RATE_HZ)
     if with_run and not RUN.exists():
         train(RUN)
+
+
+def make_run_with_views() -> None:
+    """Make what is not there yet of the run with views."""
+    from textfolders import save_bert, with_views
+
+    make_common(with_run=False)
+    if not RUN_WITH_VIEWS.exists():
+        train(RUN_WITH_VIEWS, *with_views(save_bert(COMMON / "bert")))
 
 
 def train(run: Path, *overrides: str) -> None:
@@ -85,7 +96,12 @@ def replace_file(draw: random.Random, path: Path) -> str:
 
 
 def resign(path: Path) -> None:
-    """Make right the hash of a changed file that stands beside it or in the marker of its checkpoint."""
+    """Make right the hash of a changed file: beside it, in config.json or in the marker of its checkpoint."""
+    if path.name.startswith("tokenizer_"):
+        config = path.with_name("config.json")
+        tree = json.loads(config.read_bytes())
+        tree["views"]["words"]["tokenizer_sha256"] = _sha256(path)
+        config.write_text(json.dumps(tree, indent=2))
     sums = path.with_name("SHA256SUMS")
     if sums.is_file():
         names = [line.split("  ", 1)[1] for line in sums.read_text().splitlines()]

@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from fuzz.area import ACCEPTED, REFUSED, Area, Plan, Run, Said, need, raises_input_error, refused
-from fuzz.common import GOOD, RUN, choose, copy_folder, files_of, json_lines, make_common, replace_file, resign
+from fuzz.common import (
+    GOOD,
+    RUN,
+    RUN_WITH_VIEWS,
+    choose,
+    copy_folder,
+    files_of,
+    json_lines,
+    make_common,
+    make_run_with_views,
+    replace_file,
+    resign,
+)
 from fuzz.mutate import damaged_bytes, damaged_tree, doubled_name, json_bytes
 
 
@@ -22,9 +34,11 @@ class Best(Area):
 
     def prepare(self) -> None:
         make_common()
+        make_run_with_views()
 
     def make(self, draw: random.Random, work: Path) -> Plan:
-        folder = copy_folder(RUN / "best", work / "best")
+        has_views = draw.random() < 0.4
+        folder = copy_folder(_source(has_views), work / "best")
         path = draw.choice([*files_of(folder), folder / "config.json", folder / "model.safetensors"])
         kind = choose(draw, [("bytes", 5), ("json", 5), ("weights", 3), ("replaced", 1), ("header", 2)])
         if kind == "json":
@@ -45,19 +59,20 @@ class Best(Area):
             # As somebody else would make it who knows the format.
             resign(path)
         entry = choose(draw, [("predict", 4), ("from_pretrained", 2)])
-        return {"file": path.name, "kind": kind, "entry": entry, "is_signed": is_signed}
+        return {"file": path.name, "kind": kind, "entry": entry, "is_signed": is_signed, "has_views": has_views}
 
     def judge(self, work: Path, plan: Plan, run: Run) -> str:
         if plan["entry"] == "from_pretrained":
             return self._loaded(work / "best", plan)
-        said = run(["predict", work / "best", GOOD, "--format", "jsonl"])
+        has_views = bool(plan["has_views"])
+        said = run(_question(work / "best", has_views))
         # What no answer can be made of is told in the file's own line.
         if (said.code == 2 and said.out and all("error" in line for line in _answers(said))) or refused(said):
             return REFUSED
         answers = _answers(said)
         for line in answers:
             _check_answer(line)
-        need(plan["is_signed"] or answers == self._right, f"another answer after {plan}: {said.out[:300]!r}")
+        need(plan["is_signed"] or answers == self._right[has_views], f"another answer after {plan}: {said.out[:300]!r}")
         return ACCEPTED
 
     def _loaded(self, folder: Path, plan: Plan) -> str:
@@ -69,34 +84,38 @@ class Best(Area):
         (model,) = models
         if plan["is_signed"]:
             return ACCEPTED
-        state, right = model.state_dict(), self._weights
+        has_views = bool(plan["has_views"])
+        state, right = model.state_dict(), self._sound[has_views].state_dict()
         is_same = state.keys() == right.keys() and all(state[name].equal(right[name]) for name in right)
         need(is_same, f"other weights after {plan}")
-        told = (model.config.tasks, model.config.main_task, model.config.model, model.config.encoder)
-        need(told == self._told, f"another model after {plan}")
+        need(_told(model) == _told(self._sound[has_views]), f"another model after {plan}")
         return ACCEPTED
 
     @cached_property
-    def _right(self) -> list[Any]:
+    def _right(self) -> dict[bool, list[Any]]:
         from fuzz.area import run_here
 
-        return _answers(run_here(["predict", RUN / "best", GOOD, "--format", "jsonl"]))
+        return {has_views: _answers(run_here(_question(_source(has_views), has_views))) for has_views in (False, True)}
 
     @cached_property
-    def _sound(self) -> Any:
+    def _sound(self) -> dict[bool, Any]:
         from metaser.model.metaser import MetaSERModel
 
-        return MetaSERModel.from_pretrained(RUN / "best")
+        return {has_views: MetaSERModel.from_pretrained(_source(has_views)) for has_views in (False, True)}
 
-    @property
-    def _weights(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._sound.state_dict()
-        return state
 
-    @property
-    def _told(self) -> tuple[Any, ...]:
-        config = self._sound.config
-        return config.tasks, config.main_task, config.model, config.encoder
+def _source(has_views: bool) -> Path:
+    return (RUN_WITH_VIEWS if has_views else RUN) / "best"
+
+
+def _question(folder: Path, has_views: bool) -> list[Any]:
+    text = ["--text", "an so"] if has_views else []
+    return ["predict", folder, GOOD, "--format", "jsonl", *text]
+
+
+def _told(model: Any) -> tuple[Any, ...]:
+    config = model.config
+    return config.tasks, config.main_task, config.model, config.encoder, config.views
 
 
 def _check_answer(line: dict[str, Any]) -> None:
