@@ -36,7 +36,23 @@ def _field_lookup(view: Encoder, index: Index) -> TextLookup:
     field = view.field
     if field is None or field not in index.fields:
         return lambda items: view.tokenize([None] * len(items))
-    return lambda items: view.tokenize(index.take(items).values(field))
+    return lambda items: view.tokenize(_texts(index.take(items), field, view.view))
+
+
+def _texts(index: Index, field: str, view: str) -> list[str | None]:
+    """Return the texts in `field`.
+
+    Raises:
+        ConfigError: if it holds something else.
+    """
+    values = index.values(field)
+    for value in values:
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(
+                f"model.views.{view}.field must be a field with texts, but {field!r} of the shards holds {value!r}; "
+                "name another field, or pack it as text"
+            )
+    return values
 
 
 def check_texts(model: ModelConfig, training: Sequence[Index]) -> None:
@@ -48,7 +64,7 @@ def check_texts(model: ModelConfig, training: Sequence[Index]) -> None:
     for name, view in model.views.items():
         if view.text_field is None:
             continue
-        if not any(_num_texts(index, view.text_field) for index in training):
+        if not any(_num_texts(index, view.text_field, name) for index in training):
             fields = ", ".join(training[0].fields)
             raise ConfigError(
                 f"model.views.{name}.field must be a field with texts, but no training utterance has one in "
@@ -59,13 +75,11 @@ def check_texts(model: ModelConfig, training: Sequence[Index]) -> None:
 def text_notes(model: MetaSERNetwork, judged: Index) -> Iterator[str]:
     """Yield what a report must say of the texts that views read."""
     for name, view in model.reading_views.items():
-        yield (
-            f"the view {name!r} read the field {view.field!r} of {_num_texts(judged, view.field)} of the {len(judged)} "
-            "utterances"
-        )
+        num_texts = _num_texts(judged, view.field, name)
+        yield f"the view {name!r} read the field {view.field!r} of {num_texts} of the {len(judged)} utterances"
 
 
-def _num_texts(index: Index, field: str | None) -> int:
+def _num_texts(index: Index, field: str | None, view: str) -> int:
     if field is None or field not in index.fields:
         return 0
-    return sum(text is not None and bool(str(text).strip()) for text in index.values(field))
+    return sum(bool((text or "").strip()) for text in _texts(index, field, view))

@@ -36,7 +36,7 @@ def predict(
     ] = "mix",
     text: Annotated[
         list[str] | None,
-        typer.Option(help="What is said, for models that read; given once for each file, in their order."),
+        typer.Option(help="What is said, for every view that reads; given once for each file, in their order."),
     ] = None,
 ) -> None:
     """Print what a trained model says of audio files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, PlainValidator, SerializeAsAny
+from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 from metaser.registry import imported
 from shards.record import Section
@@ -43,6 +43,14 @@ class LogMelEncoderConfig(EncoderConfig):
     feed_forward: int = Field(default=576, gt=0, le=2**20)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     has_mel_filters: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check(self) -> LogMelEncoderConfig:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}; change one of them"
+            )
+        return self
 
     def describe(self) -> str:
         """Return what the encoder is."""

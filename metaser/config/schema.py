@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from metaser.config.ari import AriForm
 from metaser.config.augment import AugmentConfig
@@ -63,13 +63,24 @@ class SpecAugmentConfig(Section):
     max_feature_mask: Count = 16
 
 
+_VIEW_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
+
+
+def _sorted_views(views: dict[str, EncoderConfig]) -> dict[str, EncoderConfig]:
+    # JSON files of transformers are sorted, and co-attention puts its streams side by side in this order.
+    if strange := [name for name in views if not _VIEW_NAME.fullmatch(name)]:
+        raise ValueError(f"views must have names of up to 40 letters, digits and _, got {strange[0][:80]!r}")
+    return dict(sorted(views.items()))
+
+
 class ModelConfig(Section):
     """Encoder, views, ARI, co-attention and heads."""
 
     encoder: AnyEncoder = LogMelEncoderConfig()
     """The main encoder: every task's stream is made of its layers."""
-    views: dict[str, AnyEncoder] = Field(default={}, max_length=16)
-    """Further encoders by name, of the sound or of what was said; co-attention joins their top layers' frames."""
+    views: Annotated[dict[str, AnyEncoder], AfterValidator(_sorted_views)] = Field(default={}, max_length=16)
+    """Further encoders by name, of the sound or of what was said; co-attention joins their top layers' frames. In which
+    order they are given makes no difference."""
     ari: AriConfig = AriConfig()
     coattention: CoattentionConfig = CoattentionConfig()
     adapters: AdapterConfig = AdapterConfig()
@@ -79,11 +90,6 @@ class ModelConfig(Section):
     head_dropout: float = Field(default=0.1, ge=0, lt=1)
     head_width: Width = 128
     """Hidden width of the main task's classifier."""
-
-    @property
-    def encoders(self) -> dict[str, EncoderConfig]:
-        """All encoders by where they stand: `encoder`, `views.NAME`."""
-        return {"encoder": self.encoder} | {f"views.{name}": view for name, view in self.views.items()}
 
     def other_streams(self, main_task: str, tasks: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the streams that `main_task`'s meets: of tasks, then of views, or as they are given.
@@ -261,6 +267,11 @@ class ExperimentConfig(Section):
                 f"main_task must answer once an utterance, but {self.main_task!r} of kind {main.kind} answers for "
                 "every frame; name another task"
             )
+        if self.model.encoder.text_field is not None:
+            raise ValueError(
+                f"model.encoder must be an encoder that hears, got one of kind {self.model.encoder.kind!r}; make it "
+                "one of model.views"
+            )
         if not self.model.other_streams(self.main_task, names) and self.model.coattention.form != "none":
             raise ValueError(
                 f"model.coattention.form {self.model.coattention.form!r} needs a second task or view beside "
@@ -268,10 +279,11 @@ class ExperimentConfig(Section):
             )
         for stage in self.stages:
             vtlp = stage.augment.vtlp.probability
-            if vtlp > 0 and not any(encoder.has_mel_filters for encoder in self.model.encoders.values()):
+            if vtlp > 0 and not any(encoder.has_mel_filters for encoder in self._computed(stage, names)):
                 raise ValueError(
                     f"stage {stage.name!r} has augment.vtlp.probability {vtlp:g}, which moves mel filters, but "
-                    f"model.encoder.kind is {self.model.encoder.kind!r}, which has none; set it to 0"
+                    f"model.encoder.kind is {self.model.encoder.kind!r}, which has none, and no view of the stage has "
+                    "some; set it to 0"
                 )
             unknown = [name for name in stage.weights if name not in names]
             if unknown:
@@ -285,3 +297,11 @@ class ExperimentConfig(Section):
                     f"{', '.join(groups)} and encoder.layers.A-B"
                 )
         return self
+
+    def _computed(self, stage: StageConfig, tasks: Sequence[str]) -> list[EncoderConfig]:
+        """Return the encoders that `stage` computes: the main one, and the views that its main task's stream meets."""
+        model = self.model
+        if model.coattention.form == "none" or self.main_task not in stage.weighted_tasks:
+            return [model.encoder]
+        joined = model.other_streams(self.main_task, tasks)
+        return [model.encoder, *(view for name, view in model.views.items() if name in joined)]

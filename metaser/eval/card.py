@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaser.config.encoders import HuggingFaceEncoderConfig
+from metaser.config.encoders import EncoderConfig, HuggingFaceEncoderConfig, TextEncoderConfig
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.eval.claims import describe_rules
 from metaser.eval.metrics import rounded, selected_value
@@ -83,7 +83,6 @@ def model_card(
 
 
 def _front_matter(config: ExperimentConfig, record: DataRecord) -> str:
-    encoder = config.model.encoder
     # The hub takes no other words.
     codes = map(language_code, _counted(record, "languages", "train"))
     languages = sorted({code.partition("-")[0] for code in codes if code})
@@ -94,8 +93,12 @@ def _front_matter(config: ExperimentConfig, record: DataRecord) -> str:
     }
     if languages:
         header["language"] = languages
-    if isinstance(encoder, HuggingFaceEncoderConfig) and _is_hub_name(encoder.name):
-        header["base_model"] = encoder.name
+    encoders = (config.model.encoder, *config.model.views.values())
+    names = [
+        name for encoder in encoders if (name := getattr(encoder, "name", None)) is not None and _is_hub_name(name)
+    ]
+    if names:
+        header["base_model"] = names[0] if len(names) == 1 else names
     return f"---\n{dump_yaml(header)}---\n\n"
 
 
@@ -120,8 +123,9 @@ def _training(config: ExperimentConfig, record: DataRecord) -> list[str]:
     start = known_start(config, record)
     header = ["stage", "name", "steps", "trained", "tasks (weight)", "utterances", "weights chosen by"]
     return [
-        f"Encoder: {_encoder(config)}.",
+        f"Encoder: {_encoder(config.model.encoder)}.",
         "",
+        *(f"View {code(name)}: {_encoder(view)}.\n" for name, view in config.model.views.items()),
         *([] if start is None else [f"{plain(_sentence(describe_start(start)))}.", ""]),
         *table(header, rows),
         "",
@@ -129,13 +133,13 @@ def _training(config: ExperimentConfig, record: DataRecord) -> list[str]:
     ]
 
 
-def _encoder(config: ExperimentConfig) -> str:
-    encoder = config.model.encoder
-    if not isinstance(encoder, HuggingFaceEncoderConfig):
+def _encoder(encoder: EncoderConfig) -> str:
+    if not isinstance(encoder, HuggingFaceEncoderConfig | TextEncoderConfig):
         return encoder.describe()
     revision = f", revision {plain(encoder.revision)}" if encoder.revision else ""
+    reads = "" if encoder.text_field is None else f", reads {code(encoder.text_field)}"
     licence = _encoder_licence(Path(encoder.name) / "README.md")
-    return f"{code(encoder.name)}{revision}, pre-trained; its licence: {licence or 'see there, not known here'}"
+    return f"{code(encoder.name)}{revision}, pre-trained{reads}; its licence: {licence or 'see there, not known here'}"
 
 
 def _encoder_licence(card: Path) -> str | None:
@@ -294,6 +298,11 @@ def _use(config: ExperimentConfig) -> list[str]:
         "Input is mono audio at 16 kHz. `metaser predict FOLDER some.wav` prints what the model says of "
         f"{plain(config.main_task)}; in Python:",
         "`from metaser import MetaSERModel`, then `MetaSERModel.from_pretrained(FOLDER)`.",
+        *(
+            ["It reads what is said, too: `metaser predict FOLDER some.wav --text WORDS`."]
+            if any(view.text_field is not None for view in config.model.views.values())
+            else []
+        ),
     ]
 
 

@@ -26,8 +26,9 @@ class FoldClaims:
     num_partners_in_training: int = 0
 
 
-def pooled_claims(folds: Sequence[FoldClaims], main_task: str, init_from: str | None = None) -> dict[str, Any]:
-    """Return what the report over all folds says of judged and training utterances."""
+def pooled_claims(folds: Sequence[FoldClaims], config: ExperimentConfig) -> dict[str, Any]:
+    """Return what the report over all folds of `config` says of judged and training utterances."""
+    main_task, init_from = config.main_task, config.init_from
     states = [fold.speaker_overlap for fold in folds]
     num_texts, num_with_text = (
         sum(getattr(fold, name) for fold in folds) for name in ("num_texts_in_training", "num_with_text")
@@ -36,6 +37,9 @@ def pooled_claims(folds: Sequence[FoldClaims], main_task: str, init_from: str | 
     notes = [_texts_note(num_texts, num_with_text, f"perhaps {main_task}")] if num_texts else []
     if init_from is not None:
         notes.append(f"every fold started from the weights of {init_from!r}; what made those, its own report says")
+    for name, view in config.model.views.items():
+        if view.text_field is not None:
+            notes.append(f"the view {name!r} read the field {view.text_field!r}; of how many, each fold's report says")
     if num_near:
         notes.append(f"dialogue partners of the test speakers may have trained the models of {num_near} folds")
     return {

@@ -262,7 +262,7 @@ def write_crossval(plan: CrossValidation) -> dict[str, Any]:
         split="test",
         protocol={
             "cross_validation": f"data.splits.{plan.rule}.fold = 0 to {len(plan.groups) - 1}",
-            **pooled_claims([report.protocol for report in reports], config.main_task, config.init_from),
+            **pooled_claims([report.protocol for report in reports], config),
         },
         run={"folder": plan.root.name, "seed": config.seed},
         left_out=add_left_out([report.left_out for report in reports]),

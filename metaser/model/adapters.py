@@ -45,7 +45,8 @@ def reset_lora(encoder: Encoder) -> None:
 
 def is_lora(parameter_name: str) -> bool:
     """Return whether the parameter of that name belongs to LoRA."""
-    return ".lora_" in parameter_name
+    # Tasks and views have names of their own.
+    return parameter_name.startswith("encoder.") and ".lora_" in parameter_name
 
 
 class Bottleneck(nn.Module):

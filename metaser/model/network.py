@@ -147,7 +147,7 @@ class MetaSERConfig(PreTrainedConfig):
         self.model = model
         self.tasks = tasks
         self.main_task = main_task
-        self.views = {} if views is None else views
+        self.views = dict(sorted((views or {}).items()))
         self.sampling_rate = sampling_rate
         self.checksums = checksums
         labels = self.blueprint().main.labels
@@ -414,11 +414,8 @@ def load_network(path: str | Path, *, setting: str) -> MetaSERNetwork:
     # On the meta device no time goes into random weights.
     with torch.device("meta"):
         network = MetaSERNetwork(export.config)
-    dtype = export.config.dtype
-    weights = {
-        name: value.to(dtype) if value.is_floating_point() and dtype is not None else value
-        for name, value in export.tensors.items()
-    }
+    # Whatever it was saved in: what answers computes in float32.
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in export.tensors.items()}
     network.load_state_dict(weights, assign=True)
     for view in network.views.values():
         cast(Encoder, view).read_files(export.folder)

@@ -66,7 +66,7 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
     targets: dict[str, dict[str, Tensor]] = {}
     for name, value in model.state_dict().items():
         targets.setdefault(model.group_of(name), {})[_bare(name)] = value
-    fresh = _fresh_parts(ours, theirs)
+    fresh = _fresh_parts(ours, theirs) | _fresh_views(model.config.views, form.views)
     loaded: Counter[str] = Counter()
     for part, places in targets.items():
         if part in fresh:
@@ -107,13 +107,23 @@ def _check_encoder(ours: dict[str, Any], theirs: dict[str, Any], source: str) ->
         )
 
 
+def _fresh_views(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, str]:
+    """Return the views whose weights there are of another form or, as with another tokenizer, of another meaning."""
+    return {
+        f"views.{name}": "another encoder, or none, there"
+        for name, view in ours.items()
+        if name not in theirs or _form_of(view) != _form_of(theirs[name])
+    }
+
+
+def _form_of(architecture: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    kind = architecture["kind"]
+    return kind, encoder_class(kind).form_of(architecture)
+
+
 def _fresh_parts(ours: Blueprint, theirs: Blueprint) -> dict[str, str]:
     """Return the parts whose form differs, and how."""
-    fresh = {
-        f"views.{name}": "another encoder, or none, there"
-        for name, form in ours.model.views.items()
-        if theirs.model.views.get(name) != form
-    }
+    fresh = {}
     if ours.model.ari.form != theirs.model.ari.form:
         fresh["ari"] = f"form {theirs.model.ari.form} there, {ours.model.ari.form} here"
     if ours.model.adapters != theirs.model.adapters:

@@ -35,7 +35,7 @@ def build_optimizer(model: MetaSERModel, trainable: dict[str, Parameter], stage:
     """Return AdamW over `trainable` (by parameter name).
 
     Each group carries its peak rate as `peak_lr`, and as `kind` the key of `stages.N.learning_rate` that the rate comes
-    from: encoder, ari or heads. Only the weights of linear maps and convolutions are decayed.
+    from: encoder, views, ari or heads. Only the weights of linear maps and convolutions are decayed.
     """
     matrices = {id(parameter) for parameter in _matrices(model)}
     scalars = {id(parameter) for parameter in model.ari.scalar_parameters().values()}

@@ -48,6 +48,11 @@ def select_parameters(model: MetaSERModel, stage: StageConfig) -> dict[str, Para
                 "switch the part on in `model`"
             )
         chosen |= found.keys()
+    if not chosen:
+        raise TrainingError(
+            f"stage {stage.name!r} must train something, but nothing of {list(stage.train)} is in this model; name "
+            "another group"
+        )
     return {name: parameter for name, parameter in model.named_parameters() if name in chosen}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from textfolders import save_bert, with_views
 from tinyruns import ALONE, Speech, TinyCorpus, dev_metrics, error_line, losses, metaser, pack_clips, ranks, read_json
 
 from metaser.config.schema import ExperimentConfig
+from metaser.model.metaser import build_model
 from metaser.predict import load_model, predict_files
+from metaser.train.initial import load_initial_weights
 from metaser.train.run import train
 
 
@@ -142,3 +145,34 @@ def test_a_view_with_nothing_to_read_is_refused(field: str, bert: Path, corpus: 
     done = metaser("train", corpus.yaml, "--", *overrides, folder=tmp_path)
     assert f"no training utterance has one in '{field}'" in error_line(done)
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_field_of_numbers_is_no_text(bert: Path, corpus: TinyCorpus, run: Path, tmp_path: Path) -> None:
+    shards = pack_clips(tmp_path / "shards", extra={"number": 5})
+    overrides = (
+        f"data.shards={shards}",
+        f"output_dir={tmp_path / 'run'}",
+        f"model.views={{words: {{kind: text, name: {bert}, field: extra.number}}}}",
+    )
+    done = metaser("train", corpus.yaml, "--", *overrides, folder=tmp_path)
+    assert "'extra.number' of the shards holds 5" in error_line(done)
+
+
+def test_views_are_told_in_the_card(run: Path) -> None:
+    card = (run / "best/README.md").read_text()
+    assert "View `mel`: a transformer of 1 layers over log-mel frames" in card
+    assert "View `words`: " in card and "reads `text`" in card and "--text WORDS" in card
+
+
+def test_views_are_taken_over_if_their_form_is_the_same(
+    bert: Path, corpus: TinyCorpus, run: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(bert, tmp_path / "moved")
+    other = save_bert(tmp_path / "other", words=("so", "no", "an", "ha", "ne", "sa"))
+    for folder, is_loaded in ((moved, True), (other, False)):
+        config = corpus.experiment(tmp_path / "run", *with_views(folder), "model.views.mel.dropout=0")
+        specs = load_model(run).task_specs
+        model = build_model(config.model, specs, "emotion")
+        said = load_initial_weights(model, str(run))
+        assert ("views.words" in said.loaded) == is_loaded and ("views.words" in said.fresh) != is_loaded
+        assert "views.mel" in said.loaded

@@ -56,7 +56,7 @@ class Inputs(NamedTuple):
     """What a model sees of a batch; the arguments of `MetaSERModel.forward`."""
 
     wave_BT: Float[Tensor, "B T"]
-    """Samples at 16 kHz, padded at the end (with anything)."""
+    """Samples at 16 kHz, padded at the end (with any finite values)."""
     num_samples_B: Int[Tensor, "B"]
     """True length of each clip."""
     masks: FrameMasks | None = None

@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metaser.config.encoders import LogMelEncoderConfig
-from metaser.errors import ModelError
 from metaser.model.attention import AttentionMask, SelfAttention
 from metaser.model.encoders.base import Inputs, SpeechEncoder, init_encoder_weights, real_mask
 from shards.schema import RATE_HZ
@@ -170,11 +169,6 @@ class LogMelEncoder(SpeechEncoder):
             # The second convolution of Subsampling gives ceil(M / 2) frames for M mel frames.
             windows=[(WINDOW_SAMPLES, HOP_SAMPLES), (1, 2)],
         )
-        if config.width % config.num_heads:
-            raise ModelError(
-                f"model.encoder.width must be a multiple of model.encoder.num_heads, got {config.width} and "
-                f"{config.num_heads}; change one of them"
-            )
         self._config = config
         self.subsampling = Subsampling(config.num_mels, config.width, config.dropout)
         self.layers = nn.ModuleList(

@@ -265,7 +265,7 @@ class TextEncoder(Encoder):
 
     def forward(self, inputs: Inputs, *, mix: LayerMix | None = None) -> EncoderOutput:
         """Return the frames of all layers, L = M; see `Encoder.forward`."""
-        ids_BM, num_tokens_B = inputs.tokens[self.view]
+        ids_BM, num_tokens_B = inputs.tokens.get(self.view) or self._without_text(inputs)
         real_BM = real_mask(num_tokens_B, ids_BM.shape[1])
         ids_BM = ids_BM.masked_fill(~real_BM, 0)
         first = _first_position(self._config)
@@ -274,6 +274,11 @@ class TextEncoder(Encoder):
             input_ids=ids_BM, token_type_ids=torch.zeros_like(ids_BM), position_ids=positions_BM
         )
         return self._run_layers(embedded_BMD, real_BM, mix)
+
+    def _without_text(self, inputs: Inputs) -> Tokens:
+        num_utterances, device = len(inputs.num_samples_B), inputs.wave_BT.device
+        ids_BM = torch.full((num_utterances, 1), self.no_text, device=device)
+        return Tokens(ids_BM, torch.ones(num_utterances, dtype=torch.long, device=device))
 
     def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:
         attention = layer.attention

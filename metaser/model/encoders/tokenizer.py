@@ -44,10 +44,13 @@ _PRE_TOKENIZERS = frozenset(
     {"BertPreTokenizer", "ByteLevel", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "Sequence"}
 )
 _POST_PROCESSORS = frozenset({"BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing", "Sequence"})
+_DECODERS = frozenset({"BPEDecoder", "ByteLevel", "Fuse", "WordPiece", "Sequence"})
 _PARTS = (
     ("normalizer", "normalizers", _NORMALIZERS),
     ("pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS),
     ("post_processor", "processors", _POST_PROCESSORS),
+    # Never run, but the library would compile their regular expressions.
+    ("decoder", "decoders", _DECODERS),
 )
 """Entry of the file, where its sequences have their parts, and the types that are run."""
 _PROBE = "A b, 7 \u00e4\u4e2d\u0e01\u0378\U0001f600 zqxj "
@@ -191,6 +194,10 @@ def _check_file(data: bytes, path: Path) -> None:
     kind = model.get("type", "BPE") if isinstance(model, dict) else model
     if not isinstance(kind, str) or kind not in _MODELS:
         raise _refusal(path, f"a model of type {', '.join(_MODELS)}", repr(kind))
+    for name, value in model.items() if isinstance(model, dict) else ():
+        # Such as the prefix of all pieces that do not begin a word.
+        if isinstance(value, str) and len(value) > _MAX_ADDED_CHARS:
+            raise _refusal(path, f"a model whose {shown(name, 40)} has at most {_MAX_ADDED_CHARS} characters", value)
     num_parts = 0
     for entry, inner, types in _PARTS:
         for part in _flattened(values.get(entry), inner):

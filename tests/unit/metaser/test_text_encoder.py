@@ -542,6 +542,11 @@ DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
         (replaced("added_tokens", [{"id": 0, "content": ""}]), "added_tokens of 1 to 200 characters"),
         (replaced("added_tokens", {}), "a list of at most 10000 added_tokens"),
         (replaced("added_tokens", [0] * 20_000), "a list of at most 10000 added_tokens, but has 20000"),
+        (
+            lambda values: values["model"].update(type="WordPiece", continuing_subword_prefix="#" * 10**6),
+            "a model whose continuing_subword_prefix has at most 200 characters",
+        ),
+        (replaced("decoder", {"type": "Replace", "pattern": {"Regex": "(a*)*b"}, "content": ""}), "a decoder of type"),
         (replaced("model", None), "a model of type"),
         (lambda values: values.clear(), "a model of type"),
     ],

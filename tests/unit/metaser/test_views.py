@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from metaser.config.encoders import LogMelEncoderConfig, TextEncoderConfig
 from metaser.config.schema import CoattentionConfig, ExperimentConfig, LearningRates, ModelConfig, StageConfig
 from metaser.errors import ConfigError, ModelError, TrainingError
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
+from metaser.model.network import load_network
 from metaser.tasks.spec import TaskSpec
 from metaser.train.optim import build_optimizer
 from metaser.train.stage import freeze_all_but, select_parameters
@@ -184,7 +186,7 @@ def test_streams_are_joined_in_the_order_in_which_they_are_named(streams: list[s
     views = {"mel": {"kind": "logmel"}, "low": {"kind": "logmel"}}
     model = experiment(views=views, coattention={"streams": streams}).model
     assert model.other_streams("emotion", ["emotion", "gender"]) == tuple(streams)
-    assert experiment(views=views).model.other_streams("emotion", ["emotion", "gender"]) == ("gender", "mel", "low")
+    assert experiment(views=views).model.other_streams("emotion", ["emotion", "gender"]) == ("gender", "low", "mel")
 
 
 def test_a_stage_may_train_views_by_name() -> None:
@@ -217,3 +219,80 @@ def test_each_missing_tensor_of_a_view_comes_back_fresh(tmp_path: Path) -> None:
         for name, value in state.items():
             assert bool(value.isfinite().all()), (dropped, name)
             assert torch.equal(value, tensors[name]) != (name == dropped), (dropped, name)
+
+
+@pytest.mark.parametrize("form", ["concat", "cross", "frame_weights"])
+def test_the_order_in_which_views_are_given_makes_no_difference(form: str, tmp_path: Path) -> None:
+    both = {"z": NARROW, "a": NARROW.model_copy(update={"width": 4})}
+    assert config(**both) == config(**dict(reversed(both.items())))
+    model = model_of(form=form, **both)
+    model.save_pretrained(tmp_path)
+    right = model(*clips()).logits["emotion"]
+    for again in (MetaSERModel.from_pretrained(tmp_path).eval(), load_network(tmp_path, setting="MODEL")):
+        assert torch.equal(again(*clips()).logits["emotion"], right)
+
+
+def test_a_view_may_be_called_like_a_part_of_lora() -> None:
+    model = model_of(lora_a=NARROW)
+    assert {name.split(".")[1] for name in select_parameters(model, stage("views"))} == {"lora_a"}
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "1", "a" * 41, "\u00fc", "a b"])
+def test_views_of_names_that_no_parameter_can_have(name: str) -> None:
+    with pytest.raises(ValidationError, match="views must have names of up to 40 letters, digits and _, got"):
+        experiment(views={name: {"kind": "logmel"}})
+
+
+def test_a_main_encoder_that_reads_is_refused_before_its_files_are_looked_for() -> None:
+    with pytest.raises(ValidationError, match="must be an encoder that hears, got one of kind 'text'"):
+        experiment(encoder={"kind": "text", "name": "nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "is_right"),
+    [
+        ({}, {"emotion": 1}, True),
+        ({}, {"gender": 1}, False),
+        ({"coattention": {"form": "none"}}, {"emotion": 1}, False),
+        ({"coattention": {"streams": ["gender"]}}, {"emotion": 1}, False),
+    ],
+)
+def test_vtlp_needs_an_encoder_that_is_computed(model: dict[str, Any], weights: dict[str, int], is_right: bool) -> None:
+    moved = {
+        "name": "s",
+        "train": ["heads"],
+        "weights": weights,
+        "num_steps": 1,
+        "augment": {"vtlp": {"probability": 0.5}},
+    }
+    pretrained = {"kind": "huggingface", "name": "facebook/wav2vec2-base"}
+    tree = {
+        **EXPERIMENT,
+        "stages": [moved],
+        "model": {"encoder": pretrained, "views": {"mel": {"kind": "logmel"}}, **model},
+    }
+    if is_right:
+        ExperimentConfig.model_validate(tree)
+    else:
+        with pytest.raises(ValidationError, match="moves mel filters, but model\\.encoder\\.kind is 'huggingface'"):
+            ExperimentConfig.model_validate(tree)
+
+
+def test_a_stage_that_would_train_nothing_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"must train something, but nothing of \['views'\] is in this model"):
+        select_parameters(model_of(form="none"), stage("views"))
+
+
+def test_without_tokens_a_model_that_reads_is_told_that_there_is_no_text(tmp_path: Path) -> None:
+    words = TextEncoderConfig(kind="text", name=str(save_bert(tmp_path / "bert")))
+    model = build_model(config(words=words), TASKS, "emotion").eval()
+    silent = model.reading_views["words"].tokenize([None] * len(LENGTHS))
+    with torch.no_grad():
+        said = [model(*clips(), tokens=tokens).logits["emotion"] for tokens in (None, {"words": silent})]
+    assert torch.equal(*said)
+
+
+def test_an_export_in_half_precision_answers_in_single(tmp_path: Path) -> None:
+    model_of().to(torch.bfloat16).save_pretrained(tmp_path)
+    answer = load_network(tmp_path, setting="MODEL")(*clips()).logits["emotion"]
+    assert answer.dtype == torch.float32 and bool(answer.isfinite().all())
