@@ -11,7 +11,7 @@ Legend: B utterances, T samples, M mel frames (10 ms), S spectral bins, F mel bi
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import dropout, gelu, pad
+from torch.nn.functional import gelu, pad, relu, silu
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.models.whisper.configuration_whisper import WhisperConfig
 
 from metaser.errors import ModelError
-from metaser.model.attention import AttentionMask, attend
+from metaser.model.attention import AttentionMask, SelfAttention
 from metaser.model.checkpoints import Fraction, FromFile, Name, Size
 from metaser.model.encoders.base import Inputs, real_mask
 from metaser.model.encoders.pretrained import PretrainedEncoder, Refusal
@@ -39,6 +39,8 @@ _AFTER_SAMPLES = WINDOW_SAMPLES // 2 - HOP_SAMPLES
 _SMALLEST_ENERGY = 1e-10
 _DECADES = 8.0
 _LONGEST_PERIOD = 10_000.0
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "relu": relu, "silu": silu}
+"""All of Whisper's use gelu. transformers' own table loads its modelling code."""
 
 
 class _Form(FromFile):
@@ -62,17 +64,49 @@ class _Positions(nn.Module):
 
     def __init__(self, num_positions: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("weight", sinusoids(num_positions, width))
+        # Filled by a checkpoint, or by `WhisperEncoder.reset_parameters`.
+        self.register_buffer("weight", torch.empty(num_positions, width))
+
+
+class _Layer(nn.Module):
+    """A pre-norm transformer layer whose keys have no bias, its parts named as transformers names them."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width = config.d_model
+        self.self_attn = SelfAttention(width, config.encoder_attention_heads, config.attention_dropout)
+        self.self_attn.k_proj = nn.Linear(width, width, bias=False)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.encoder_ffn_dim)
+        self.fc2 = nn.Linear(config.encoder_ffn_dim, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.activation = _ACTIVATIONS[config.activation_function]
+        self.inner_dropout = nn.Dropout(config.activation_dropout)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, frames_BLD: Float[Tensor, "B L D"], mask: AttentionMask) -> Float[Tensor, "B L D"]:
+        """Return the layer's raw output."""
+        frames_BLD = frames_BLD + self.dropout(self.self_attn(self.self_attn_layer_norm(frames_BLD), mask))
+        inner = self.inner_dropout(self.activation(self.fc1(self.final_layer_norm(frames_BLD))))
+        output_BLD: Tensor = frames_BLD + self.dropout(self.fc2(inner))
+        return output_BLD
+
+
+class _Original:
+    """What `PretrainedEncoder` asks of transformers' model, whose modelling code takes seconds to load."""
+
+    config_class = WhisperConfig
+    base_model_prefix = "model"
 
 
 class WhisperEncoder(PretrainedEncoder):
-    """The modules of transformers' Whisper encoder under their own names, run on the true frames of each clip.
+    """The modules of Whisper's encoder under transformers' names, run on the true frames of each clip.
 
     SpecAugment hides mel bins, and frames before their positions are added: a hidden frame knows its place alone.
     LayerDrop never runs. The level of a clip counts, as in Whisper: a checkpoint's `do_normalize` changes nothing.
     """
 
-    models: ClassVar[Mapping[str, str]] = {"whisper": "WhisperEncoder"}
+    models: ClassVar[Mapping[str, str]] = {"whisper": "WhisperModel"}
     form: ClassVar[type[FromFile]] = _Form
     form_names: ClassVar[tuple[str, ...]] = (
         *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins"),
@@ -94,21 +128,19 @@ class WhisperEncoder(PretrainedEncoder):
             windows=[(HOP_SAMPLES, HOP_SAMPLES), (1, 2)],
         )
         self.longest_samples = config.max_source_positions * _FRAME_SAMPLES
-        model = self.model_class(config.model_type)(config)
-        self.conv1 = model.conv1
-        self.conv2 = model.conv2
+        self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, 3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
         self.embed_positions = _Positions(config.max_source_positions, config.d_model)
-        self.layers: nn.ModuleList = model.layers
-        self.layer_norm = model.layer_norm
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(config.d_model)
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
 
     @classmethod
     def model_class(cls, model_type: str) -> Any:
-        """Return transformers' encoder, which it exports in no shorter way."""
-        from transformers.models.whisper import modeling_whisper
-
-        return getattr(modeling_whisper, cls.models[model_type])
+        """Return what is asked of transformers' model; the modules are ours."""
+        return _Original
 
     @classmethod
     def check_form(cls, config: Mapping[str, Any], refuse: Refusal) -> None:
@@ -118,9 +150,9 @@ class WhisperEncoder(PretrainedEncoder):
             raise refuse("d_model must be a multiple of encoder_attention_heads", f"{width} and {num_heads}")
         if width % 2 or width < 4:
             raise refuse("d_model must be even and at least 4", str(width))
-        if config["activation_function"] not in ACT2FN:
-            name = repr(config["activation_function"])
-            raise refuse("activation_function must be an activation of transformers such as gelu", name)
+        if config["activation_function"] not in _ACTIVATIONS:
+            names = ", ".join(_ACTIVATIONS)
+            raise refuse(f"activation_function must be one of {names}", repr(config["activation_function"]))
 
     @property
     def transformer_layers(self) -> nn.ModuleList:
@@ -129,8 +161,7 @@ class WhisperEncoder(PretrainedEncoder):
 
     def top_norm(self) -> nn.Module | None:
         """Return the norm over the top layer's output."""
-        norm: nn.Module = self.layer_norm
-        return norm
+        return self.layer_norm
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the convolutions' parameters if `freeze_feature_encoder`."""
@@ -141,7 +172,8 @@ class WhisperEncoder(PretrainedEncoder):
     def reset_parameters(self) -> None:
         """Make the positions sinusoids."""
         weight_LD: Any = self.embed_positions.weight
-        init.copy_(weight_LD, sinusoids(*weight_LD.shape))
+        if not weight_LD.is_meta:
+            init.copy_(weight_LD, sinusoids(*weight_LD.shape))
 
     def _embed(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
         num_frames = real_BL.shape[1]
@@ -170,7 +202,8 @@ class WhisperEncoder(PretrainedEncoder):
         if masks is not None:
             frames_BLD = frames_BLD.masked_fill(masks.time_BL[:, :, None], 0.0)
         frames_BLD = (frames_BLD + positions_LD[:num_frames]) * real_BL[:, :, None]
-        return dropout(frames_BLD, p=self._config.dropout, training=self.training)
+        dropped_BLD: Tensor = self.dropout(frames_BLD)
+        return dropped_BLD
 
     def _closed(self, wave_BT: Tensor, num_samples_B: Tensor) -> Tensor:
         """Return the clips with what the first and the last mel frame hear beyond them, as Whisper reflects 30 s.
@@ -186,11 +219,7 @@ class WhisperEncoder(PretrainedEncoder):
         return torch.cat([before_BT, wave_BT, after_BT], dim=1)
 
     def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:
-        attended_BLD = attend(layer.self_attn, layer.self_attn_layer_norm(frames_BLD), mask)
-        frames_BLD = frames_BLD + dropout(attended_BLD, p=layer.dropout, training=layer.training)
-        inner = layer.activation_fn(layer.fc1(layer.final_layer_norm(frames_BLD)))
-        inner = dropout(inner, p=layer.activation_dropout, training=layer.training)
-        output_BLD: Tensor = frames_BLD + dropout(layer.fc2(inner), p=layer.dropout, training=layer.training)
+        output_BLD: Tensor = layer(frames_BLD, mask)
         return output_BLD
 
 

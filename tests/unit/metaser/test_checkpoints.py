@@ -37,7 +37,8 @@ from metaser.config.schema import CoattentionConfig, ModelConfig
 from metaser.errors import ModelError
 from metaser.model.encoders.families import load_encoder
 from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder
-from metaser.model.metaser import MetaSERModel, build_model
+from metaser.model.metaser import build_model
+from metaser.model.network import MetaSERNetwork
 from metaser.predict import load_model
 from metaser.tasks.spec import TaskSpec
 
@@ -703,6 +704,6 @@ def test_a_mistake_of_ours_is_no_damaged_export(export: Path, monkeypatch: pytes
     def broken(*_arguments: object) -> None:
         raise AttributeError("ours")
 
-    monkeypatch.setattr(MetaSERModel, "__init__", broken)
+    monkeypatch.setattr(MetaSERNetwork, "__init__", broken)
     with pytest.raises(AttributeError, match="ours"):
         load_model(export)

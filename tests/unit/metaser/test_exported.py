@@ -19,7 +19,7 @@ from transformers import WavLMConfig
 from metaser.config.encoders import HuggingFaceEncoderConfig, LogMelEncoderConfig
 from metaser.config.schema import CoattentionConfig, ModelConfig
 from metaser.errors import ModelError
-from metaser.model.metaser import COVERED, MetaSERConfig, MetaSERModel, build_model
+from metaser.model.metaser import COVERED, MetaSERConfig, MetaSERModel, build_model, load_export
 from metaser.predict import load_model, predict_files
 from metaser.sums import SUMS, write_sums
 from metaser.tasks.spec import TaskSpec
@@ -95,7 +95,7 @@ def test_a_whole_export_is_loaded_bit_by_bit(export):
 
 
 def test_a_loaded_model_is_saved_with_checksums_of_its_own(export, tmp_path):
-    load_model(export).save_pretrained(tmp_path / "again")
+    load_export(export, setting="MODEL").save_pretrained(tmp_path / "again")
     again, before = (load_model(folder).cpu().state_dict() for folder in (tmp_path / "again", export))
     assert all(torch.equal(again[name], before[name]) for name in before)
 
@@ -162,7 +162,7 @@ def test_a_file_that_is_not_as_it_was_written(copied, name, fault):
 @pytest.mark.parametrize("name", COVERED)
 def test_a_file_of_another_model(copied, tmp_path, name):
     other = tmp_path / "other"
-    model = load_model(copied)
+    model = load_export(copied, setting="MODEL")
     with torch.no_grad():
         next(model.heads.parameters()).add_(1.0)
     model.config.window_s = 3.0

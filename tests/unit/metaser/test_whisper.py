@@ -21,7 +21,7 @@ from transformers.models.whisper import modeling_whisper
 from metaser.config.encoders import HuggingFaceEncoderConfig
 from metaser.errors import ModelError
 from metaser.model.encoders.base import FrameMasks, Inputs, SpeechEncoder
-from metaser.model.encoders.families import load_encoder
+from metaser.model.encoders.families import build_encoder, load_encoder
 from metaser.model.encoders.whisper import WhisperEncoder, _slaney_filters, sinusoids
 from shards.schema import RATE_HZ
 
@@ -201,6 +201,11 @@ def test_positions_are_never_trained(folder: Path) -> None:
     assert not list(encoder.frozen_parameters())
 
 
+def test_fresh_positions_are_sinusoids(encoder: WhisperEncoder) -> None:
+    fresh = build_encoder(encoder.architecture())
+    assert torch.equal(fresh.state_dict()["embed_positions.weight"], sinusoids(1500, WHISPER["d_model"]))
+
+
 def test_float16_stays_finite_with_loud_silent_and_hidden_frames(encoder: WhisperEncoder) -> None:
     waves = torch.stack([voice(8000) * 100, torch.zeros(8000)])
     masks = FrameMasks(torch.ones(2, 25, dtype=torch.bool), torch.ones(2, 20, dtype=torch.bool))
@@ -289,7 +294,7 @@ def test_a_missing_weight_is_named_and_no_fairseq_suspected(folder: Path, tmp_pa
         ({"num_mel_bins": 80}, r"conv1.weight must have the shape \(16, 80, 3\) that config.json implies"),
         ({"max_source_positions": 10**9}, "max_source_positions: Input should be less than or equal to 32768"),
         ({"max_source_positions": 3}, r"embed_positions.weight must have the shape \(3, 16\)"),
-        ({"activation_function": "swooosh"}, "activation_function must be an activation .+, got 'swooosh'"),
+        ({"activation_function": "swooosh"}, "activation_function must be one of gelu, relu, silu, got 'swooosh'"),
         ({"dropout": float("nan")}, "dropout: Input should be a finite number, got nan"),
         ({"attention_dropout": 1.5}, "attention_dropout: Input should be less than or equal to 1, got 1.5"),
     ],
