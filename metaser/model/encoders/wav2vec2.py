@@ -9,13 +9,12 @@ Legend: B utterances, T samples, L frames (20 ms), D hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 from transformers.models.hubert.configuration_hubert import HubertConfig
@@ -25,7 +24,7 @@ from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from metaser.model.attention import AttentionMask, attend, relative_position_bias
 from metaser.model.checkpoints import Fraction, FromFile, Name, Size, Sizes
 from metaser.model.encoders.base import Inputs, real_mask
-from metaser.model.encoders.pretrained import PretrainedEncoder, Refusal
+from metaser.model.encoders.pretrained import Original, PretrainedEncoder, Refusal
 from metaser.model.encoders.wav2vec2_modules import (
     FeatureExtractor,
     FeatureProjection,
@@ -71,21 +70,6 @@ class _Form(FromFile):
     adapter_attn_dim: Size | None = None
 
 
-class _Original(NamedTuple):
-    """What `PretrainedEncoder` asks of transformers' model."""
-
-    config_class: type[PreTrainedConfig]
-    base_model_prefix: str
-
-
-_ORIGINALS = {
-    "wav2vec2": _Original(Wav2Vec2Config, "wav2vec2"),
-    "hubert": _Original(HubertConfig, "hubert"),
-    "wavlm": _Original(WavLMConfig, "wavlm"),
-    "data2vec-audio": _Original(Data2VecAudioConfig, "data2vec_audio"),
-}
-
-
 class Wav2Vec2Encoder(PretrainedEncoder):
     """The modules of a transformers speech encoder under their own names, run without its batch effects.
 
@@ -93,11 +77,11 @@ class Wav2Vec2Encoder(PretrainedEncoder):
     frames, is a buffer: it stays as the checkpoint has it. The adapter on top of some wav2vec 2.0 models is left out.
     """
 
-    models: ClassVar[Mapping[str, str]] = {
-        "wav2vec2": "Wav2Vec2Model",
-        "hubert": "HubertModel",
-        "wavlm": "WavLMModel",
-        "data2vec-audio": "Data2VecAudioModel",
+    originals: ClassVar[Mapping[str, Original]] = {
+        "wav2vec2": Original(Wav2Vec2Config, "wav2vec2"),
+        "hubert": Original(HubertConfig, "hubert"),
+        "wavlm": Original(WavLMConfig, "wavlm"),
+        "data2vec-audio": Original(Data2VecAudioConfig, "data2vec_audio"),
     }
     form: ClassVar[type[FromFile]] = _Form
     form_names: ClassVar[tuple[str, ...]] = (
@@ -133,11 +117,6 @@ class Wav2Vec2Encoder(PretrainedEncoder):
         self._is_pre_norm = is_pre_norm(config)
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
-
-    @classmethod
-    def model_class(cls, model_type: str) -> Any:
-        """Return what is asked of transformers' model; the modules are ours."""
-        return _ORIGINALS[model_type]
 
     @classmethod
     def check_form(cls, config: Mapping[str, Any], refuse: Refusal) -> None:
