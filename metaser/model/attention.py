@@ -2,15 +2,16 @@
 
 The projections are called as modules, so whatever wraps them (LoRA) works and receives gradients.
 
-Legend: B utterances, L frames, D hidden, H heads.
+Legend: B utterances, L frames, D hidden, H heads, P distances.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -44,8 +45,8 @@ def attend(attention: Any, frames_BLD: Float[Tensor, "B L D"], mask: AttentionMa
     """Return multi-head self-attention over the frames (Vaswani et al. 2017), computed in one fused kernel.
 
     Args:
-        attention: A `SelfAttention`, or the attention module of a transformers wav2vec 2.0, HuBERT, WavLM or
-            data2vec-audio layer.
+        attention: A `SelfAttention`, or another module that has its projections, `num_heads` and `dropout`, and in
+            WavLM `gru_rel_pos_linear` and `gru_rel_pos_const`.
         frames_BLD: The attention's input.
         mask: Which frames may be attended to, and WavLM's position bias.
     """
@@ -75,15 +76,34 @@ def relative_position_bias(attention: Any, num_frames: int) -> Float[Tensor, "H 
     """Return WavLM's ungated bias of every query (first L) towards every key, on the embedding's device.
 
     Args:
-        attention: The attention of WavLM's first layer, the only one that holds the embedding.
+        attention: The attention of WavLM's first layer, the only one that holds `rel_attn_embed`, with `max_distance`.
         num_frames: L.
     """
     embedding = attention.rel_attn_embed
     # Only 2 L - 1 distances exist; row i of the bias is the window of them that starts at distance -i.
     distances_P = torch.arange(1 - num_frames, num_frames, device=embedding.weight.device)
-    bias_PH = embedding(attention._relative_positions_bucket(distances_P))
+    bias_PH = embedding(position_buckets(distances_P, embedding.num_embeddings, attention.max_distance))
     bias_HLL: Tensor = bias_PH.transpose(0, 1).unfold(1, num_frames, 1).flip(1)
     return bias_HLL
+
+
+def position_buckets(distances_P: Int[Tensor, "P"], num_buckets: int, max_distance: int) -> Int[Tensor, "P"]:
+    """Return the buckets of distances from a query to its keys (T5, Raffel et al. 2020; WavLM, section III.B).
+
+    Half of them are for keys behind the query in time. Of each half, the first half has one distance each; the others
+    widen with the logarithm of the distance up to `max_distance`, and the last one has all beyond.
+
+    Args:
+        distances_P: Position of the key less that of the query.
+        num_buckets: At least 4.
+        max_distance: In frames, more than a quarter of `num_buckets`.
+    """
+    num_per_side, num_exact = num_buckets // 2, num_buckets // 4
+    size_P = distances_P.abs()
+    share_P = (size_P.clamp(min=num_exact) / num_exact).log() / math.log(max_distance / num_exact)
+    # Added before what is behind the point is cut off: so transformers rounds, and the checkpoints with it.
+    wide_P = (num_exact + share_P * (num_per_side - num_exact)).long().clamp(max=num_per_side - 1)
+    return torch.where(size_P < num_exact, size_P, wide_P) + num_per_side * (distances_P > 0)
 
 
 def _gate(attention: Any, frames_BLD: Tensor) -> Float[Tensor, "B H L 1"]:

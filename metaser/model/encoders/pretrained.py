@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
-import transformers
 from pydantic import BaseModel, ConfigDict, StrictBool
+from transformers import PreTrainedConfig
 
 from metaser.config.encoders import HuggingFaceEncoderConfig
 from metaser.errors import ModelError
@@ -30,11 +30,19 @@ class _Architecture(BaseModel):
     freeze_feature_encoder: StrictBool
 
 
-class PretrainedEncoder(SpeechEncoder):
-    """A family of pre-trained speech encoders, in the modules of transformers' models under their own names."""
+class Original(NamedTuple):
+    """What matters of transformers' model, whose modelling code takes seconds to load."""
 
-    models: ClassVar[Mapping[str, str]]
-    """Names of transformers' models by the `model_type` of config.json."""
+    config_class: type[PreTrainedConfig]
+    prefix: str
+    """What stands before the names of the encoder's weights in a larger model."""
+
+
+class PretrainedEncoder(SpeechEncoder):
+    """A family of pre-trained speech encoders, in modules of ours under the names that transformers gives them."""
+
+    originals: ClassVar[Mapping[str, Original]]
+    """transformers' models by the `model_type` of config.json."""
     form: ClassVar[type[FromFile]]
     """What counts of a checkpoint's config.json, which may be damaged or hostile."""
     form_names: ClassVar[tuple[str, ...]]
@@ -66,11 +74,6 @@ class PretrainedEncoder(SpeechEncoder):
         raise NotImplementedError
 
     @classmethod
-    def model_class(cls, model_type: str) -> Any:
-        """Return transformers' model."""
-        return getattr(transformers, cls.models[model_type])
-
-    @classmethod
     def form_in(cls, config: FromFile, path: Path) -> dict[str, Any]:
         """Return what `config` says, which stands in `path`, without what it leaves out.
 
@@ -82,7 +85,7 @@ class PretrainedEncoder(SpeechEncoder):
             return ModelError(f"in {path}, {rule}, got {got}; point to a checkpoint whose config.json is its own")
 
         said = config.model_dump(exclude_unset=True)
-        cls.check_form({**cls.model_class(said["model_type"]).config_class().to_dict(), **said}, refuse)
+        cls.check_form({**cls.originals[said["model_type"]].config_class().to_dict(), **said}, refuse)
         return said
 
     @classmethod
@@ -110,7 +113,7 @@ class PretrainedEncoder(SpeechEncoder):
                 }
             )
             encoder.apply(init_encoder_weights)
-        prefix = f"{family.model_class(settings['model_type']).base_model_prefix}."
+        prefix = f"{family.originals[settings['model_type']].prefix}."
         encoder.load_state_dict(read_weights(checkpoint, encoder.state_dict(), prefix, family), assign=True)
         return encoder
 
@@ -120,7 +123,7 @@ class PretrainedEncoder(SpeechEncoder):
         config = architecture["config"]
         family = FAMILIES[config["model_type"]]
         return family(
-            family.model_class(config["model_type"]).config_class.from_dict(config),
+            family.originals[config["model_type"]].config_class.from_dict(config),
             do_normalize=architecture["do_normalize"],
             freeze_feature_encoder=architecture["freeze_feature_encoder"],
         )

@@ -1,6 +1,7 @@
 """wav2vec 2.0, HuBERT, WavLM and data2vec-audio, base or large, with transformers' weights.
 
-They run through a loop of our own, because transformers' output depends on who shares the batch.
+Modules and loop are our own: transformers' output depends on who shares the batch, and its modelling code takes seconds
+to load.
 
 Legend: B utterances, T samples, L frames (20 ms), D hidden.
 """
@@ -15,12 +16,23 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
+from transformers.models.hubert.configuration_hubert import HubertConfig
+from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
+from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 
 from metaser.model.attention import AttentionMask, attend, relative_position_bias
 from metaser.model.checkpoints import Fraction, FromFile, Name, Size, Sizes
 from metaser.model.encoders.base import Inputs, real_mask
-from metaser.model.encoders.pretrained import PretrainedEncoder, Refusal
+from metaser.model.encoders.pretrained import Original, PretrainedEncoder, Refusal
+from metaser.model.encoders.wav2vec2_modules import (
+    FeatureExtractor,
+    FeatureProjection,
+    StackedPositions,
+    Transformer,
+    is_activation,
+    is_pre_norm,
+)
 from shards.schema import RATE_HZ
 
 _MAX_WINDOW_SAMPLES = 10 * RATE_HZ
@@ -65,11 +77,11 @@ class Wav2Vec2Encoder(PretrainedEncoder):
     frames, is a buffer: it stays as the checkpoint has it. The adapter on top of some wav2vec 2.0 models is left out.
     """
 
-    models: ClassVar[Mapping[str, str]] = {
-        "wav2vec2": "Wav2Vec2Model",
-        "hubert": "HubertModel",
-        "wavlm": "WavLMModel",
-        "data2vec-audio": "Data2VecAudioModel",
+    originals: ClassVar[Mapping[str, Original]] = {
+        "wav2vec2": Original(Wav2Vec2Config, "wav2vec2"),
+        "hubert": Original(HubertConfig, "hubert"),
+        "wavlm": Original(WavLMConfig, "wavlm"),
+        "data2vec-audio": Original(Data2VecAudioConfig, "data2vec_audio"),
     }
     form: ClassVar[type[FromFile]] = _Form
     form_names: ClassVar[tuple[str, ...]] = (
@@ -84,9 +96,6 @@ class Wav2Vec2Encoder(PretrainedEncoder):
     anchor: ClassVar[str] = "feature_projection.projection.weight"
     zero_if_absent: ClassVar[Mapping[str, str]] = {"masked_spec_embed": "time masks hide frames by zeros"}
 
-    feature_extractor: Any
-    feature_projection: Any
-    encoder: Any
     masked_spec_embed: Tensor
 
     def __init__(self, config: Any, *, do_normalize: bool, freeze_feature_encoder: bool) -> None:
@@ -101,12 +110,11 @@ class Wav2Vec2Encoder(PretrainedEncoder):
             windows=list(zip(config.conv_kernel, config.conv_stride, strict=True)),
         )
         config.add_adapter = False
-        model = self.model_class(config.model_type)(config)
-        self.feature_extractor = model.feature_extractor
-        self.feature_projection = model.feature_projection
-        self.encoder = model.encoder
+        self.feature_extractor = FeatureExtractor(config)
+        self.feature_projection = FeatureProjection(config)
+        self.encoder = Transformer(config)
         self.register_buffer("masked_spec_embed", torch.zeros(config.hidden_size))
-        self._is_pre_norm = getattr(config, "do_stable_layer_norm", False)
+        self._is_pre_norm = is_pre_norm(config)
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
 
@@ -129,7 +137,7 @@ class Wav2Vec2Encoder(PretrainedEncoder):
             rule = f"conv_stride and conv_kernel must make windows and steps of at most {_MAX_WINDOW_SAMPLES} samples"
             raise refuse(rule, f"{window} and {hop}")
         for part in ("hidden_act", "feat_extract_activation"):
-            if config[part] not in ACT2FN:
+            if not is_activation(config[part]):
                 raise refuse(f"{part} must be an activation of transformers such as gelu", repr(config[part]))
         if "num_buckets" in config and config["max_bucket_distance"] <= config["num_buckets"] // 4:
             numbers = f"{config['max_bucket_distance']} and {config['num_buckets']}"
@@ -138,13 +146,11 @@ class Wav2Vec2Encoder(PretrainedEncoder):
     @property
     def transformer_layers(self) -> nn.ModuleList:
         """The N layers, lowest first."""
-        layers: nn.ModuleList = self.encoder.layers
-        return layers
+        return self.encoder.layers
 
     def top_norm(self) -> nn.Module | None:
         """Return the norm over the top layer's output; post-norm models have theirs before the first layer."""
-        norm: nn.Module = self.encoder.layer_norm
-        return norm if self._is_pre_norm else None
+        return self.encoder.layer_norm if self._is_pre_norm else None
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the CNN's parameters if `freeze_feature_encoder`."""
@@ -162,9 +168,7 @@ class Wav2Vec2Encoder(PretrainedEncoder):
             wave_BT = _normalised(wave_BT, real_BT)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._freeze_feature_encoder):
             features_BLD = self._convolve(wave_BT * real_BT, num_samples_B)
-        projected = self.feature_projection(features_BLD)
-        # WavLM, wav2vec 2.0 and data2vec also return the features before the projection.
-        frames_BLD = projected[0] if isinstance(projected, tuple) else projected
+        frames_BLD = self.feature_projection(features_BLD)
         if masks is not None:
             hidden_D = self.masked_spec_embed.to(frames_BLD.dtype)
             frames_BLD = torch.where(masks.time_BL[:, :, None], hidden_D, frames_BLD)
@@ -180,8 +184,9 @@ class Wav2Vec2Encoder(PretrainedEncoder):
     def _convolve(self, wave_BT: Tensor, num_samples_B: Tensor) -> Tensor:
         """Return the CNN's features; a frame sees true samples only, so only group norm needs care."""
         features_BDL = wave_BT[:, None, :]
+        layer: Any
         for index, layer in enumerate(self.feature_extractor.conv_layers):
-            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+            if isinstance(layer.layer_norm, nn.GroupNorm):
                 num_frames_B = self._num_outputs(num_samples_B, self._windows[: index + 1])
                 normalised_BDL = _group_norm(layer.layer_norm, layer.conv(features_BDL), num_frames_B)
                 features_BDL = layer.activation(normalised_BDL)
@@ -192,18 +197,18 @@ class Wav2Vec2Encoder(PretrainedEncoder):
     def _position(self, frames_BLD: Tensor, real_BL1: Tensor) -> Tensor:
         """Return the convolutional positions; padded frames are zero before each convolution."""
         positions = self.encoder.pos_conv_embed
-        if getattr(positions, "batch_norm", None) is not None:
+        if isinstance(positions, StackedPositions):
+            for layer in positions.layers:
+                frames_BLD = layer(frames_BLD) * real_BL1
+            return frames_BLD
+        if positions.batch_norm is not None:
             frames_BLD = _batch_norm(positions.batch_norm, frames_BLD) * real_BL1
-        for layer in getattr(positions, "layers", [positions]):
-            frames_BLD = layer.padding(layer.conv(frames_BLD.transpose(1, 2))).transpose(1, 2)
-            if hasattr(layer, "layer_norm"):
-                frames_BLD = layer.layer_norm(frames_BLD)
-            frames_BLD = layer.activation(frames_BLD) * real_BL1
-        return frames_BLD
+        positions_BLD: Tensor = positions(frames_BLD) * real_BL1
+        return positions_BLD
 
     def _attention_mask(self, real_BL: Tensor) -> AttentionMask:
         mask = super()._attention_mask(real_BL)
-        first = self.encoder.layers[0].attention
+        first: Any = self.encoder.layers[0].attention
         if not hasattr(first, "rel_attn_embed"):
             return mask
         return mask._replace(bias_HLL=relative_position_bias(first, real_BL.shape[1]))
@@ -217,7 +222,7 @@ class Wav2Vec2Encoder(PretrainedEncoder):
         frames_BLD = frames_BLD + layer.dropout(attend(layer.attention, layer.layer_norm(frames_BLD), mask))
         frames_BLD = frames_BLD + layer.feed_forward(layer.final_layer_norm(frames_BLD))
         # MMS models carry an adapter for one language here.
-        if getattr(layer, "adapter_layer", None) is not None:
+        if layer.adapter_layer is not None:
             frames_BLD = frames_BLD + layer.adapter_layer(frames_BLD)
         return frames_BLD
 

@@ -27,7 +27,7 @@ from metaser.errors import ModelError
 from metaser.model.attention import AttentionMask, SelfAttention
 from metaser.model.checkpoints import Fraction, FromFile, Name, Size
 from metaser.model.encoders.base import Inputs, real_mask
-from metaser.model.encoders.pretrained import PretrainedEncoder, Refusal
+from metaser.model.encoders.pretrained import Original, PretrainedEncoder, Refusal
 from shards.schema import RATE_HZ
 
 WINDOW_SAMPLES = 400
@@ -92,13 +92,6 @@ class _Layer(nn.Module):
         return output_BLD
 
 
-class _Original:
-    """What `PretrainedEncoder` asks of transformers' model, whose modelling code takes seconds to load."""
-
-    config_class = WhisperConfig
-    base_model_prefix = "model"
-
-
 class WhisperEncoder(PretrainedEncoder):
     """The modules of Whisper's encoder under transformers' names, run on the true frames of each clip.
 
@@ -106,7 +99,7 @@ class WhisperEncoder(PretrainedEncoder):
     LayerDrop never runs. The level of a clip counts, as in Whisper: a checkpoint's `do_normalize` changes nothing.
     """
 
-    models: ClassVar[Mapping[str, str]] = {"whisper": "WhisperModel"}
+    originals: ClassVar[Mapping[str, Original]] = {"whisper": Original(WhisperConfig, "model")}
     form: ClassVar[type[FromFile]] = _Form
     form_names: ClassVar[tuple[str, ...]] = (
         *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins"),
@@ -136,11 +129,6 @@ class WhisperEncoder(PretrainedEncoder):
         self.layer_norm = nn.LayerNorm(config.d_model)
         for parameter in self.frozen_parameters():
             parameter.requires_grad_(False)
-
-    @classmethod
-    def model_class(cls, model_type: str) -> Any:
-        """Return what is asked of transformers' model; the modules are ours."""
-        return _Original
 
     @classmethod
     def check_form(cls, config: Mapping[str, Any], refuse: Refusal) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from metaser.model.attention import AttentionMask, SelfAttention, attend, relative_position_bias
+from metaser.model.attention import AttentionMask, SelfAttention, attend, position_buckets, relative_position_bias
 
 torch.set_num_threads(1)
 
@@ -24,6 +24,16 @@ def test_position_bias_equals_wavlms(num_frames: int) -> None:
     attention = wavlm_attention()
     expected = attention.compute_bias(num_frames, num_frames)
     assert torch.equal(relative_position_bias(attention, num_frames), expected)
+
+
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(320, 800), (32, 128), (33, 40), (8, 16), (4, 2), (7, 5)])
+def test_distances_have_the_buckets_that_checkpoints_were_trained_with(num_buckets: int, max_distance: int) -> None:
+    attention = WavLMAttention(32, 4, num_buckets=num_buckets, max_distance=max_distance)
+    distances_P = torch.arange(-3000, 3001)
+    expected = attention._relative_positions_bucket(distances_P)
+    buckets_P = position_buckets(distances_P, num_buckets, max_distance)
+    assert torch.equal(buckets_P, expected)
+    assert buckets_P.min() >= 0 and buckets_P.max() < num_buckets
 
 
 def test_attention_equals_wavlms_with_padding() -> None:

@@ -174,6 +174,38 @@ def test_single_clips_equal_transformers(folders: dict[str, Path], variant: str)
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_are_transformers_in_its_order(folders: dict[str, Path], variant: str) -> None:
+    """Sums over all parameters, such as the norm of the gradients, round by their order."""
+    model = make_model(variant)
+    encoder = load(folders[variant])
+
+    def of_encoder(name: str) -> bool:
+        return not name.startswith(("adapter.", "masked_spec_embed"))
+
+    ours = [(name, value.shape) for name, value in encoder.named_parameters()]
+    assert ours == [(name, value.shape) for name, value in model.named_parameters() if of_encoder(name)]
+    ours = [(name, value.shape) for name, value in encoder.named_buffers() if of_encoder(name)]
+    assert ours == [(name, value.shape) for name, value in model.named_buffers()]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_dropout_is_where_transformers_has_it(folders: dict[str, Path], tmp_path: Path, variant: str) -> None:
+    chances = {"hidden_dropout": 0.1, "activation_dropout": 0.2, "attention_dropout": 0.3, "feat_proj_dropout": 0.4}
+    config = json.loads((folders[variant] / "config.json").read_text()) | chances
+    folder = copy_with(folders[variant], tmp_path / "copy", load_file(folders[variant] / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config))
+    family, _, _ = VARIANTS[variant]
+    config_class, model_class = MODELS[family]
+
+    def found(model: torch.nn.Module) -> dict[str, float]:
+        chances = {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout)}
+        attentions = {name: part.dropout for name, part in model.named_modules() if name.endswith("attention")}
+        return chances | attentions
+
+    assert found(load(folder)) == found(model_class(config_class.from_dict(config)))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_padded_batch_equals_single_clips(folders: dict[str, Path], name: str) -> None:
     encoder = encoders(folders, name)

@@ -109,7 +109,7 @@ def test_weights_have_the_type_that_the_export_says(tmp_path: Path) -> None:
     assert {value.dtype for value in network.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("kind", ["logmel", "whisper"])
+@pytest.mark.parametrize("kind", ["logmel", *CHECKPOINTS])
 def test_predict_imports_little_and_needs_no_torchaudio(tmp_path: Path, kind: str) -> None:
     folder = saved(tmp_path, kind)
     sf.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(RATE_HZ), RATE_HZ)
