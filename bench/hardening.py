@@ -21,9 +21,10 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -136,27 +137,33 @@ def _read_table(corpus: str, path: Path) -> None:
     assert sum(hasattr(item, "utterance") for item in corpus_reader(corpus).read(path, 0)) == NUM_ROWS
 
 
-def open_shards(folder: Path) -> None:
-    from shards.indexload import load_index
+def _index(folder: Path) -> Any:
+    try:
+        from shards.indexload import load_index
+    except ImportError:
+        # Where it stood until 0.1.0.
+        from shards.index import load_index
+    return load_index([folder / "packed"])
 
-    load_index([folder / "packed"]).codes("emotion").counts()
+
+def open_shards(folder: Path) -> None:
+    _index(folder).codes("emotion").counts()
 
 
 def read_clips(folder: Path) -> None:
-    from shards.indexload import load_index
-    from shards.plan import Schedule, step_micro_batches
-    from shards.read import read_batches
+    import shards.plan
+    import shards.read
 
-    index = load_index([folder / "packed"])
-    schedule = Schedule(index.num_samples, batch_utterances=10, pool_utterances=100, seed=0)
-    micro_batches = [
-        micro_batch
-        for step in range(schedule.steps_per_epoch)
-        for micro_batch in step_micro_batches(schedule, step, rank=0, num_processes=1, max_micro_batch_samples=1 << 40)
-    ]
+    index = _index(folder)
+    schedule = shards.plan.Schedule(index.num_samples, batch_utterances=10, pool_utterances=100, seed=0)
+    # Micro-batches were called slots until 0.1.0.
+    plan, word = vars(shards.plan), "micro_batch" if hasattr(shards.plan, "MicroBatch") else "slot"
+    cut = partial(plan[f"step_{word}{'es' if word == 'micro_batch' else 's'}"], **{f"max_{word}_samples": 1 << 40})
+    read = getattr(shards.read, "read_batches", None) or vars(shards.read)["read_slots"]
+    wanted = [part for step in range(schedule.steps_per_epoch) for part in cut(schedule, step, rank=0, num_processes=1)]
     # Opening is measured by itself.
     for _ in range(10):
-        for _ in read_batches(index, micro_batches, num_workers=0, timeout_s=60):
+        for _ in read(index, wanted, num_workers=0, timeout_s=60):
             pass
 
 
