@@ -87,6 +87,14 @@ class EncoderOutput(NamedTuple):
     """True at real frames."""
 
 
+class SelfFilled(nn.Module):
+    """A module whose buffers are no weights to be learned: it fills them itself."""
+
+    def reset_parameters(self) -> None:
+        """Fill the buffers."""
+        raise NotImplementedError
+
+
 class Encoder(nn.Module):
     """An encoder of any input: a stack of transformer layers, run so that padding never changes a clip's real frames.
 
@@ -312,7 +320,7 @@ def init_encoder_weights(module: nn.Module) -> None:
         init.copy_(held.original0, torch.norm_except_dim(held.original1, 2, 2))
     elif hasattr(module, "gru_rel_pos_const"):
         init.ones_(held.gru_rel_pos_const)
-    elif isinstance(module, Encoder):
+    elif isinstance(module, Encoder | SelfFilled):
         module.reset_parameters()
     if isinstance(module, nn.BatchNorm1d):
         init.zeros_(held.running_mean)

@@ -26,7 +26,7 @@ from transformers.models.whisper.configuration_whisper import WhisperConfig
 from metaser.errors import ModelError
 from metaser.model.attention import AttentionMask, SelfAttention
 from metaser.model.checkpoints import Fraction, FromFile, Name, Size
-from metaser.model.encoders.base import Inputs, real_mask
+from metaser.model.encoders.base import Inputs, SelfFilled, real_mask
 from metaser.model.encoders.pretrained import Original, PretrainedEncoder, Refusal
 from shards.schema import RATE_HZ
 
@@ -59,13 +59,20 @@ class _Form(FromFile):
     activation_dropout: Fraction = 0
 
 
-class _Positions(nn.Module):
+class _Positions(SelfFilled):
     """One vector for each frame, which is never trained."""
+
+    weight: Tensor
 
     def __init__(self, num_positions: int, width: int) -> None:
         super().__init__()
-        # Filled by a checkpoint, or by `WhisperEncoder.reset_parameters`.
+        # Filled by a checkpoint, or below.
         self.register_buffer("weight", torch.empty(num_positions, width))
+
+    def reset_parameters(self) -> None:
+        """Make the positions sinusoids."""
+        if not self.weight.is_meta:
+            init.copy_(self.weight, sinusoids(*self.weight.shape))
 
 
 class _Layer(nn.Module):
@@ -156,12 +163,6 @@ class WhisperEncoder(PretrainedEncoder):
         if self._freeze_feature_encoder:
             yield from self.conv1.parameters()
             yield from self.conv2.parameters()
-
-    def reset_parameters(self) -> None:
-        """Make the positions sinusoids."""
-        weight_LD: Any = self.embed_positions.weight
-        if not weight_LD.is_meta:
-            init.copy_(weight_LD, sinusoids(*weight_LD.shape))
 
     def _embed(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
         num_frames = real_BL.shape[1]

@@ -15,6 +15,7 @@ from transformers import WavLMConfig
 from metaser.config.encoders import LogMelEncoderConfig
 from metaser.config.schema import CoattentionConfig, ModelConfig
 from metaser.errors import ConfigError, ModelError
+from metaser.model.encoders.base import init_encoder_weights
 from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.predict import choose_channel, predict_files
@@ -281,6 +282,7 @@ def wavlm():
         num_conv_pos_embedding_groups=2,
     )
     encoder = Wav2Vec2Encoder(config, do_normalize=False, freeze_feature_encoder=True)
+    encoder.apply(init_encoder_weights)
     form = MetaSERConfig(
         encoder=encoder.architecture(),
         model=ModelConfig(coattention=CoattentionConfig(form="none")).model_dump(mode="json"),
