@@ -215,10 +215,10 @@ def evaluation_micro_batches(
 ) -> Iterator[MicroBatch]:
     """Yield this rank's micro-batches of one pass in which every utterance stands exactly once.
 
-    Every rank gets the same number of micro-batches, the last of them perhaps dummies. A micro-batch holds clips of one
-    exact padded cost bound, a longer clip stands alone; the cut does not depend on the number of processes, so that
-    results are the same on any number. A clip that is longer than a window comes in windows, alone in its
-    micro-batches, which follow one another on one rank.
+    Every rank gets the same number of micro-batches, the last of them perhaps dummies. A micro-batch holds clips that
+    take at most `max_micro_batch_samples` padded samples, or a longer clip alone; the cut does not depend on the number
+    of processes, so that results are the same on any number. A clip that is longer than a window comes in windows,
+    alone in its micro-batches, which follow one another on one rank.
     """
     order = np.argsort(num_samples, kind="stable")
     cut: list[list[MicroBatch]] = []

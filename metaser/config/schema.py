@@ -213,7 +213,7 @@ class ParallelConfig(Section):
     peak_tflops: PositiveFloat | None = None
     """What one device can do in this precision, in 1e12 operations a second; given, `mfu` is logged."""
     extra: dict[str, Any] = Field(default={})
-    """DeepSpeed settings laid over those that MetaSER writes (`zero1` to `zero3`), as in its JSON."""
+    """Settings of DeepSpeed (`zero1` to `zero3`), as in its JSON, that replace those that MetaSER writes."""
 
     @model_validator(mode="after")
     def _check(self) -> ParallelConfig:

@@ -25,7 +25,7 @@ from metaser.inputs import make_inputs
 from metaser.model.metaser import MetaSERModel, MetaSEROutput, load_export
 from metaser.processes import Processes, autocast
 from metaser.record import DataRecord, is_own_folder, material, read_material, read_record, used_rows
-from metaser.rundir import RunDir
+from metaser.rundir import CONFUSION, CURVES, RunDir
 from metaser.runfiles import writing
 from metaser.stagedata import passes_filter, select_utterances
 from metaser.targets import Targets
@@ -427,10 +427,8 @@ def write_figures(folder: Path, run: RunDir, model: MetaSERModel, report: dict[s
     main = report["tasks"].get(model.config.main_task, {})
     if "confusion" in main:
         labels = next(spec.labels for spec in model.task_specs if spec.name == model.config.main_task)
-        confusion_figure(
-            labels, main["confusion"], folder / "confusion.png", f"{model.config.main_task}, {report['split']}"
-        )
-    curves_figure(read_metrics(run.metrics), folder / "curves.png")
+        confusion_figure(labels, main["confusion"], folder / CONFUSION, f"{model.config.main_task}, {report['split']}")
+    curves_figure(read_metrics(run.metrics), folder / CURVES)
     for name, coefficients in model.ari.coefficients().items():
         values = coefficients.detach().cpu().numpy()
         rows = list(model.ari.task_names) if name == "task" else [f"layer {row + 1}" for row in range(len(values))]

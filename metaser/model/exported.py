@@ -7,17 +7,18 @@ checked and used; the tensors' names and shapes are held against config.json bef
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from metaser.config.encoders import ENCODER_KINDS
 from metaser.errors import ModelError
@@ -29,9 +30,6 @@ from shards.errors import InputError
 from shards.inputfile import ABSENT, MAX_SETTINGS_BYTES, fault_of, is_there, open_regular, read_regular
 from shards.shown import shown
 
-if TYPE_CHECKING:
-    from metaser.model.network import MetaSERConfig, MetaSERNetwork
-
 log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = COVERED = ("config.json", "model.safetensors")
@@ -40,12 +38,15 @@ HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_down
 """Arguments of transformers that say where a model comes from."""
 
 
+Config = TypeVar("Config", bound=PreTrainedConfig)
+
+
 @dataclass(frozen=True)
-class Export:
+class Export(Generic[Config]):
     """An exported model, read whole."""
 
     folder: Path
-    config: MetaSERConfig
+    config: Config
     tensors: dict[str, Tensor]
     sha256: str
     """Of the weights' file."""
@@ -104,7 +105,7 @@ def export_folder(name: str | Path, wanted: Sequence[str], options: Mapping[str,
         ) from error
 
 
-def read_config(folder: Path, kind: type[MetaSERConfig]) -> MetaSERConfig:
+def read_config(folder: Path, kind: type[Config]) -> Config:
     """Return the configuration of the exported model in `folder`, compared with its checksum as in `read_export`.
 
     Raises:
@@ -114,10 +115,15 @@ def read_config(folder: Path, kind: type[MetaSERConfig]) -> MetaSERConfig:
         return _read_config(folder, read_sums(folder, COVERED), kind)
 
 
-def read_export(folder: Path, kind: type[MetaSERNetwork]) -> Export:
+def read_export(folder: Path, kind: type[Config], build: Callable[[Config], nn.Module]) -> Export[Config]:
     """Return the exported model in `folder`, every byte compared with the checksums beside it.
 
     A folder that an earlier version wrote has none, which is said; one whose config.json tells of them must have them.
+
+    Args:
+        folder: Where it lies.
+        kind: What config.json makes.
+        build: Returns the module of a configuration, whose tensors' names and shapes must be the weights'.
 
     Raises:
         ModelError: naming the file that is missing, damaged or hostile.
@@ -127,9 +133,9 @@ def read_export(folder: Path, kind: type[MetaSERNetwork]) -> Export:
         with open_regular(weights) as file:
             refuse_stand_in(file.read(64), weights)
         sums = read_sums(folder, COVERED)
-        config = _read_config(folder, sums, kind.config_class)
+        config = _read_config(folder, sums, kind)
         with open_tensors(weights) as opened:
-            _check_forms(opened, config, folder, kind)
+            _check_forms(opened, lambda: build(config), folder)
             tensors, digest = opened.read_hashed()
         if sums is not None:
             check_sum(weights, digest, sums)
@@ -152,7 +158,7 @@ def _reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_config(folder: Path, sums: Mapping[str, str] | None, kind: type[MetaSERConfig]) -> MetaSERConfig:
+def _read_config(folder: Path, sums: Mapping[str, str] | None, kind: type[Config]) -> Config:
     path = folder / CONFIG
     data = read_regular(path, max_bytes=MAX_SETTINGS_BYTES)
     refuse_stand_in(data, path)
@@ -168,7 +174,7 @@ def _read_config(folder: Path, sums: Mapping[str, str] | None, kind: type[MetaSE
     except ModelError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     if sums is None:
-        _accept_without_sums(folder, config)
+        _accept_without_sums(folder, values.get("checksums"))
     return config
 
 
@@ -182,8 +188,8 @@ def _read_encoder(values: dict[str, Any], path: Path) -> dict[str, Any]:
     return encoder_class(kind).read_architecture(values, path)
 
 
-def _accept_without_sums(folder: Path, config: MetaSERConfig) -> None:
-    if config.checksums is not None:
+def _accept_without_sums(folder: Path, told: str | None) -> None:
+    if told is not None:
         raise ModelError(
             f"{str(folder)!r} must hold the {SUMS} that its config.json tells of, but does not; export the model again"
         )
@@ -195,12 +201,12 @@ def _accept_without_sums(folder: Path, config: MetaSERConfig) -> None:
     )
 
 
-def _check_forms(file: TensorFile, config: MetaSERConfig, folder: Path, kind: type[MetaSERNetwork]) -> None:
+def _check_forms(file: TensorFile, build: Callable[[], nn.Module], folder: Path) -> None:
     """Hold the names, shapes and types in the weights' header against what config.json builds."""
     # The meta device gives tensors shapes and no memory.
     try:
         with torch.device("meta"):
-            expected = kind(config).state_dict()
+            expected = build().state_dict()
     except (RuntimeError, ValueError, OverflowError, InputError) as error:
         # Torch's words for sizes that it cannot take.
         raise ModelError(

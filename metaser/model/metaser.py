@@ -62,7 +62,7 @@ class MetaSERModel(MetaSERNetwork, PreTrainedModel):
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, **kwargs)
         options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        export = read_export(export_folder(pretrained_model_name_or_path, COVERED, options), cls)
+        export = read_export(export_folder(pretrained_model_name_or_path, COVERED, options), MetaSERConfig, cls)
         kwargs["config"], kwargs["state_dict"] = export.config, export.tensors
         loaded = super().from_pretrained(None, *model_args, **kwargs)
         # A loading_info makes it a pair.

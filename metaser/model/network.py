@@ -410,7 +410,7 @@ def load_network(path: str | Path, *, setting: str) -> MetaSERNetwork:
     Raises:
         ModelError: There is none, or it is damaged.
     """
-    export = read_export(find_export(path, setting=setting), MetaSERNetwork)
+    export = read_export(find_export(path, setting=setting), MetaSERConfig, MetaSERNetwork)
     # On the meta device no time goes into random weights.
     with torch.device("meta"):
         network = MetaSERNetwork(export.config)

@@ -37,7 +37,7 @@ from shards.suffixes import AUDIO_SUFFIXES
 _CACHE_BYTES = 256 * 2**20
 """70 minutes of decoded noise."""
 _NOISE_S = 60.0
-"""Built-in noise: clips take their part of it from a drawn place on."""
+"""Of each built-in noise; a clip hears a part that begins at a drawn place."""
 _FFT_BLOCK = 8192
 """Convolutions are padded to multiples of it: the FFT is slow at sizes with large prime factors."""
 _FILTER_TAPS = 511

@@ -13,7 +13,7 @@ from torch import Tensor
 from metaser.errors import ModelError
 from metaser.model.encoders.families import encoder_class
 from metaser.model.exported import WEIGHTS, find_export, read_export
-from metaser.model.metaser import Blueprint, MetaSERModel
+from metaser.model.metaser import Blueprint, MetaSERConfig, MetaSERModel
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 
@@ -58,7 +58,7 @@ def load_initial_weights(model: MetaSERModel, source: str) -> InitialWeights:
     Raises:
         ModelError: if there is no model, it is damaged, or its encoder has another form.
     """
-    export = read_export(find_export(source, setting="init_from"), MetaSERModel)
+    export = read_export(find_export(source, setting="init_from"), MetaSERConfig, MetaSERModel)
     form = export.config
     tensors = {_bare(name): value for name, value in export.tensors.items()}
     _check_encoder(model.config.encoder, form.encoder, source)

@@ -17,7 +17,6 @@ MODULES = sorted(path for name in ("metaser", "launch") for path in (ROOT / name
 IS_FILE = re.compile(r"[\w.{}-]*\.(yaml|json|jsonl|parquet|log|csv|md|png|lock|stop)|\.(lock|stop)")
 ELSEWHERE = {
     # Drawn and found by modules that know a report's or a model's folder, not a run's.
-    "metaser/eval/protocol.py": {"confusion.png", "curves.png"},
     "metaser/model/exported.py": {"best"},
 }
 
