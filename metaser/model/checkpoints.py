@@ -284,6 +284,11 @@ def _validated(data: bytes, path: Path, kind: type[_Parsed], what: str) -> _Pars
         ) from None
 
 
+def unbuildable(path: Path, rule: str, got: str) -> ModelError:
+    """Return the error of a config.json of whose sizes no encoder can be built: what must hold, and what there is."""
+    return ModelError(f"in {path}, {rule}, got {got}; point to a checkpoint whose config.json is its own")
+
+
 def refuse_stand_in(start: bytes, path: Path) -> None:
     """Refuse what stands where a file of the checkpoint should be, told by its first bytes."""
     if start.startswith(_LFS_POINTER):

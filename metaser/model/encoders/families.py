@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from metaser.config.encoders import ENCODER_KINDS, EncoderConfig
 from metaser.model.encoders.base import Encoder, init_encoder_weights
 from metaser.registry import imported
-
-if TYPE_CHECKING:
-    from metaser.model.encoders.pretrained import PretrainedEncoder
 
 FAMILY_PLACES: dict[str, str] = {
     "wav2vec2": "metaser.model.encoders.wav2vec2:Wav2Vec2Encoder",
@@ -20,22 +17,6 @@ FAMILY_PLACES: dict[str, str] = {
     "whisper": "metaser.model.encoders.whisper:WhisperEncoder",
 }
 """A `PretrainedEncoder` as `MODULE:CLASS` by the `model_type` of a checkpoint's config.json."""
-
-
-class _Families(Mapping[str, "type[PretrainedEncoder]"]):
-    """The families by `model_type`, each imported when it is asked for."""
-
-    def __getitem__(self, model_type: str) -> type[PretrainedEncoder]:
-        return cast("type[PretrainedEncoder]", imported(FAMILY_PLACES[model_type]))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(FAMILY_PLACES)
-
-    def __len__(self) -> int:
-        return len(FAMILY_PLACES)
-
-
-FAMILIES = _Families()
 
 
 def encoder_class(kind: str) -> type[Encoder]:

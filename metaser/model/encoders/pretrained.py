@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -13,9 +14,10 @@ from transformers import PreTrainedConfig
 
 from metaser.config.encoders import HuggingFaceEncoderConfig
 from metaser.errors import ModelError
-from metaser.model.checkpoints import FromFile, open_checkpoint, read_weights
+from metaser.model.checkpoints import FromFile, open_checkpoint, read_weights, unbuildable
 from metaser.model.encoders.base import SpeechEncoder, init_encoder_weights
-from metaser.model.encoders.families import FAMILIES
+from metaser.model.encoders.families import FAMILY_PLACES
+from metaser.registry import imported
 from shards.shown import shown
 
 Refusal = Callable[[str, str], ModelError]
@@ -80,11 +82,8 @@ class PretrainedEncoder(SpeechEncoder):
         Raises:
             ModelError: if no encoder can be built of it.
         """
-
-        def refuse(rule: str, got: str) -> ModelError:
-            return ModelError(f"in {path}, {rule}, got {got}; point to a checkpoint whose config.json is its own")
-
         said = config.model_dump(exclude_unset=True)
+        refuse = partial(unbuildable, path)
         cls.check_form({**cls.originals[said["model_type"]].config_class().to_dict(), **said}, refuse)
         return said
 
@@ -157,3 +156,19 @@ class PretrainedEncoder(SpeechEncoder):
             "do_normalize": self._do_normalize,
             "freeze_feature_encoder": self._freeze_feature_encoder,
         }
+
+
+class _Families(Mapping[str, "type[PretrainedEncoder]"]):
+    """The families by `model_type`, each imported when it is asked for."""
+
+    def __getitem__(self, model_type: str) -> type[PretrainedEncoder]:
+        return cast("type[PretrainedEncoder]", imported(FAMILY_PLACES[model_type]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(FAMILY_PLACES)
+
+    def __len__(self) -> int:
+        return len(FAMILY_PLACES)
+
+
+FAMILIES = _Families()

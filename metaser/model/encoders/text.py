@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,7 +23,7 @@ from transformers.activations import ACT2FN
 from metaser.config.encoders import TextEncoderConfig
 from metaser.errors import ModelError
 from metaser.model.attention import AttentionMask
-from metaser.model.checkpoints import Fraction, FromFile, Name, Size, open_checkpoint, read_weights
+from metaser.model.checkpoints import Fraction, FromFile, Name, Size, open_checkpoint, read_weights, unbuildable
 from metaser.model.encoders.base import (
     Encoder,
     EncoderOutput,
@@ -129,10 +130,7 @@ class TextEncoder(Encoder):
         Raises:
             ModelError: if no encoder can be built of it.
         """
-
-        def refuse(rule: str, got: str) -> ModelError:
-            return ModelError(f"in {path}, {rule}, got {got}; point to a checkpoint whose config.json is its own")
-
+        refuse = partial(unbuildable, path)
         said = config.model_dump(exclude_unset=True)
         defaults = _model_class(said["model_type"]).config_class().to_dict()
         form = {name: said.get(name, defaults[name]) for name in ("model_type", *_FORM, *_DROPOUTS)}
