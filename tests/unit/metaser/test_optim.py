@@ -7,7 +7,7 @@ from transformers import Data2VecAudioConfig, HubertConfig, Wav2Vec2Config, WavL
 
 from metaser.config.encoders import LogMelEncoderConfig
 from metaser.config.schema import AdapterConfig, AriConfig, CoattentionConfig, ModelConfig, ScheduleConfig, StageConfig
-from metaser.model.encoders.families import FAMILIES as ENCODERS
+from metaser.model.encoders.pretrained import FAMILIES as ENCODERS
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.tasks.spec import TaskSpec
 from metaser.train.optim import build_optimizer, schedule_factor, set_learning_rates
