@@ -80,8 +80,11 @@ class MetaSERModel(MetaSERNetwork, PreTrainedModel):
         write_sums(Path(save_directory), COVERED)
 
     def blank(self) -> MetaSERModel:
-        """Return a fresh model of the same form on the CPU, with the files of its views."""
-        model = MetaSERModel(self.config)
+        """Return a model of the same form on the CPU, with the files of its views, whose weights are to be loaded."""
+        # Random weights of a large encoder take seconds, and each of them is replaced.
+        with initialization.no_init_weights():
+            model = MetaSERModel(self.config)
+        model._freeze_what_stays()
         for name, view in self.views.items():
             cast(Encoder, model.views[name]).share_files(cast(Encoder, view))
         return model
@@ -99,6 +102,9 @@ class MetaSERModel(MetaSERNetwork, PreTrainedModel):
             reset_lora(self.encoder)
             if self.adapters is not None:
                 self.adapters.reset_outputs()
+        self._freeze_what_stays()
+
+    def _freeze_what_stays(self) -> None:
         for encoder in self.encoders.values():
             for parameter in encoder.frozen_parameters():
                 parameter.requires_grad_(False)

@@ -25,6 +25,7 @@ IMPORTABLE = {
     "accelerate": ("accelerate.state.AcceleratorState._reset_state",),
     "transformers": (
         "transformers.initialization.guard_torch_init_functions",
+        "transformers.initialization.no_init_weights",
         "transformers.integrations.deepspeed.unset_hf_deepspeed_config",
     ),
     "submitit": (
