@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from metaser.errors import ConfigError
+from metaser.given import given_text
 from metaser.inputs import make_inputs
 from metaser.model.network import MetaSERNetwork, load_network
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
-from metaser.texts import given_text
 from metaser.windows import JoinedOutput, WindowOutput, choose_windows, join_windows
 from shards.batch import as_batch
 from shards.corpora.said import SIDES
@@ -120,7 +120,7 @@ def predict_files(
     Raises:
         ConfigError: if there are texts, but not one for each file, or the model reads none.
     """
-    if texts and not model.reading_views:
+    if texts and not model.reads_text:
         raise ConfigError(
             f"--text is for models that read, but this one only hears, got {shown(texts[0], 80)!r}; leave it out"
         )
@@ -258,8 +258,10 @@ def _answers(specs: Sequence[TaskSpec], output: JoinedOutput) -> dict[str, dict[
 
 def _notes(recording: _Recording, track: Track, channel: int | None, heard: Sequence[_HeardWindow]) -> Iterator[str]:
     file, channels = recording.file, track.channels
-    if recording.text is None and recording.model.reading_views:
+    if recording.text is None and recording.model.reads_text:
         yield f"the model reads what is said, but was given no text for {file}; --text gives it"
+    if any(not view.reads_text for view in recording.model.given_views.values()):
+        yield f"the model was trained with numbers beside the sound, but has none for {file}, which count as missing"
     if channel is None and 0 < len(channels.quiet) < channels.num:
         yield (
             f"{file} has {channels.num} channels, which were mixed although channel "

@@ -6,8 +6,9 @@ lengths, speakers and splits, never their transcripts.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -87,6 +88,31 @@ class Index:
         whole = self.columns.numbers(name)
         return whole if self.rows is None else whole[self.rows]
 
+    def number_table(self, names: Sequence[str]) -> np.ndarray:
+        """Return what `numbers` does of several fields, shape (num_utterances, num_names); reads each `extra` once.
+
+        Raises:
+            FilterError: as `numbers` does.
+        """
+        table = np.full((len(self), len(names)), np.nan)
+        inside = {}
+        for place, name in enumerate(names):
+            if name.startswith("extra."):
+                self._check_field(name)
+                inside[name] = place
+            else:
+                table[:, place] = self.numbers(name)
+        if inside:
+            codes = self._stored_codes("extra")
+            words, rows = np.unique(codes.numbers, return_inverse=True)
+            of_words = np.full((len(words), len(names)), np.nan)
+            for number, values_V in zip(words.tolist(), of_words, strict=True):
+                if number >= 0:
+                    _read_numbers(parsed_extra(codes.words[number]), inside, values_V)
+            places = list(inside.values())
+            table[:, places] = of_words[rows][:, places]
+        return table
+
     def codes(self, name: str) -> Codes:
         """Return a field as numbers and the words they stand for.
 
@@ -112,7 +138,7 @@ class Index:
         codes = self.codes(name)
         no_number = codes.without_number()
         if no_number:
-            raise FilterError(f"{name} must be numbers, but one of its values is {no_number[0]!r}")
+            raise _no_number(name, no_number[0])
         return codes.lookup((number_of(word) for word in codes.words), np.nan).astype(np.float64)
 
     def values(self, name: str) -> list[Any]:
@@ -170,6 +196,20 @@ class Index:
     def _stored_codes(self, name: str) -> Codes:
         whole = self.columns.codes(name)
         return whole if self.rows is None else Codes(whole.numbers[self.rows], whole.words)
+
+
+def _read_numbers(extra: Mapping[str, Any], places: Mapping[str, int], values_V: np.ndarray) -> None:
+    """Write the numbers that one row's `extra` holds to the places of their fields."""
+    for name, place in places.items():
+        value = extra.get(name.removeprefix("extra."))
+        number = math.nan if value is None else number_of(value)
+        if number is None:
+            raise _no_number(name, value)
+        values_V[place] = number
+
+
+def _no_number(name: str, value: object) -> FilterError:
+    return FilterError(f"{name} must be numbers, but one of its values is {value!r}")
 
 
 def _inside(codes: Codes, name: str) -> Codes:

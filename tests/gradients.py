@@ -8,12 +8,12 @@ from tinyruns import EXACT, ranks
 
 from metaser.config.schema import ExperimentConfig
 from metaser.distributed import dist_info
+from metaser.given import fit_views, lookups
 from metaser.model.metaser import build_model
 from metaser.processes import Processes
 from metaser.seeding import seed_generators
 from metaser.stagedata import stage_data, training_rows
 from metaser.targets import Targets, resolve_tasks
-from metaser.texts import text_lookups
 from metaser.train.augment import Augmenter
 from metaser.train.build import build_engine
 from metaser.train.optim import build_optimizer
@@ -37,6 +37,7 @@ def stage_runner(config: ExperimentConfig, processes: Processes, dtype: torch.dt
     training = stage_data(stage, specs, index, splits).training
     seed_generators(config.seed, "init")
     model = build_model(config.model, specs, config.main_task)
+    fit_views(model, training)
     # Coefficients start at zero, where half of the gradients are zero, too.
     with torch.no_grad():
         for scalars in model.ari.scalar_parameters().values():
@@ -47,8 +48,8 @@ def stage_runner(config: ExperimentConfig, processes: Processes, dtype: torch.dt
     engine = build_engine(processes, model, build_optimizer(model, trainable, stage), max_grad_norm=1.0)
     schedule = Schedule(training.num_samples, batch_utterances=16, pool_utterances=1600, seed=1)
     augmenter = Augmenter(stage.augment, seed=config.seed)
-    targets, texts = Targets(specs, training), text_lookups(model, training)
-    return StepRunner(config, stage, 2, specs, training, targets, schedule, engine, augmenter, texts)
+    targets, found = Targets(specs, training), lookups(model, training)
+    return StepRunner(config, stage, 2, specs, training, targets, schedule, engine, augmenter, found)
 
 
 def write_gradient(config: ExperimentConfig, path: str, in_float64: bool) -> None:

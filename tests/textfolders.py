@@ -10,12 +10,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel
 
 _MEL = "{kind: logmel, num_mels: 8, width: 6, num_layers: 1, num_heads: 2, feed_forward: 8, dropout: 0.1}"
+_NUMBERS = "{kind: numbers, fields: [extra.pitch_hz, extra.number, extra.none], width: 4}"
 
 
 def with_views(bert: Path) -> tuple[str, ...]:
-    """Return the overrides that add a view of the text and one of the sound to the tiny experiment's second stage."""
+    """Return the overrides that add views of the text, the sound and numbers to the tiny experiment's second stage."""
     return (
-        f"model.views={{words: {{kind: text, name: {bert}}}, mel: {_MEL}}}",
+        f"model.views={{words: {{kind: text, name: {bert}}}, mel: {_MEL}, pitch: {_NUMBERS}}}",
         "stages.1.train=[encoder, views, ari, heads, coattention]",
         "stages.1.learning_rate.views=0.003",
     )

@@ -109,6 +109,7 @@ def clip(number: int, **changes: object) -> SourceUtterance:
         "style": ("improvised", "scripted")[number // 12 % 2],
         "speaker": f"s{speaker}",
         "split": {4: "dev", 5: "test"}.get(speaker, "train"),
+        "extra": {"pitch_hz": 120.0 + 60 * (speaker % 2)} | ({} if number % 3 == 0 else {"number": number}),
         **changes,
     }
     name = f"u{number:03d}"

@@ -54,7 +54,7 @@ def predict(
         if output_format == "jsonl":
             failed = _print_jsonl(predictions)
         elif output_format == "csv":
-            reads = bool(loaded.reading_views)
+            reads = loaded.reads_text
             failed = _print_csv(predictions, loaded.task_specs, per_window=per_window, with_text=reads)
         else:
             failed = _print_table(predictions, loaded.task_specs, loaded.config.main_task, per_window=per_window)

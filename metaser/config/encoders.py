@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
+import numpy as np
+from pydantic import Field, PlainValidator, SerializeAsAny, field_validator, model_validator
 
+from metaser.fields import numbers_in, texts_in
 from metaser.registry import imported
 from shards.record import Section
+
+if TYPE_CHECKING:
+    from shards.index import Index
 
 Width = Annotated[int, Field(gt=0, le=2**16)]
 """Larger ones are slips or attacks: a square of them takes 16 GB."""
@@ -22,10 +28,30 @@ class EncoderConfig(Section):
     has_mel_filters: ClassVar[bool] = False
     """Whether VTLP has something to move."""
 
+    reads_text: ClassVar[bool] = False
+    """Whether `metaser predict --text` has something to tell it."""
+
     @property
-    def text_field(self) -> str | None:
-        """The metadata field with the text that the encoder reads; None hears."""
-        return None
+    def given_fields(self) -> tuple[str, ...]:
+        """The metadata fields that the encoder is given beside the sound; none where it only hears."""
+        return ()
+
+    def describe_given(self) -> str:
+        """Return the names of the `given_fields`, for messages and reports."""
+        first, *others = self.given_fields
+        return f"{1 + len(others)} fields ({first!r} first)" if others else f"the field {first!r}"
+
+    def num_given(self, index: Index, *, setting: str) -> int:
+        """Return how many utterances have something in the `given_fields`.
+
+        Args:
+            index: The utterances.
+            setting: Where the encoder stands in the experiment, for messages.
+
+        Raises:
+            ConfigError: The fields hold what the encoder cannot be given.
+        """
+        raise NotImplementedError
 
     def describe(self) -> str:
         """Return what the encoder is, for a model card."""
@@ -82,10 +108,48 @@ class TextEncoderConfig(EncoderConfig):
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Replaces the checkpoint's hidden and attention dropout; None keeps them."""
 
+    reads_text: ClassVar[bool] = True
+
     @property
-    def text_field(self) -> str | None:
+    def given_fields(self) -> tuple[str, ...]:
         """The metadata field with the text."""
-        return self.field
+        return (self.field,)
+
+    def num_given(self, index: Index, *, setting: str) -> int:
+        """Return how many utterances have a text; see `EncoderConfig.num_given`."""
+        return sum(bool((text or "").strip()) for text in texts_in(index, self.field, setting=setting))
+
+
+class NumbersEncoderConfig(EncoderConfig):
+    """A small network over numbers of the metadata, such as functionals of the clip: no sound, one frame."""
+
+    kind: Literal["numbers"]
+    fields: tuple[Annotated[str, Field(pattern=r"^(age|extra\..+)$")], ...] = Field(min_length=1, max_length=8192)
+    """Metadata fields with the numbers: `age`, or `extra.NAME`; what may be labels is none of them."""
+    width: Width = 64
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @field_validator("fields")
+    @classmethod
+    def _check_fields(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted(name for name, count in Counter(fields).items() if count > 1)
+        if twice:
+            raise ValueError(f"fields must be named once, got {twice} more often; leave the others out")
+        return fields
+
+    @property
+    def given_fields(self) -> tuple[str, ...]:
+        """The metadata fields with the numbers."""
+        return self.fields
+
+    def num_given(self, index: Index, *, setting: str) -> int:
+        """Return how many utterances have at least one of the numbers; see `EncoderConfig.num_given`."""
+        numbers_UV = numbers_in(index, self.fields, setting=setting)
+        return int(np.isfinite(numbers_UV).any(axis=1).sum())
+
+    def describe(self) -> str:
+        """Return what the encoder is."""
+        return f"a network over {len(self.fields)} numbers of the metadata, trained from scratch"
 
 
 class EncoderKind(NamedTuple):
@@ -103,6 +167,9 @@ ENCODER_KINDS: dict[str, EncoderKind] = {
         "metaser.config.encoders:HuggingFaceEncoderConfig", "metaser.model.encoders.pretrained:PretrainedEncoder"
     ),
     "text": EncoderKind("metaser.config.encoders:TextEncoderConfig", "metaser.model.encoders.text:TextEncoder"),
+    "numbers": EncoderKind(
+        "metaser.config.encoders:NumbersEncoderConfig", "metaser.model.encoders.numbers:NumbersEncoder"
+    ),
 }
 """By the word that `kind` holds."""
 

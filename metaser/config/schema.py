@@ -267,11 +267,19 @@ class ExperimentConfig(Section):
                 f"main_task must answer once an utterance, but {self.main_task!r} of kind {main.kind} answers for "
                 "every frame; name another task"
             )
-        if self.model.encoder.text_field is not None:
+        if self.model.encoder.given_fields:
             raise ValueError(
                 f"model.encoder must be an encoder that hears, got one of kind {self.model.encoder.kind!r}; make it "
                 "one of model.views"
             )
+        for name, view in self.model.views.items():
+            # An age tells its group.
+            told = {*view.given_fields} & {field.replace("age_group", "age") for field in main.metadata_fields}
+            if told:
+                raise ValueError(
+                    f"model.views.{name} must not be given the answer of the main task {self.main_task!r}, but reads "
+                    f"{sorted(told)}; leave the field out"
+                )
         if not self.model.other_streams(self.main_task, names) and self.model.coattention.form != "none":
             raise ValueError(
                 f"model.coattention.form {self.model.coattention.form!r} needs a second task or view beside "

@@ -135,9 +135,9 @@ def _training(config: ExperimentConfig, record: DataRecord) -> list[str]:
 
 def _encoder(encoder: EncoderConfig) -> str:
     if not isinstance(encoder, HuggingFaceEncoderConfig | TextEncoderConfig):
-        return encoder.describe()
+        return plain(encoder.describe())
     revision = f", revision {plain(encoder.revision)}" if encoder.revision else ""
-    reads = "" if encoder.text_field is None else f", reads {code(encoder.text_field)}"
+    reads = f", reads {code(encoder.field)}" if isinstance(encoder, TextEncoderConfig) else ""
     licence = _encoder_licence(Path(encoder.name) / "README.md")
     return f"{code(encoder.name)}{revision}, pre-trained{reads}; its licence: {licence or 'see there, not known here'}"
 
@@ -300,7 +300,7 @@ def _use(config: ExperimentConfig) -> list[str]:
         "`from metaser import MetaSERModel`, then `MetaSERModel.from_pretrained(FOLDER)`.",
         *(
             ["It reads what is said, too: `metaser predict FOLDER some.wav --text WORDS`."]
-            if any(view.text_field is not None for view in config.model.views.values())
+            if any(view.reads_text for view in config.model.views.values())
             else []
         ),
     ]

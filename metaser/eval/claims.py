@@ -38,8 +38,8 @@ def pooled_claims(folds: Sequence[FoldClaims], config: ExperimentConfig) -> dict
     if init_from is not None:
         notes.append(f"every fold started from the weights of {init_from!r}; what made those, its own report says")
     for name, view in config.model.views.items():
-        if view.text_field is not None:
-            notes.append(f"the view {name!r} read the field {view.text_field!r}; of how many, each fold's report says")
+        if view.given_fields:
+            notes.append(f"the view {name!r} read {view.describe_given()}; of how many, each fold's report says")
     if num_near:
         notes.append(f"dialogue partners of the test speakers may have trained the models of {num_near} folds")
     return {

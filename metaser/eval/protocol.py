@@ -21,6 +21,7 @@ from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.report import build_report, write_report
 from metaser.eval.start import describe_start, is_same_shards, known_start, start_facts, start_notes
+from metaser.given import given_notes, lookups
 from metaser.inputs import make_inputs
 from metaser.model.metaser import MetaSERModel, MetaSEROutput, load_export
 from metaser.processes import Processes, autocast
@@ -31,7 +32,6 @@ from metaser.stagedata import passes_filter, select_utterances
 from metaser.targets import Targets
 from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
-from metaser.texts import text_lookups, text_notes
 from metaser.tracking import read_metrics
 from metaser.windows import choose_windows
 from shards.batch import Batch
@@ -137,13 +137,13 @@ def _judge(
     record = read_record(run)
     protocol = _protocol(config, specs, choice, part, made_from(specs), record, accept=accept)
     protocol |= _used(config, specs, choice, chosen, by_stage)
-    protocol["notes"] = [*protocol["notes"], *text_notes(model, part)]
+    protocol["notes"] = [*protocol["notes"], *given_notes(model, part)]
     model.to(processes.device)  # type: ignore[arg-type]
-    texts = text_lookups(model, part)
+    found = lookups(model, part)
 
     def forward(batch: Batch) -> MetaSEROutput:
         with autocast(processes.device, config.parallel.precision):
-            output: MetaSEROutput = model(*make_inputs(batch, processes.device, texts))
+            output: MetaSEROutput = model(*make_inputs(batch, processes.device, found))
         return output
 
     results = evaluate(

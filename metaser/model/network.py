@@ -279,6 +279,7 @@ class MetaSERNetwork(nn.Module):
         masks: FrameMasks | None = None,
         warp_B: Float[Tensor, "B"] | None = None,
         tokens: Mapping[str, Tokens] | None = None,
+        vectors: Mapping[str, Float[Tensor, "B V"]] | None = None,
         *,
         tasks: Sequence[str] | None = None,
     ) -> MetaSEROutput:
@@ -290,9 +291,10 @@ class MetaSERNetwork(nn.Module):
             masks: SpecAugment masks over the encoder's input frames; None masks nothing.
             warp_B: How far VTLP moves each clip's mel filters; None moves none.
             tokens: The texts of views that read, by the view's name.
+            vectors: The numbers of views that are given some, by the view's name.
             tasks: Names of the tasks to compute; None computes all.
         """
-        inputs = Inputs(wave_BT, num_samples_B, masks, warp_B, tokens or {})
+        inputs = Inputs(wave_BT, num_samples_B, masks, warp_B, tokens or {}, vectors or {})
         encoded = self.encoder(inputs, mix=self._layer_mix())
         frames = self.ari(encoded.layers, encoded.frame_mask_BL)
         streams = {name: Stream(frames_BLD, encoded.frame_mask_BL) for name, frames_BLD in frames.items()}
@@ -317,10 +319,15 @@ class MetaSERNetwork(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def reading_views(self) -> dict[str, Encoder]:
-        """The views that read and that co-attention joins, by name."""
+    def given_views(self) -> dict[str, Encoder]:
+        """The views that are given something beside the sound and that co-attention joins, by name."""
         views = {name: cast(Encoder, self.views[name]) for name in self.joined_views}
-        return {name: view for name, view in views.items() if view.field is not None}
+        return {name: view for name, view in views.items() if view.given_fields}
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a view is given texts."""
+        return any(view.reads_text for view in self.given_views.values())
 
     @property
     def encoders(self) -> dict[str, Encoder]:

@@ -14,10 +14,10 @@ from metaser.errors import ConfigError, TrainingError
 from metaser.eval.coverage import check_labels
 from metaser.eval.crossval import CrossValidation, fold_splits
 from metaser.eval.start import check_start, read_start
+from metaser.given import check_given
 from metaser.model.exported import find_export
 from metaser.stagedata import StageData, experiment_specs, heard_samples, select_utterances, stage_data
 from metaser.tasks.spec import TaskSpec
-from metaser.texts import check_texts
 from metaser.train.augment import check_stretched
 from shards.errors import InputError
 from shards.index import Index
@@ -47,7 +47,7 @@ def check_data(config: ExperimentConfig, index: Index, splits: SplitAssignment, 
     """
     specs = experiment_specs(config, index, splits)
     stages = tuple(stage_data(stage, specs, index, splits, config.data) for stage in config.stages)
-    check_texts(config.model, [stage.training for stage in stages])
+    check_given(config.model, [stage.training for stage in stages])
     notes = check_labels(config, specs, index, splits)
     windowing, max_micro_batch_s = config.data.windowing, config.data.max_micro_batch_s
     for part in stages:

@@ -14,7 +14,8 @@ import torch
 
 from metaser.eval.evaluate import evaluate
 from metaser.eval.metrics import add_interval, evaluate_results, selected_value
-from metaser.inputs import TextLookup, make_inputs
+from metaser.inputs import make_inputs
+from metaser.model.encoders.base import Lookup
 from metaser.tracking import Recorder
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
@@ -40,7 +41,7 @@ class StageLoop:
     stop_request: StopRequest
     on_selected: Callable[[], None]
     """Called on every process after a checkpoint with a new best dev value is complete."""
-    dev_texts: Mapping[str, TextLookup] = field(default_factory=dict)
+    dev_lookups: Mapping[str, Lookup] = field(default_factory=dict)
     """What each view that reads is given of the dev utterances, by the view's name."""
     profiler: StepProfiler | None = None
     cpu_wait: CpuWait = field(default_factory=CpuWait)
@@ -157,7 +158,7 @@ class StageLoop:
         runner.engine.model.train(mode=False)
         with runner.engine.averaged():
             results = evaluate(
-                lambda batch: runner.engine.forward(make_inputs(batch, device, self.dev_texts), tasks),
+                lambda batch: runner.engine.forward(make_inputs(batch, device, self.dev_lookups), tasks),
                 specs,
                 self.dev,
                 runner.config.data,

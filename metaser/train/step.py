@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
-from metaser.inputs import Augment, TextLookup, make_inputs
-from metaser.model.encoders.base import Inputs
+from metaser.inputs import Augment, make_inputs
+from metaser.model.encoders.base import Inputs, Lookup
 from metaser.seeding import seed_generators
 from metaser.targets import Targets
 from metaser.tasks.kinds import kind_of
@@ -49,7 +49,7 @@ class StepRunner:
     schedule: Schedule
     engine: Engine
     augmenter: Augmenter
-    texts: Mapping[str, TextLookup] = field(default_factory=dict)
+    lookups: Mapping[str, Lookup] = field(default_factory=dict)
     """What each view that reads is given of the stage's utterances, by the view's name."""
     _flops_per_s: dict[str, float] = field(default_factory=dict, init=False)
     """Operations per second of audio of one step, counted once where `parallel.peak_tflops` is given."""
@@ -187,7 +187,7 @@ class StepRunner:
         items = batch.items_B.numpy()
         device = self.engine.processes.device
         augment = self._augment(self.schedule.epoch_of(step - 1))
-        inputs = make_inputs(batch, device, self.texts, augment=augment)
+        inputs = make_inputs(batch, device, self.lookups, augment=augment)
         targets = {name: target.to(device) for name, target in self.targets.lookup(items).items()}
         with self.engine.accumulating(is_last=is_last):
             output = self.engine.forward(inputs, self.stage.weighted_tasks)

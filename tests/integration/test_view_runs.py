@@ -47,14 +47,18 @@ def test_views_rest_in_the_first_stage_and_move_in_the_second(run: Path) -> None
     )
     views = [name for name in last if name.startswith("views.")]
     assert all(torch.equal(first[name], begun[name]) for name in views)
-    at_rest = {name.rsplit(".", 1)[0] for name in views if torch.equal(begun[name], last[name])}
+    statistics = {f"views.pitch.{name}_V" for name in ("mean", "deviation")}
+    assert all(torch.equal(begun[name], last[name]) for name in statistics)
+    at_rest = {name.rsplit(".", 1)[0] for name in {*views} - statistics if torch.equal(begun[name], last[name])}
     # No gradient reaches what adds the same to all scores of a query.
     assert all(name.endswith("attention.self.key") or name.endswith("k_proj") for name in at_rest), at_rest
 
 
 def test_the_report_says_what_was_read(run: Path) -> None:
     report = read_json(run / "report/report.json")
-    assert "the view 'words' read the field 'text' of 6 of the 6 utterances" in report["protocol"]["notes"]  # type: ignore[index]
+    notes = report["protocol"]["notes"]  # type: ignore[index]
+    assert "the view 'words' read the field 'text' of 6 of the 6 utterances" in notes
+    assert "the view 'pitch' read 3 fields ('extra.pitch_hz' first) of 6 of the 6 utterances" in notes
 
 
 def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
@@ -98,7 +102,9 @@ def test_predict_on_the_command_line(run: Path, recording: Path, tmp_path: Path)
     texts = ("--text", "an, so", "--text", "ne")
     done = metaser("predict", run, recording, recording, *texts, "--format", "csv", folder=tmp_path)
     rows = list(csv.DictReader(done.stdout.splitlines()))
-    assert [row["text"] for row in rows] == ["an, so", "ne"] and done.stderr == ""
+    assert [row["text"] for row in rows] == ["an, so", "ne"]
+    notes = done.stderr.splitlines()
+    assert len(notes) == 2 and all("numbers beside the sound" in note for note in notes)
     assert rows[0]["emotion.anger"] != rows[1]["emotion.anger"]
     lines = metaser("predict", run, recording, "--text", "ne", "--format", "jsonl", folder=tmp_path).stdout
     assert json.loads(lines)["text"] == "ne"
@@ -143,7 +149,7 @@ def test_a_view_with_nothing_to_read_is_refused(field: str, bert: Path, corpus: 
         "tasks=[{name: emotion, kind: classification}, {name: gender, kind: classification}]",
     )
     done = metaser("train", corpus.yaml, "--", *overrides, folder=tmp_path)
-    assert f"no training utterance has one in '{field}'" in error_line(done)
+    assert f"no training utterance has anything in the field '{field}'" in error_line(done)
     assert not (tmp_path / "run/config.yaml").exists()
 
 
@@ -176,3 +182,11 @@ def test_views_are_taken_over_if_their_form_is_the_same(
         said = load_initial_weights(model, str(run))
         assert ("views.words" in said.loaded) == is_loaded and ("views.words" in said.fresh) != is_loaded
         assert "views.mel" in said.loaded
+
+
+def test_the_statistics_are_those_of_the_training_utterances(run: Path, corpus: TinyCorpus) -> None:
+    weights = load_file(run / "best/model.safetensors")
+    # Speakers 0 to 3, half of them at 120 Hz, half at 180; every third utterance has no number.
+    training = [number for number in range(36) if number % 6 < 4 and number % 3]
+    assert weights["views.pitch.mean_V"].tolist() == pytest.approx([150, sum(training) / len(training), 0])
+    assert weights["views.pitch.deviation_V"][0].item() == pytest.approx(30)

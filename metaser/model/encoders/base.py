@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from metaser.model.attention import AttentionMask
+
+if TYPE_CHECKING:
+    from shards.index import Index
 
 LayerMix = Callable[[int, Sequence[Tensor], Tensor], Tensor]
 """`mix(l, [g_0 .. g_{l-1}], Layer_l(g_{l-1}))` gives `g_l`, for l = 1 .. N."""
@@ -52,6 +55,13 @@ class Tokens(NamedTuple):
         return Tokens(*(part.to(device, non_blocking=True) for part in self))
 
 
+Given = Tokens | Tensor
+"""What a view is given beside the sound: `Tokens`, or a vector for each utterance (B V)."""
+
+Lookup = Callable[[np.ndarray], Given]
+"""Returns, on the CPU, what a view is given of a split's utterances at some positions."""
+
+
 class Inputs(NamedTuple):
     """What a model sees of a batch; the arguments of `MetaSERModel.forward`."""
 
@@ -65,6 +75,8 @@ class Inputs(NamedTuple):
     """How far VTLP moves each clip's mel filters, in encoders that have some; None moves none."""
     tokens: Mapping[str, Tokens] = {}
     """The texts of views that read, by the view's name."""
+    vectors: Mapping[str, Float[Tensor, "B V"]] = {}
+    """The numbers of views that are given some, by the view's name; NaN where there is none."""
 
     def to(self, device: torch.device) -> Inputs:
         """Return the inputs on `device`."""
@@ -74,7 +86,14 @@ class Inputs(NamedTuple):
             None if self.masks is None else self.masks.to(device),
             None if self.warp_B is None else self.warp_B.to(device, non_blocking=True),
             {view: tokens.to(device) for view, tokens in self.tokens.items()},
+            {view: vectors_BV.to(device, non_blocking=True) for view, vectors_BV in self.vectors.items()},
         )
+
+    def with_given(self, given: Mapping[str, Given]) -> Inputs:
+        """Return the inputs with what each view is given, by the view's name."""
+        tokens = {view: some for view, some in given.items() if isinstance(some, Tokens)}
+        vectors = {view: some for view, some in given.items() if isinstance(some, Tensor)}
+        return self._replace(tokens=tokens, vectors=vectors)
 
 
 class EncoderOutput(NamedTuple):
@@ -108,8 +127,10 @@ class Encoder(nn.Module):
     longest_samples: int | None = None
     view: str = ""
     """The encoder's name in `model.views`; empty for the main one."""
-    field: str | None = None
-    """The metadata field with the text that it reads; None hears."""
+    given_fields: tuple[str, ...] = ()
+    """The metadata fields of which `lookup` tells it; none where it only hears."""
+    reads_text: bool = False
+    """Whether it is given texts, which `tokenize` takes."""
     files: ClassVar[tuple[str, ...]] = ()
     """Names of what must lie beside the weights of an exported model, with `{view}` for the view's name."""
 
@@ -174,6 +195,17 @@ class Encoder(nn.Module):
 
     def share_files(self, other: Encoder) -> None:
         """Take the `files` from an encoder of the same architecture."""
+
+    def lookup(self, index: Index) -> Lookup:
+        """Return what finds what the encoder is given of the utterances of `index`.
+
+        Raises:
+            ConfigError: The `given_fields` hold what it cannot be given; from the lookup, too.
+        """
+        raise NotImplementedError
+
+    def fit(self, training: Index) -> None:
+        """Take from the training utterances what is not learned by steps, such as the mean of a field of numbers."""
 
     def tokenize(self, texts: Sequence[str | None]) -> Tokens:
         """Return the tokens of texts, on the CPU, for an encoder that reads; None is an utterance without text."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 import transformers
@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 
 from metaser.config.encoders import TextEncoderConfig
 from metaser.errors import ModelError
+from metaser.fields import texts_in
 from metaser.model.attention import AttentionMask
 from metaser.model.checkpoints import Fraction, FromFile, Name, Size, open_checkpoint, read_weights, unbuildable
 from metaser.model.encoders.base import (
@@ -29,12 +30,16 @@ from metaser.model.encoders.base import (
     EncoderOutput,
     Inputs,
     LayerMix,
+    Lookup,
     Tokens,
     init_encoder_weights,
     real_mask,
 )
 from metaser.model.encoders.tokenizer import TOKENIZER, TextTokenizer, pack_tokens, read_tokenizer
 from shards.shown import shown
+
+if TYPE_CHECKING:
+    from shards.index import Index
 
 _WORDS = "embeddings.word_embeddings.weight"
 _MODELS = {"bert": "BertModel", "roberta": "RobertaModel"}
@@ -109,6 +114,8 @@ class TextEncoder(Encoder):
         super().__init__(num_layers=config["num_hidden_layers"], hidden_size=config["hidden_size"])
         self.view = "text"
         self.field = field
+        self.given_fields = (field,)
+        self.reads_text = True
         self.max_tokens = min(max_tokens, _num_positions(config))
         self.no_text: int = config["vocab_size"]
         self._config = dict(config)
@@ -240,6 +247,11 @@ class TextEncoder(Encoder):
         """Take the tokenizer from an encoder of the same architecture."""
         if isinstance(other, TextEncoder):
             self._tokenizer = other._tokenizer
+
+    def lookup(self, index: Index) -> Lookup:
+        """Return what finds the tokens of the utterances' texts."""
+        setting = f"model.views.{self.view}"
+        return lambda items: self.tokenize(texts_in(index.take(items), self.field, setting=setting))
 
     def tokenize(self, texts: Sequence[str | None]) -> Tokens:
         """Return the tokens of texts, on the CPU; one that is None or blank is `[NOTEXT]`.

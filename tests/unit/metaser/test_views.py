@@ -14,8 +14,15 @@ from pydantic import ValidationError
 from textfolders import save_bert
 from torch import Tensor
 
-from metaser.config.encoders import LogMelEncoderConfig, TextEncoderConfig
-from metaser.config.schema import CoattentionConfig, ExperimentConfig, LearningRates, ModelConfig, StageConfig
+from metaser.config.encoders import EncoderConfig, LogMelEncoderConfig, NumbersEncoderConfig, TextEncoderConfig
+from metaser.config.schema import (
+    AdapterConfig,
+    CoattentionConfig,
+    ExperimentConfig,
+    LearningRates,
+    ModelConfig,
+    StageConfig,
+)
 from metaser.errors import ConfigError, ModelError, TrainingError
 from metaser.model.metaser import MetaSERConfig, MetaSERModel, build_model
 from metaser.model.network import load_network
@@ -32,7 +39,7 @@ TASKS = (
 LENGTHS = (4000, 900, 2600)
 
 
-def config(*, form: str = "cross", streams: tuple[str, ...] | None = None, **views: LogMelEncoderConfig) -> ModelConfig:
+def config(*, form: str = "cross", streams: tuple[str, ...] | None = None, **views: EncoderConfig) -> ModelConfig:
     coattention = CoattentionConfig(form=form, width=8, num_heads=2, streams=streams)  # type: ignore[arg-type]
     return ModelConfig(encoder=MAIN, views=views or {"mel": NARROW}, coattention=coattention, head_width=8)
 
@@ -207,7 +214,10 @@ def _memory_without_luck() -> Iterator[None]:
 @pytest.mark.usefixtures("_memory_without_luck")
 def test_each_missing_tensor_of_a_view_comes_back_fresh(tmp_path: Path) -> None:
     words = TextEncoderConfig(kind="text", name=str(save_bert(tmp_path / "bert")))
-    model = build_model(config(mel=NARROW, words=words), TASKS, "emotion")
+    told = NumbersEncoderConfig(kind="numbers", fields=("age", "extra.snr"), width=4)
+    model = build_model(config(mel=NARROW, words=words, told=told), TASKS, "emotion")
+    model.views["told"].mean_V.add_(1)
+    model.views["told"].deviation_V.add_(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
@@ -286,7 +296,7 @@ def test_a_stage_that_would_train_nothing_is_refused() -> None:
 def test_without_tokens_a_model_that_reads_is_told_that_there_is_no_text(tmp_path: Path) -> None:
     words = TextEncoderConfig(kind="text", name=str(save_bert(tmp_path / "bert")))
     model = build_model(config(words=words), TASKS, "emotion").eval()
-    silent = model.reading_views["words"].tokenize([None] * len(LENGTHS))
+    silent = model.given_views["words"].tokenize([None] * len(LENGTHS))
     with torch.no_grad():
         said = [model(*clips(), tokens=tokens).logits["emotion"] for tokens in (None, {"words": silent})]
     assert torch.equal(*said)
@@ -296,3 +306,18 @@ def test_an_export_in_half_precision_answers_in_single(tmp_path: Path) -> None:
     model_of().to(torch.bfloat16).save_pretrained(tmp_path)
     answer = load_network(tmp_path, setting="MODEL")(*clips()).logits["emotion"]
     assert answer.dtype == torch.float32 and bool(answer.isfinite().all())
+
+
+@pytest.mark.usefixtures("_memory_without_luck")
+def test_a_blank_model_is_the_same_but_for_its_weights() -> None:
+    model = build_model(
+        config(mel=NARROW).model_copy(update={"adapters": AdapterConfig(lora_rank=1, bottleneck=2)}), TASKS, "emotion"
+    )
+    blank = model.blank()
+    assert [(name, value.requires_grad) for name, value in blank.named_parameters()] == [
+        (name, value.requires_grad) for name, value in model.named_parameters()
+    ]
+    blank.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for task, logits in model.eval()(*clips()).logits.items():
+            assert torch.equal(blank.eval()(*clips()).logits[task], logits)
