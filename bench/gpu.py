@@ -8,7 +8,7 @@
 Parts: `ceilings` (bf16 matrix product on random data, device copy), `wav2vec2-large`, `wavlm-large`, `hubert-large`
 (both stages with all tasks: speed, where a step's time goes, the twenty dearest kernels, several micro-batches,
 compiled layers), `trainer` (the Trainer of transformers and plain loops on the same encoder, clips and precision),
-`tests` (`pytest -m gpu`: one process with DDP's engine and ZeRO 1 to 3 over NCCL).
+`tests` (`pytest -m gpu`: one process, plain and with ZeRO 1 to 3 over NCCL, in bf16 and fp16).
 
 Clips are noise of IEMOCAP-like lengths and lie in (on a GPU: page-locked) memory; bench/reader.py measures reading. A
 row is written as soon as it is measured: `rows.jsonl`, `results.json` and `results.md` in `--out`. A part that fails

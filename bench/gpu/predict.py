@@ -3,7 +3,8 @@
 The model runs forward and backward on tensors without values (`FakeTensorMode`), in eager mode with the types that
 autocast gives on CUDA. Each operation takes the longer of two times: its operations (torch's formulas) at the card's
 speed, or the bytes of its inputs and outputs at the card's bandwidth. Launches, host synchronisations, the latency of
-CTC's recursion and kernels slower than the card's best are not in it, so that it is a bound, not an expectation.
+CTC's recursion and kernels slower than the card's best are not in it, so that it is a bound rather than an expectation;
+only what a cache still holds comes faster.
 
 Legend: B utterances, H heads, L frames, M frames that are attended to, V values of a head.
 """
