@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from gpu.report import Rows, part_states, write_report
@@ -112,7 +113,8 @@ def supervise(arguments: argparse.Namespace, waiting: list[str], parts: list[str
                 break
             time.sleep(0.2)
     finally:
-        if process.poll() is None:
+        # Even where the process itself has ended: what it left would disturb the next measurements.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     states = part_states(rows.read(), waiting)

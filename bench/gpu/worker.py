@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def work(arguments: argparse.Namespace, parts: list[str]) -> int:
-    """Run `parts`; return 0, or 1 if one broke the GPU's context, so that the rest needs a new process."""
+    """Run `parts`; return 0, or 1 if one failed such that the rest needs a new process."""
     rows = Rows(arguments.out / "rows.jsonl")
     device = torch.device("cuda" if torch.cuda.is_available() and not arguments.predict else "cpu")
     if not any(row["table"] == "machine" for row in rows.read()):
@@ -59,7 +59,8 @@ def work(arguments: argparse.Namespace, parts: list[str]) -> int:
             rows.append("failures", part, what="the part", **failure(error))
             rows.append("state", part, state="failed", seconds=time.time() - started)
             free_memory()
-            if is_broken():
+            # Tests that were cut off may have left processes, which end with this one's group.
+            if part == "tests" or is_broken():
                 return 1
             continue
         rows.append("state", part, state="done", seconds=time.time() - started)
@@ -119,13 +120,13 @@ def run_gpu_tests(bench: Bench) -> None:
     started = time.time()
     left_s = bench.until - started
     try:
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=left_s)
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=left_s)
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"")[-4000:].decode(errors="replace")
         bench.row("tests", passed=None, seconds=left_s, output=output)
         raise RuntimeError(f"the `gpu` tests did not end within {left_s:.0f} s") from error
-    counted = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
-    output = (done.stdout + done.stderr)[-6000:]
+    output = done.stdout[-6000:].decode(errors="replace")
+    counted = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|error|skipped)", output)}
     bench.row("tests", **counted, seconds=time.time() - started, output=output)
     if done.returncode:
         raise RuntimeError(f"pytest -m gpu ended with {done.returncode}: {output[-300:]}")
