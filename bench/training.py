@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from metaser.config.encoders import HuggingFaceEncoderConfig
 from metaser.config.schema import LearningRates, ModelConfig, ParallelConfig, StageConfig
 from metaser.distributed import dist_info
 from metaser.model.encoders.base import Inputs
-from metaser.model.metaser import build_model
+from metaser.model.metaser import MetaSERModel, build_model
 from metaser.processes import Processes
 from metaser.tasks.ctc import SPECIAL as CTC_SPECIAL
 from metaser.tasks.kind import TaskTarget
@@ -78,9 +79,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each kind and stage")
     arguments = parser.parse_args()
     processes = Processes(ParallelConfig(), dist_info())
-    generator = np.random.default_rng(0)
-    seconds = np.clip(np.exp(generator.normal(np.log(4.5) - 0.18, 0.6, 1_600)), 0.6, 30)
-    num_samples = (seconds * RATE_HZ).astype(np.int64)
+    num_samples = iemocap_like_lengths(1_600)
     device = (
         torch.cuda.get_device_name() if processes.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     )
@@ -117,14 +116,7 @@ def time_stage(
     """Return the median real audio-seconds per second in scheduled and in random batches."""
     torch.manual_seed(0)
     model_config = ModelConfig(encoder=HuggingFaceEncoderConfig(kind="huggingface", name=str(encoder)))
-    model = build_model(model_config, SPECS, "emotion")
-    trainable = select_parameters(model, stage)
-    freeze_all_but(model, trainable)
-    model.to(processes.device)
-    model.train()
-    engine = Engine(
-        processes, model, build_optimizer(model, trainable, stage), precision=arguments.precision, max_grad_norm=1.0
-    )
+    engine = stage_engine(build_model(model_config, SPECS, "emotion"), stage, processes, arguments.precision)
     schedule = Schedule(num_samples, batch_utterances=arguments.batch, pool_utterances=1_600, seed=0)
     shuffled = np.random.default_rng(1).permutation(len(num_samples))
     speeds: dict[str, list[float]] = {"scheduled": [], "random": []}
@@ -140,26 +132,64 @@ def time_stage(
     return {kind: statistics.median(values) for kind, values in speeds.items()}
 
 
-def time_step(engine: Engine, stage: StageConfig, num_samples: np.ndarray) -> float:
-    """Do one optimizer step over noise of these lengths; return its real audio-seconds per second."""
+def stage_engine(model: MetaSERModel, stage: StageConfig, processes: Processes, precision: str) -> Engine:
+    """Return an engine that trains what `stage` moves, on the processes' device."""
+    trainable = select_parameters(model, stage)
+    freeze_all_but(model, trainable)
+    model.to(processes.device)
+    model.train()
+    return Engine(processes, model, build_optimizer(model, trainable, stage), precision=precision, max_grad_norm=1.0)
+
+
+def iemocap_like_lengths(count: int) -> np.ndarray:
+    """Return the lengths of so many clips in samples: log-normal, mean 4.5 s, between 0.6 and 30 s."""
+    generator = np.random.default_rng(0)
+    seconds = np.clip(np.exp(generator.normal(np.log(4.5) - 0.18, 0.6, count)), 0.6, 30)
+    return (seconds * RATE_HZ).astype(np.int64)
+
+
+def noise_batch(num_samples: np.ndarray) -> Batch:
+    """Return clips of noise of these lengths, on the CPU."""
     generator = np.random.default_rng(int(num_samples.sum()))
     wave_BT = np.zeros((len(num_samples), num_samples.max()), np.float32)
     for row, length in zip(wave_BT, num_samples, strict=True):
-        row[:length] = generator.normal(0, 0.1, length)
-    valid = [True] * len(num_samples)
-    batch = as_batch(np.arange(len(num_samples)), wave_BT, num_samples.tolist(), valid).to(engine.processes.device)
+        row[:length] = 0.1 * generator.standard_normal(length, dtype=np.float32)
+    return as_batch(np.arange(len(num_samples)), wave_BT, num_samples.tolist(), [True] * len(num_samples))
+
+
+def time_step(engine: Engine, stage: StageConfig, num_samples: np.ndarray) -> float:
+    """Do one optimizer step over noise of these lengths; return its real audio-seconds per second."""
+    batch = noise_batch(num_samples).to(engine.processes.device)
     targets = fake_targets(batch)
     synchronise()
     started = time.perf_counter()
-    output = engine.forward(Inputs(batch.wave_BT, batch.num_samples_B), stage.weighted_tasks)
-    denominators = dict.fromkeys(output.logits, float(len(num_samples)))
-    loss, _ = micro_batch_loss(
-        SPECS, stage.weights, output.logits, output.num_frames_B, targets, batch.valid_B, denominators
-    )
-    engine.backward(loss)
-    engine.step()
+    train_step(engine, stage, [(batch, targets)])
     synchronise()
     return float(num_samples.sum()) / RATE_HZ / (time.perf_counter() - started)
+
+
+def train_step(
+    engine: Engine,
+    stage: StageConfig,
+    micro_batches: Sequence[tuple[Batch, dict[str, TaskTarget]]],
+    mark: Callable[[str], None] = lambda part: None,
+) -> None:
+    """Do one optimizer step over micro-batches that lie anywhere; tell `mark` which part of the step begins."""
+    device = engine.processes.device
+    num_clips = sum(len(batch.num_samples_B) for batch, _ in micro_batches)
+    denominators = dict.fromkeys(stage.weighted_tasks, float(num_clips))
+    for number, (from_batch, from_targets) in enumerate(micro_batches):
+        mark("data")
+        batch = from_batch.to(device)
+        targets = {name: target.to(device) for name, target in from_targets.items()}
+        with engine.accumulating(is_last=number == len(micro_batches) - 1):
+            output = engine.forward(Inputs(batch.wave_BT, batch.num_samples_B), stage.weighted_tasks)
+            loss, _ = micro_batch_loss(
+                SPECS, stage.weights, output.logits, output.num_frames_B, targets, batch.valid_B, denominators
+            )
+            engine.backward(loss)
+    mark("optimizer")
+    engine.step()
 
 
 def fake_targets(batch: Batch) -> dict[str, TaskTarget]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
@@ -23,6 +22,7 @@ from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
 from metaser.train.augment import Augmenter, micro_batch_samples
 from metaser.train.engine import Engine
+from metaser.train.flops import flop_counter
 from metaser.train.masks import draw_masks
 from metaser.train.objective import micro_batch_loss
 from metaser.train.optim import learning_rates, schedule_factor, set_learning_rates
@@ -155,7 +155,7 @@ class StepRunner:
         """Add up the gradients of the 1-based `step`; return this process's share of what is summed and logged."""
         if self.config.parallel.peak_tflops is None or self._flops_per_s:
             return self._forward_backward(step, batches)
-        counter = FlopCounterMode(display=False)
+        counter = flop_counter()
         with counter:
             sums = self._forward_backward(step, batches)
         padded_s = max(sums["padded_samples"], 1.0) / RATE_HZ

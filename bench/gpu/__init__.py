@@ -1,0 +1,1 @@
+"""What `bench/gpu.py` runs, a module for each kind of measurement."""
