@@ -13,6 +13,7 @@ from launch.verbs.predict import predict
 from launch.verbs.status import status
 from launch.verbs.stop import stop
 from launch.verbs.submit import submit
+from launch.verbs.tune import tune
 
 app = App(
     name="metaser",
@@ -22,7 +23,7 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, pack, inspect, train, evaluate, crossval, predict, submit, status, stop):
+for verb in (demo, pack, inspect, train, tune, evaluate, crossval, predict, submit, status, stop):
     app.command()(verb)
 
 

@@ -6,7 +6,7 @@ A recording that is longer than a window is heard window by window, so that memo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from metaser.errors import ConfigError
 from metaser.given import given_text
 from metaser.inputs import make_inputs
+from metaser.memory import refusing_lack_of_memory
 from metaser.model.network import MetaSERNetwork, load_network
 from metaser.tasks.kinds import kind_of
 from metaser.tasks.spec import TaskSpec
@@ -158,19 +159,14 @@ def _predict_recording(recording: _Recording, windowing: Windowing, channel: Cha
         yield prediction
 
 
-@contextmanager
-def _memory_for(file: str, windowing: Windowing) -> Iterator[None]:
+def _memory_for(file: str, windowing: Windowing) -> AbstractContextManager[None]:
     """Turn a lack of memory into an error of the file."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # On a CPU torch raises a RuntimeError that only its words tell from others.
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise AudioError(
+    return refusing_lack_of_memory(
+        lambda: AudioError(
             f"a window must fit the memory, but {file} in windows of {windowing.length / RATE_HZ:g} s needs more than "
             "there is; give a shorter --window"
-        ) from error
+        )
+    )
 
 
 class _HeardWindow(NamedTuple):

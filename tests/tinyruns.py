@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+import resource
 import socket
 import subprocess
 import sys
@@ -246,6 +248,18 @@ class SetVariables:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+class LimitMemory:
+    """Lets a process have so many bytes beyond what it has; those that come from it have as many alone."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+
+    def __call__(self) -> None:
+        (has_kib,) = re.findall(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        limit = int(has_kib) * 1024 + self.num_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def files_below(folder: Path) -> list[str]:

@@ -71,6 +71,11 @@ class Engine:
         """Whether small gradients would vanish without one."""
         return self._precision == "fp16"
 
+    @property
+    def num_trainable(self) -> int:
+        """Weights that train; a name that ZeRO 3 holds a part of counts whole."""
+        return sum(math.prod(self.shapes[name]) for name in self.trainable)
+
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
         """Keep gradients local to the process until the step's last micro-batch."""

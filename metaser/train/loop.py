@@ -24,7 +24,6 @@ from metaser.train.stop import StopNow, StopRequest, reason_flags, strongest_rea
 from metaser.train.timing import CpuWait, StepProfiler
 from shards.batch import Batch
 from shards.index import Index
-from shards.read import read_batches
 
 log = logging.getLogger(__name__)
 
@@ -124,15 +123,7 @@ class StageLoop:
             log.info(said, self.state.stage, table, extra={"has_lines": True})
 
     def _batches(self, *, num_workers: int) -> Iterator[Batch]:
-        data = self.runner.config.data
-        return read_batches(
-            self.runner.index,
-            self.runner.all_micro_batches(self.state.step + 1),
-            num_workers=num_workers,
-            timeout_s=data.worker_timeout_s,
-            remote=data.remote,
-            pin_memory=self.runner.engine.processes.device.type == "cuda",
-        )
+        return self.runner.read(self.runner.all_micro_batches(self.state.step + 1), num_workers=num_workers)
 
     def _evaluate_if_due(self) -> None:
         stage, state = self.runner.stage, self.state

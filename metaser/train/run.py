@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from metaser.config.load import dump_experiment, load_experiment
-from metaser.config.schema import ExperimentConfig, StageConfig
+from metaser.config.schema import ExperimentConfig
 from metaser.continuing import refuse_changes
 from metaser.distributed import DistInfo
 from metaser.environment import append_start
-from metaser.errors import RunError
+from metaser.errors import RunError, TrainingError
 from metaser.eval.protocol import evaluate_run_split
 from metaser.eval.start import Start, check_start, describe_start, read_start
 from metaser.given import fit_views, lookups
+from metaser.memory import refusing_lack_of_memory, training_advice
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.processes import Processes
 from metaser.record import write_record
@@ -27,29 +28,21 @@ from metaser.runfiles import reading, write_whole, writing
 from metaser.runlock import RunLock
 from metaser.runlog import logging_to
 from metaser.seeding import seed_generators
-from metaser.stagedata import StageData, heard_samples, is_cut, training_rows
+from metaser.stagedata import training_rows
 from metaser.sums import sealed_yaml
-from metaser.targets import Targets
-from metaser.tasks.spec import TaskSpec
 from metaser.tracking import KeyLog, OnMetrics, Recorder, Tracker, cut_back_keys
-from metaser.train.augment import Augmenter, build_augmenters
-from metaser.train.build import build_engine
+from metaser.train.build import Stage, build_stage_engine, build_stages, build_step_runner
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, step_folders
-from metaser.train.checks import CheckedData, check_data, check_heard
-from metaser.train.engine import Engine
+from metaser.train.checks import check_data, check_heard
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop
-from metaser.train.optim import build_optimizer
 from metaser.train.selected import BestExport, load_weights, next_stage_model
-from metaser.train.stage import freeze_all_but, select_parameters
+from metaser.train.stage import select_parameters
 from metaser.train.state import TrainState
-from metaser.train.step import StepRunner
 from metaser.train.stop import StopNow, StopRequest
 from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index
 from shards.indexload import load_index
-from shards.plan import Schedule, stable_seed
-from shards.sampling import sampling_weights
 from shards.splits import SplitAssignment, assign_splits, describe_splits
 
 log = logging.getLogger(__name__)
@@ -84,7 +77,8 @@ def train(
             lock = _open_run(run, config, processes, resume)
             with logging_to(run, is_main=info.is_main), processes.monitored():
                 log.info("%d process(es) on %s, %s", info.num_processes, processes.device, processes.strategy)
-                done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
+                with refusing_lack_of_memory(lambda: TrainingError(_no_memory(config))):
+                    done = _Training(config, run, processes, stop_request, on_metrics, profile).run()
                 if not done:
                     log.info("stopped by %s and saved; start again to continue", stop_request.reason)
                 return done
@@ -92,6 +86,14 @@ def train(
             processes.close()
             if lock is not None:
                 lock.release()
+
+
+def _no_memory(config: ExperimentConfig) -> str:
+    """Return what is said of a lack of memory outside of any micro-batch, whose sentence is `StepRunner`'s."""
+    return (
+        "model, optimizer and what is read and evaluated must fit the memory, but need more than there is; "
+        f"{training_advice(config)}"
+    )
 
 
 @contextmanager
@@ -127,19 +129,6 @@ def _lock_run(run: RunDir, config: ExperimentConfig, resume: Resume) -> RunLock:
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """One stage of the experiment with all that does not depend on how far it is."""
-
-    number: int
-    """1-based."""
-    config: StageConfig
-    specs: tuple[TaskSpec, ...]
-    data: StageData
-    augmenter: Augmenter
-    is_last: bool
-
-
-@dataclass(frozen=True)
 class _Origin:
     """What a run with `init_from` begins with."""
 
@@ -170,7 +159,7 @@ class _Training:
         )
         _warn_of_duplicates(index, splits)
         data = check_data(config, index, splits, num_processes=self.processes.info.num_processes)
-        stages = self._stages(data)
+        stages = build_stages(config, data)
         seed_generators(config.seed, "init")
         model = build_model(config.model, data.specs, config.main_task)
         check_heard(config, data, model.longest_samples)
@@ -200,14 +189,6 @@ class _Training:
         except StopNow:
             return False
         return True
-
-    def _stages(self, data: CheckedData) -> list[_Stage]:
-        config = self.config
-        parts = enumerate(zip(config.stages, data.stages, build_augmenters(config), strict=True), start=1)
-        return [
-            _Stage(number, stage, data.specs, part, augmenter, is_last=number == len(config.stages))
-            for number, (stage, part, augmenter) in parts
-        ]
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """Return where the run goes on, None if it begins."""
@@ -256,7 +237,7 @@ class _Training:
 
         self.processes.on_main(write)
 
-    def _train_stages(self, stages: list[_Stage], model: MetaSERModel, resumed: Checkpoint | None) -> StageLoop | None:
+    def _train_stages(self, stages: list[Stage], model: MetaSERModel, resumed: Checkpoint | None) -> StageLoop | None:
         """Train from `resumed` or from the beginning; return the last stage's loop, None when stopped on request."""
         first = resumed.state.stage if resumed is not None else 1
         recorder = self._open_recorder(first, step=resumed.state.step if resumed is not None else 0)
@@ -285,25 +266,16 @@ class _Training:
         return Recorder(tracker, key_log, self.on_metrics)
 
     def _stage_loop(
-        self, stage: _Stage, model: MetaSERModel, resumed: Checkpoint | None, recorder: Recorder, cpu_wait: CpuWait
+        self, stage: Stage, model: MetaSERModel, resumed: Checkpoint | None, recorder: Recorder, cpu_wait: CpuWait
     ) -> StageLoop:
         """Return the stage's loop at its first step, or behind that of `resumed`; `model` lies on the device."""
         if resumed is not None:
             load_weights(model, resumed.model_tensors(), resumed.path)
-        trainable = select_parameters(model, stage.config)
-        freeze_all_but(model, trainable)
-        model.train()
-        engine = build_engine(
-            self.processes,
-            model,
-            build_optimizer(model, trainable, stage.config),
-            max_grad_norm=stage.config.max_grad_norm,
-            ema_decay=stage.config.ema_decay,
-        )
+        engine = build_stage_engine(self.processes, model, stage.config)
         if resumed is not None:
             engine.load_optimizer_state(resumed.optimizer_tensors())
             engine.load_average_state(resumed.average_tensors(), num_updates=resumed.state.num_updates)
-        runner = self._step_runner(stage, engine)
+        runner = build_step_runner(self.config, stage, engine)
         log.info(
             "stage %d (%s): %d steps over %d utterances (%.2f h), dev %d, %d trainable parameters",
             stage.number,
@@ -312,7 +284,7 @@ class _Training:
             len(stage.data.training),
             float(stage.data.training.duration_s.sum()) / 3600,
             len(stage.data.dev),
-            sum(parameter.numel() for parameter in trainable.values()),
+            engine.num_trainable,
         )
         state = resumed.state if resumed is not None else TrainState(stage=stage.number)
         best = BestExport(self.run_dir, self.config)
@@ -337,27 +309,6 @@ class _Training:
             on_selected=export if stage.is_last else lambda: None,
             profiler=profiler,
             cpu_wait=cpu_wait,
-        )
-
-    def _step_runner(self, stage: _Stage, engine: Engine) -> StepRunner:
-        data, training = self.config.data, stage.data.training
-        return StepRunner(
-            config=self.config,
-            stage=stage.config,
-            stage_number=stage.number,
-            specs=stage.specs,
-            index=training,
-            targets=Targets(stage.specs, training, is_cut=is_cut(training, data)),
-            schedule=Schedule(
-                heard_samples(training, data),
-                batch_utterances=data.batch_utterances,
-                pool_utterances=data.pool_utterances,
-                seed=stable_seed(self.config.seed, stage.number),
-                weights=sampling_weights(training, stage.config.sampling),
-            ),
-            engine=engine,
-            augmenter=stage.augmenter,
-            lookups=lookups(engine.model, training),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import TrainingError
 from metaser.inputs import Augment, make_inputs
+from metaser.memory import refusing_lack_of_memory, training_advice
 from metaser.model.encoders.base import Inputs, Lookup
 from metaser.seeding import seed_generators
 from metaser.targets import Targets
@@ -32,8 +33,8 @@ from metaser.train.stop import reason_flags, strongest_reason
 from shards.batch import Batch
 from shards.index import Index
 from shards.plan import MicroBatch, Schedule, random_windows, step_micro_batches
+from shards.read import read_batches
 from shards.schema import RATE_HZ
-from shards.windows import Windowing
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,13 @@ class StepRunner:
             num_processes=info.num_processes,
             max_micro_batch_samples=micro_batch_samples(self.stage.augment, self.config.data.max_micro_batch_s),
         )
-        windowing = self.config.data.windowing
-        return (
-            micro_batches
-            if windowing is None
-            else [self._in_windows(micro_batch, step, windowing) for micro_batch in micro_batches]
-        )
+        return [self.in_windows(micro_batch, step) for micro_batch in micro_batches]
 
-    def _in_windows(self, micro_batch: MicroBatch, step: int, windowing: Windowing) -> MicroBatch:
+    def in_windows(self, micro_batch: MicroBatch, step: int) -> MicroBatch:
+        """Return `micro_batch` as the 1-based `step` hears it: of clips longer than a window, a random one."""
+        windowing = self.config.data.windowing
+        if windowing is None:
+            return micro_batch
         return random_windows(
             micro_batch,
             self.index.num_samples,
@@ -86,6 +86,18 @@ class StepRunner:
         for step in range(first_step, self.stage.num_steps + 1):
             yield from self.micro_batches_of(step)
 
+    def read(self, micro_batches: Iterable[MicroBatch], *, num_workers: int) -> Iterator[Batch]:
+        """Yield the batches of `micro_batches`, as `read_batches` does."""
+        data = self.config.data
+        return read_batches(
+            self.index,
+            micro_batches,
+            num_workers=num_workers,
+            timeout_s=data.worker_timeout_s,
+            remote=data.remote,
+            pin_memory=self.engine.processes.device.type == "cuda",
+        )
+
     def run(
         self, step: int, batches: Sequence[Batch], state: TrainState, *, stop: str | None
     ) -> tuple[dict[str, Any], str | None]:
@@ -94,7 +106,8 @@ class StepRunner:
         `stop` is this process's reason to stop, the returned one the strongest of all; None if there is none.
 
         Raises:
-            TrainingError: if too many steps in a row were not finite, or too many clips cannot be decoded.
+            TrainingError: if too many steps in a row were not finite, too many clips cannot be decoded, or a
+                micro-batch does not fit the memory.
         """
         started = time.perf_counter()
         factor = schedule_factor(self.stage.schedule, step, self.stage.num_steps)
@@ -172,14 +185,28 @@ class StepRunner:
         device = self.engine.processes.device
         sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
         for number, batch in enumerate(batches):
-            for name, value in self._micro_batch(
-                step, number, batch, denominators, is_last=number == len(batches) - 1
-            ).items():
+            found = self._micro_batch(step, number, batch, denominators, is_last=number == len(batches) - 1)
+            for name, value in found.items():
                 sums[name] += value
         # Read here alone: between the micro-batches the host need not wait for the device.
         return dict(zip(names, torch.stack(list(sums.values())).tolist(), strict=True))
 
     def _micro_batch(
+        self, step: int, number: int, batch: Batch, denominators: dict[str, float], *, is_last: bool
+    ) -> dict[str, Tensor | float]:
+        with refusing_lack_of_memory(lambda: TrainingError(self._no_memory(step, batch))):
+            return self._compute(step, number, batch, denominators, is_last=is_last)
+
+    def _no_memory(self, step: int, batch: Batch) -> str:
+        num_clips, longest_s = len(batch.items_B), int(batch.num_samples_B.max()) / RATE_HZ
+        what = "one clip" if num_clips == 1 else f"{num_clips} clips"
+        return (
+            f"a micro-batch must fit the memory, but one of {what}, the longest of {longest_s:.2f} s "
+            f"({num_clips * longest_s:.2f} padded seconds), in step {step} of stage {self.stage.name!r} needs more "
+            f"than there is; {training_advice(self.config)}"
+        )
+
+    def _compute(
         self, step: int, number: int, batch: Batch, denominators: dict[str, float], *, is_last: bool
     ) -> dict[str, Tensor | float]:
         info = self.engine.processes.info

@@ -6,9 +6,10 @@ import time
 
 import pytest
 import torch
-from tinyruns import dev_metrics, losses, num_lines, ranks, train_ranks, training, wait_until
+from tinyruns import LimitMemory, dev_metrics, losses, num_lines, ranks, train_ranks, training, wait_until
 
 import metaser.train.step as step
+from metaser.config.load import load_experiment
 from metaser.config.schema import ParallelConfig
 from metaser.distributed import dist_info
 from metaser.errors import TrainingError
@@ -54,6 +55,27 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute_with_its_name_and_last_wo
         assert f"all processes must live until the training is done, but rank {victim} (pid {pid} on " in line
         assert "it was killed, or died without a word, in step " in line or "the store where the processes" in line
     assert newest_checkpoint(run / "stage1/checkpoints").state.step >= 5
+
+
+def train_with_little_memory_on_rank_1(experiment, run):
+    if os.environ["RANK"] == "1":
+        LimitMemory(500 << 20)()
+    train(load_experiment(experiment, [f"output_dir={run}", *MONSTROUS]), dist_info())
+
+
+MONSTROUS = ("model.encoder.feed_forward=65536", "model.encoder.num_layers=2", "stages.0.num_steps=1")
+MONSTROUS += ("data.batch_utterances=48", "data.max_micro_batch_s=60")
+
+
+def test_a_rank_that_lacks_memory_ends_the_job_with_what_to_change(corpus, tmp_path):
+    """Its micro-batch, about half of 24 clips, needs about 900 MB."""
+    with ranks(2, train_with_little_memory_on_rank_1, corpus.yaml, tmp_path / "run", folder=tmp_path / "said") as job:
+        assert job.join(120) == [2, 2], job.said()
+    for rank in (0, 1):
+        said = (job.folder / f"rank-{rank}.txt").read_text()
+        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert "a micro-batch must fit the memory, but one of 1" in line and " clips, the longest of 0." in line
+        assert ("all processes must live until the training is done, but rank 1 (pid" in line) == (rank == 0)
 
 
 def fail_on_rank_1():

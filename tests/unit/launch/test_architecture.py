@@ -107,7 +107,7 @@ def test_help_loads_no_torch() -> None:
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "torch loaded: False" in result.stderr
-    for verb in ("train", "pack", "inspect", "evaluate", "crossval", "predict", "submit", "status", "stop"):
+    for verb in ("train", "tune", "pack", "inspect", "evaluate", "crossval", "predict", "submit", "status", "stop"):
         assert verb in result.stdout
 
 

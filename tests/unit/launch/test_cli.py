@@ -15,6 +15,8 @@ from metaser.errors import ConfigError
 from shards.corpora.base import CORPORA
 from shards.errors import InputError, ShardError
 
+VERBS = ("demo", "pack", "inspect", "train", "tune", "evaluate", "crossval", "predict", "submit", "status", "stop")
+
 
 def outcome(action, capsys):
     with pytest.raises(SystemExit) as left:
@@ -86,7 +88,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("[]\n"), done.stderr
-    for verb in ("demo", "pack", "inspect", "train", "evaluate", "crossval", "predict", "submit", "status", "stop"):
+    for verb in VERBS:
         assert f"\n  {verb} " in done.stdout
 
 
@@ -101,10 +103,7 @@ EVIL = "--x\x1b[2J\nerror: all is well\u202e\x9b1m"
 REFUSED = {
     "no verb": ([EVIL[2:]], "No such command"),
     "no such option": ([EVIL], "No such option"),
-    **{
-        f"no such option of {verb}": ([verb, EVIL], "No such option")
-        for verb in ("demo", "pack", "inspect", "train", "evaluate", "crossval", "predict", "submit", "status", "stop")
-    },
+    **{f"no such option of {verb}": ([verb, EVIL], "No such option") for verb in VERBS},
     "missing argument": (["train"], "Missing argument"),
     "missing argument of predict": (["predict", EVIL[2:]], "Missing argument"),
     "missing option": (["submit", EVIL[2:]], "Missing option"),
