@@ -23,6 +23,7 @@ from accelerate.utils import (
 from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from metaser.allocator import keep_freed_memory
 from metaser.config.schema import ParallelConfig, Strategy
 from metaser.deepspeed import choose_device, deepspeed_settings
 from metaser.distributed import DistInfo, export_dist_info
@@ -101,6 +102,7 @@ class Processes:
         if not use_cuda:
             # accelerate imports DeepSpeed where it is installed, which then says on stdout that it found no GPU.
             os.environ["DS_ACCELERATOR"] = "cpu"
+            keep_freed_memory()
         self.accelerator = self._build_accelerator(use_cuda=use_cuda)
         if self.accelerator.num_processes != info.num_processes:
             raise TrainingError(

@@ -9,10 +9,11 @@ Legend: B utterances, T samples, L frames (20 ms), D hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -183,16 +184,29 @@ class Wav2Vec2Encoder(PretrainedEncoder):
 
     def _convolve(self, wave_BT: Tensor, num_samples_B: Tensor) -> Tensor:
         """Return the CNN's features; a frame sees true samples only, so only group norm needs care."""
-        features_BDL = wave_BT[:, None, :]
-        layer: Any
+        device = wave_BT.device.type
+        # Autocast would compute norms in float32, and what the next convolution sees of that is half of it.
+        dtype = torch.get_autocast_dtype(device) if self._is_half_frozen(device) else None
+        # On a CPU a clip's features stay in its caches where nothing of them is kept for the backward pass.
+        num_together = 1 if device == "cpu" and not torch.is_grad_enabled() else len(wave_BT)
+        with nullcontext() if dtype is None else torch.autocast(device, enabled=False):
+            return torch.cat(
+                [
+                    self._convolve_part(wave_BT[first : first + num_together], num_samples_B[first:], dtype)
+                    for first in range(0, len(wave_BT), num_together)
+                ]
+            )
+
+    def _convolve_part(self, wave_BT: Tensor, num_samples_B: Tensor, dtype: torch.dtype | None) -> Tensor:
+        num_samples_B = num_samples_B[: len(wave_BT)]
+        features_BLD = wave_BT[:, :, None]
         for index, layer in enumerate(self.feature_extractor.conv_layers):
-            if isinstance(layer.layer_norm, nn.GroupNorm):
-                num_frames_B = self._num_outputs(num_samples_B, self._windows[: index + 1])
-                normalised_BDL = _group_norm(layer.layer_norm, layer.conv(features_BDL), num_frames_B)
-                features_BDL = layer.activation(normalised_BDL)
-            else:
-                features_BDL = layer(features_BDL)
-        return features_BDL.transpose(1, 2)
+            num_frames_B = self._num_outputs(num_samples_B, self._windows[: index + 1])
+            features_BLD = layer(features_BLD, num_frames_B, dtype)
+        return features_BLD
+
+    def _is_half_frozen(self, device: str) -> bool:
+        return self._freeze_feature_encoder and torch.is_autocast_enabled(device)
 
     def _position(self, frames_BLD: Tensor, real_BL1: Tensor) -> Tensor:
         """Return the convolutional positions; padded frames are zero before each convolution."""
@@ -233,20 +247,6 @@ def _normalised(wave_BT: Float[Tensor, "B T"], real_BT: Bool[Tensor, "B T"]) -> 
     centred_BT = wave_BT - (wave_BT * real_BT).sum(1, keepdim=True) / num_B1
     variance_B1 = (centred_BT * real_BT).square().sum(1, keepdim=True) / num_B1
     return centred_BT * torch.rsqrt(variance_B1 + 1e-7)
-
-
-def _group_norm(
-    norm: nn.GroupNorm, features_BDL: Float[Tensor, "B D L"], num_frames_B: Int[Tensor, "B"]
-) -> Float[Tensor, "B D L"]:
-    """Return group norm with one channel a group, its statistics taken over each clip's true frames."""
-    real_B1L = real_mask(num_frames_B, features_BDL.shape[2])[:, None, :]
-    num_B11 = num_frames_B[:, None, None]
-    # bfloat16 cannot sum thousands of frames.
-    features_BDL = features_BDL.float()
-    centred_BDL = features_BDL - (features_BDL * real_B1L).sum(2, keepdim=True) / num_B11
-    variance_BD1 = (centred_BDL * real_B1L).square().sum(2, keepdim=True) / num_B11
-    scale_BD1 = norm.weight[:, None] * torch.rsqrt(variance_BD1 + norm.eps)
-    return centred_BDL * scale_BD1 + norm.bias[:, None]
 
 
 def _batch_norm(norm: nn.BatchNorm1d, frames_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:

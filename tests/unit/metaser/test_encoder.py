@@ -38,7 +38,8 @@ from metaser.errors import ModelError
 from metaser.model.encoders.base import EncoderOutput, FrameMasks, Inputs, SpeechEncoder, init_encoder_weights
 from metaser.model.encoders.families import build_encoder, load_encoder
 from metaser.model.encoders.logmel import _mel_filters, log_mel
-from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder, _group_norm
+from metaser.model.encoders.wav2vec2 import Wav2Vec2Encoder
+from metaser.model.encoders.wav2vec2_modules import _group_norm
 
 torch.set_num_threads(1)
 
@@ -449,10 +450,11 @@ def test_log_mel_and_group_norm_keep_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encode(encoder, clips()[0])
     assert torch.equal(seen[0], seen[1])
-    features_BDL = (torch.randn(1, 4, 5000) + 3).bfloat16()
+    features_BLD = (torch.randn(1, 5000, 4) + 3).bfloat16()
     norm = torch.nn.GroupNorm(4, 4)
-    normalised = _group_norm(norm, features_BDL, torch.tensor([5000]))
-    torch.testing.assert_close(normalised, norm(features_BDL.float()), atol=1e-5, rtol=1e-5)
+    normalised_BLD = _group_norm(norm, features_BLD, torch.tensor([5000]))
+    expected_BDL = norm(features_BLD.float().transpose(1, 2))
+    torch.testing.assert_close(normalised_BLD.transpose(1, 2), expected_BDL, atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- building and loading
