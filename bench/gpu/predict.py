@@ -208,7 +208,8 @@ def _dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
 def _layer_norm(values: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
     # On autocast's float32 list on CUDA, not on a CPU.
-    normed: Tensor = torch.native_layer_norm(values.float(), shape, weight, bias, eps)[0]
+    seen = values.float() if torch.is_autocast_enabled("cpu") else values
+    normed: Tensor = torch.native_layer_norm(seen, shape, weight, bias, eps)[0]
     return normed
 
 

@@ -10,7 +10,7 @@ Legend: B utterances, L frames, D hidden, N layers, K tasks, S summed layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -226,9 +226,24 @@ def build_ari(form: str, num_layers: int, width: int, task_names: Sequence[str])
     return Ari(task_names, integration(num_layers, len(task_names), width), dense)
 
 
-def _normed(norms: nn.ModuleList, layers: tuple[Tensor, ...]) -> Tensor:
-    """Return LN_l(h_l) for 1 <= l < N, stacked: S B L D."""
-    return torch.stack([norm(frames_BLD) for norm, frames_BLD in zip(norms, layers[1:-1], strict=True)])
+def _normed(norms: Any, layers: tuple[Tensor, ...]) -> Tensor:
+    """Return LN_l(h_l) for 1 <= l < N, stacked, of the type that autocast gives to products: S B L D.
+
+    Autocast itself would norm in float32, to cast what it stacked: twice the bytes.
+    """
+    device = layers[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return torch.stack([norm(frames_BLD) for norm, frames_BLD in zip(norms, layers[1:-1], strict=True)])
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return torch.stack(
+            [
+                nn.functional.layer_norm(
+                    frames_BLD.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
+                )
+                for norm, frames_BLD in zip(norms, layers[1:-1], strict=True)
+            ]
+        )
 
 
 def _with_last_layer(inner_KS: Tensor) -> Tensor:

@@ -58,9 +58,11 @@ def attend(attention: Any, frames_BLD: Float[Tensor, "B L D"], mask: AttentionMa
     query_BHLE = heads(attention.q_proj(frames_BLD))
     scores_mask = mask.keys_B11L
     if mask.bias_HLL is not None:
-        bias_BHLL = _gate(attention, frames_BLD) * mask.bias_HLL
-        # The kernel wants a mask of the query's type, which autocast may have made bfloat16.
-        scores_mask = bias_BHLL.masked_fill(~mask.keys_B11L, -torch.inf).to(query_BHLE.dtype)
+        # In one pass over B H L L values, and of the query's type, as the kernel wants it: autocast may have made that
+        # bfloat16.
+        dtype = query_BHLE.dtype
+        keys_B11L = torch.zeros_like(mask.keys_B11L, dtype=dtype).masked_fill(~mask.keys_B11L, -torch.inf)
+        scores_mask = torch.addcmul(keys_B11L, _gate(attention, frames_BLD).to(dtype), mask.bias_HLL.to(dtype))
     attended_BHLE = nn.functional.scaled_dot_product_attention(
         query_BHLE,
         heads(attention.k_proj(frames_BLD)),

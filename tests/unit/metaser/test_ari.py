@@ -198,3 +198,22 @@ def test_reset_returns_to_the_start(form: AriForm, layers: tuple[Tensor, ...], m
 def test_forms_over_inner_layers_refuse_a_single_layer(form: AriForm) -> None:
     with pytest.raises(ConfigError, match=r"'.*' needs an encoder of at least 2 layers, got 1; choose"):
         build_ari(form, 1, WIDTH, TASKS)
+
+
+@pytest.mark.parametrize("form", ["task", "gated"])
+def test_autocast_moves_the_mixture_a_little(form: str) -> None:
+    torch.manual_seed(0)
+    ari = build_ari(form, 4, 32, ["a", "b"])
+    with torch.no_grad():
+        for parameter in ari.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    # Layers of large encoders have a few values of hundreds.
+    layers = tuple(100 * torch.randn(2, 7, 32) for _ in range(5))
+    mask_BL = torch.arange(7) < torch.tensor([[7], [4]])
+    exact = ari(layers, mask_BL)["a"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = ari(layers, mask_BL)["a"]
+    change = (half.float() - exact)[mask_BL].square().mean().sqrt() / (exact - layers[-1])[
+        mask_BL
+    ].square().mean().sqrt()
+    assert 0 < change < 0.02
