@@ -446,14 +446,21 @@ def busy_samples(num_samples: np.ndarray, num_processes: int, clips: int) -> flo
 
 
 def show_measured(rows: list[dict[str, Any]]) -> None:
-    """Print steps, bytes and the model's errors."""
+    """Print steps, bytes and the model's errors; what stands in several sets once, beside its first neighbours."""
+    seen = set()
+    shown = []
+    for row in rows:
+        if (row["processes"], row["way"]) not in seen and row["way"] != "one":
+            shown.append(row)
+        seen.add((row["processes"], row["way"]))
+    rows = shown
     references = {"accelerate": "torch", "metaser ddp": "torch", "metaser single": "torch"}
     references |= {f"metaser zero{stage}": f"deepspeed {stage}" for stage in (1, 2, 3)}
     if any("step_s" in row for row in rows):
         print("| processes | way | ms a step | over | ratio | quartiles | over torch |")
         print("|---|---|---|---|---|---|---|")
     for row in rows:
-        if "step_s" not in row or row["way"] == "one":
+        if "step_s" not in row:
             continue
         reference = references.get(row["way"], "torch")
         low, middle, high = row[f"over {reference}"]

@@ -297,8 +297,8 @@ def sent_bytes() -> int:
     return total
 
 
-def collectives_of(work: Callable[[], object]) -> dict[str, tuple[int, float]]:
-    """Return calls and MB of each kind of collective in `work`, as c10d was asked for them."""
+def collectives_of(work: Callable[[], object], num_processes: int) -> dict[str, tuple[int, float]]:
+    """Return calls and MB of each kind of collective in `work`, as c10d was asked for them: of the whole tensors."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
@@ -308,11 +308,13 @@ def collectives_of(work: Callable[[], object]) -> dict[str, tuple[int, float]]:
     asked = "?"
     for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
         if event.name.startswith("c10d::"):
-            asked = event.name.removeprefix("c10d::").rstrip("_")
+            asked = event.name
         elif event.name.startswith("gloo:"):
-            name = asked if event.name == "gloo:all_reduce" and "scatter" in asked else event.name.removeprefix("gloo:")
+            # Gloo reduces everything everywhere where it was asked to scatter.
+            name = "reduce_scatter" if "reduce_scatter" in asked else event.name.removeprefix("gloo:")
             calls[name] += 1
-            elements[name] += sum(math.prod(shape) for shape in event.input_shapes if shape)
+            parts = num_processes if name == "all_gather" else 1
+            elements[name] += parts * sum(math.prod(shape) for shape in event.input_shapes if shape)
     return {name: (calls[name], elements[name] * FLOAT32_BYTES / 1e6) for name in calls}
 
 
@@ -371,7 +373,7 @@ def serve(way: str, rank: int, num_processes: int, port: int, setup: Setup, pipe
                 step(number)
             sent = (sent_bytes() - before) / NUM_STEPS
             # Asking for a collective's size is work; in a step of its own.
-            pipe.send({"sent": sent, "collectives": collectives_of(lambda: step(0))})
+            pipe.send({"sent": sent, "collectives": collectives_of(lambda: step(0), num_processes)})
         elif step is not None:
             started = time.perf_counter()
             parts: Counter[str] = Counter()
