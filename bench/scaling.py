@@ -20,6 +20,7 @@ import math
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ from shards.schema import RATE_HZ
 
 DDP_BUCKET_BYTES = 25 * 2**20
 ZERO_BUCKET_BYTES = 5_000_000 * FLOAT32_BYTES
+NUM_SMALL = 240
+"""Biases and norms of a large encoder's layers: ZeRO 3 keeps them whole, and gathers each by itself after a step."""
 ENOUGH = 0.93
 """Of the fastest strategy's speed: differences below are smaller than the model's own error."""
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
@@ -77,7 +80,9 @@ def exchanges(strategy: str, num_bytes: float, *, num_micro_batches: int = 1, is
             Exchange("all_gather", num_bytes, calls),
         ]
     times = num_micro_batches
+    small = [] if is_ideal else [Exchange("all_gather", 0.0, NUM_SMALL)]
     return [
+        *small,
         Exchange("all_gather", times * num_bytes, times * calls, "forward"),
         Exchange("all_gather", times * num_bytes, times * calls, "backward"),
         Exchange("reduce_scatter", times * num_bytes, times * calls, "backward"),
@@ -319,10 +324,10 @@ def predict(strategy: str, num_gpus: int, work: Share, gpu: Gpu, cluster: Cluste
 # ---------------------------------------------------------------- measured
 
 SETS = (
-    ("one", "gloo", "torch", "accelerate", "metaser ddp", "alone"),
-    ("one", "gloo", "torch", "deepspeed 1", "metaser zero1"),
-    ("one", "gloo", "torch", "deepspeed 2", "metaser zero2"),
-    ("one", "gloo", "torch", "deepspeed 3", "metaser zero3"),
+    ("one", "alone", "gloo", "torch", "accelerate", "metaser ddp"),
+    ("one", "alone", "gloo", "torch", "deepspeed 1", "metaser zero1"),
+    ("one", "alone", "gloo", "torch", "deepspeed 2", "metaser zero2"),
+    ("one", "alone", "gloo", "torch", "deepspeed 3", "metaser zero3"),
 )
 SETS_OF_ONE = (
     ("torch", "accelerate", "metaser single"),
@@ -382,17 +387,28 @@ def measure(ways: tuple[str, ...], num_processes: int, setup: Setup, num_rounds:
             )
             row |= {"sent_mb": sent / 1e6, "theory_mb": theory / 1e6, "collectives": counted[way][0]["collectives"]}
         if num_rounds and num_processes > 1 and way.startswith("metaser"):
-            row |= checked(way, num_processes, setup, answers, num_bytes)
+            row |= checked(way, num_processes, setup, answers, num_bytes, row["collectives"])
         rows.append(row)
     return rows
 
 
 def checked(
-    way: str, num_processes: int, setup: Setup, answers: dict[str, list[dict[str, float]]], num_bytes: int
+    way: str,
+    num_processes: int,
+    setup: Setup,
+    answers: dict[str, list[dict[str, float]]],
+    num_bytes: int,
+    collectives: dict[str, tuple[int, float]],
 ) -> dict[str, float]:
-    """Return the step that the model says, from one process's step and gloo's speed in the same rounds."""
-    one = {name: statistics.median(answer[name] for answer in answers["one"]) for name in answers["one"][0]}
-    times = {name: statistics.median(answer[name] for answer in answers["gloo"]) for name in answers["gloo"][0]}
+    """Return the step that the model says, from gloo's speed and computing in the same rounds.
+
+    Computing is that of one process over the plan and the cores, or that of as many processes that exchange nothing.
+    """
+    middle = {
+        name: {part: statistics.median(answer[part] for answer in answers[name]) for part in answers[name][0]}
+        for name in ("one", "alone", "gloo", way)
+    }
+    one, times = middle["one"], middle["gloo"]
     kinds = ("all_reduce", "all_gather")
     latency = {kind: times[f"{kind} small"] for kind in kinds}
     speeds = {
@@ -405,28 +421,23 @@ def checked(
         latency | {"reduce_scatter": latency["all_reduce"]},
         is_gloo=True,
     )
-    num_samples = setup.num_samples()
-    busy, alone = (busy_samples(num_samples, number, setup.clips) for number in (num_processes, 1))
-    passes_s = (one["forward"] + one["backward"]) * busy / alone
-    shared = max(1.0, num_processes / num_cores())
-    rest_s = (one["step"] - one["forward"] - one["backward"]) * shared
-    found = exchanges(strategy_of(way) or "", num_bytes)
+    # What was counted, for ZeRO 3 gathers small parameters one by one.
+    found = [Exchange(kind, mb * 1e6, calls) for kind, (calls, mb) in collectives.items()]
     # As many processes as cores: whoever sends keeps from computing, so nothing is hidden.
-    overlap = 0.0 if num_processes >= num_cores() else 1.0
-    hiding = {"forward": passes_s / 3, "backward": passes_s * 2 / 3}
-    exchange_s = exposed_s(found, link, num_processes, hiding_s=hiding, overlap=overlap)
-    measured = statistics.median(answer["step"] for answer in answers[way])
-    said = passes_s + rest_s + exchange_s
+    exchange_s = exposed_s(found, link, num_processes, hiding_s={}, overlap=0.0)
+    num_samples = setup.num_samples()
+    busy, single = (busy_samples(num_samples, number, setup.clips) for number in (num_processes, 1))
+    passes_s = (one["forward"] + one["backward"]) * busy / single
+    rest_s = (one["step"] - one["forward"] - one["backward"]) * max(1.0, num_processes / num_cores())
+    measured = middle[way]["step"]
     return {
-        "one_s": one["step"],
-        "model_passes_s": passes_s,
-        "model_rest_s": rest_s,
+        "from_one_s": passes_s + rest_s + exchange_s,
+        "from_many_s": middle["alone"]["step"] + exchange_s,
         "model_exchange_s": exchange_s,
-        "model_s": said,
-        "error": said / measured - 1,
-        "all_reduce_gb_per_s": speeds["all_reduce"] / 1e9,
-        "all_gather_gb_per_s": speeds["all_gather"] / 1e9,
-        "all_reduce_latency_ms": latency["all_reduce"] * 1e3,
+        "error_from_one": (passes_s + rest_s + exchange_s) / measured - 1,
+        "error": (middle["alone"]["step"] + exchange_s) / measured - 1,
+        **{f"{kind}_gb_per_s": speeds[kind] / 1e9 for kind in kinds},
+        **{f"{kind}_latency_ms": latency[kind] * 1e3 for kind in kinds},
     }
 
 
@@ -476,17 +487,22 @@ def show_measured(rows: list[dict[str, Any]]) -> None:
                 f"| {row['processes']} | {row['way']} | {row['sent_mb']:.2f} | {row['theory_mb']:.2f} "
                 f"| {row['sent_mb'] / row['theory_mb']:.3f} | {kinds} |"
             )
-    if any("model_s" in row for row in rows):
-        print("\n| processes | way | passes | rest | exchange | model | measured | error |")
+    if any("error" in row for row in rows):
+        print("\n| processes | way | exchange | from one process | error | from as many | error | measured |")
         print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        if "model_s" in row:
-            parts = (
-                row[name] * 1e3 for name in ("model_passes_s", "model_rest_s", "model_exchange_s", "model_s", "step_s")
-            )
+        if "error" in row:
             print(
-                f"| {row['processes']} | {row['way']} | {' | '.join(f'{part:.0f}' for part in parts)} "
-                f"| {row['error']:+.0%} |"
+                f"| {row['processes']} | {row['way']} | {row['model_exchange_s'] * 1e3:.0f} "
+                f"| {row['from_one_s'] * 1e3:.0f} | {row['error_from_one']:+.0%} | {row['from_many_s'] * 1e3:.0f} "
+                f"| {row['error']:+.0%} | {row['step_s'] * 1e3:.0f} |"
+            )
+    for row in rows:
+        if "all_reduce_gb_per_s" in row:
+            print(
+                f"gloo beside {row['way']} on {row['processes']}: all-reduce {row['all_reduce_gb_per_s']:.2f} GB/s sent, "
+                f"{row['all_reduce_latency_ms']:.2f} ms; all-gather {row['all_gather_gb_per_s']:.2f} GB/s, "
+                f"{row['all_gather_latency_ms']:.2f} ms"
             )
 
 
@@ -592,6 +608,7 @@ def main(
             for number in processes or (1, 2, 4):
                 for ways in SETS if number > 1 else SETS_OF_ONE:
                     rows += measure(ways, number, setup, rounds)
+                    print(f"measured: {number} processes, {', '.join(ways)}", file=sys.stderr, flush=True)
         show_measured(rows)
         print()
     gpu = Gpu(
