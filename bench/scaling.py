@@ -500,8 +500,8 @@ def show_measured(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "all_reduce_gb_per_s" in row:
             print(
-                f"gloo beside {row['way']} on {row['processes']}: all-reduce {row['all_reduce_gb_per_s']:.2f} GB/s sent, "
-                f"{row['all_reduce_latency_ms']:.2f} ms; all-gather {row['all_gather_gb_per_s']:.2f} GB/s, "
+                f"gloo beside {row['way']} on {row['processes']}: all-reduce {row['all_reduce_gb_per_s']:.2f} GB/s "
+                f"and {row['all_reduce_latency_ms']:.2f} ms; all-gather {row['all_gather_gb_per_s']:.2f} GB/s, "
                 f"{row['all_gather_latency_ms']:.2f} ms"
             )
 
