@@ -51,19 +51,23 @@ def training_advice(config: ExperimentConfig) -> str:
 
 def available_bytes() -> int:
     """Return how much more memory processes may take: what the system has, or the control groups of this process."""
-    (system_kib,) = re.findall(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    (system_kib,) = re.findall(
+        r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return min([int(system_kib) * 1024, *_group_rooms()])
 
 
 def data_bytes() -> int:
     """Return how much private memory this process has asked for: what RLIMIT_DATA counts."""
-    (data_kib,) = re.findall(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    (data_kib,) = re.findall(
+        r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return int(data_kib) * 1024
 
 
 def _group_rooms() -> Iterator[int]:
     """Yield what each control group (version 1 or 2) from this process's up leaves of its limit, which a job has."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, place = line.split(":", 2)
         if controllers == "":
             root, limit, usage, idle = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"
@@ -76,10 +80,12 @@ def _group_rooms() -> Iterator[int]:
         for folder in (group, *group.parents):
             # A group outside of the container that this process is in, or the root, which has no limit.
             with suppress(FileNotFoundError, PermissionError):
-                most = (folder / limit).read_text().strip()
+                most = (folder / limit).read_text(encoding="utf-8").strip()
                 # Files that were read count as used, but make room at once.
-                files = re.findall(rf"^{idle} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+                files = re.findall(
+                    rf"^{idle} (\d+)$", (folder / "memory.stat").read_text(encoding="utf-8"), re.MULTILINE
+                )
                 if most != "max":
-                    yield max(0, int(most) - int((folder / usage).read_text()) + sum(map(int, files)))
+                    yield max(0, int(most) - int((folder / usage).read_text(encoding="utf-8")) + sum(map(int, files)))
             if folder == root:
                 break

@@ -91,7 +91,7 @@ def run_trial(
     # Libraries write on stdout, which is for the answer.
     os.dup2(2, 1)
     # If memory runs out in spite of all, the kernel takes this process and no other.
-    Path("/proc/self/oom_score_adj").write_text("1000")
+    Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     try:
         outcome = _measure(config, available_bytes, num_steps, share_s)
     except (InputError, MemoryError, RuntimeError) as error:
