@@ -259,6 +259,7 @@ def checkout(version: str, folder: Path) -> Path:
     """Return the folder of a version: a checkout, or a commit written to `folder`."""
     if Path(version).is_dir():
         return Path(version).resolve()
+    folder.mkdir(exist_ok=True)
     archive = subprocess.run(["git", "archive", version], cwd=REPOSITORY, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
@@ -285,7 +286,6 @@ def main(
         print(time.process_time() - cpu_s, time.perf_counter() - wall_s)
         return
     with tempfile.TemporaryDirectory(prefix="metaser-bench-") as name:
-        (Path(name) / "tree").mkdir()
         trees = {"before": checkout(before, Path(name) / "tree"), "after": REPOSITORY}
         folders = {version: Path(name) / version for version in trees}
         for version, tree in trees.items():

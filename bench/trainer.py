@@ -2,6 +2,7 @@
 
     python bench/trainer.py                                   8 and 32 clips a step, on this CPU
     python bench/trainer.py --batch 8 --systems metaser,trainer --turns 7
+    python bench/trainer.py --systems metaser,metaser@8d2e3a4     # beside an earlier version: a commit, or a checkout
 
 All fine-tune the same small wav2vec 2.0 (4 layers of width 128, CNN frozen, random weights, AdamW) on the same clips of
 IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 30 s) for four emotions. MetaSER reads packed FLAC and decodes
@@ -32,6 +33,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from hardening import REPOSITORY, checkout
 
 NUM_CLIPS = 2_400
 """More than 50 batches of 32, within which the Trainer's grouping sorts."""
@@ -343,10 +345,17 @@ class Contestant:
     @classmethod
     def start(cls, name: str, folder: Path, batch: int) -> Contestant:
         """Start a process that waits for its first turn."""
-        command = [sys.executable, str(Path(__file__).resolve()), "--system", name, "--batch", str(batch)]
-        log = (folder / f"{name}-{batch}.log").open("w")
+        system, _, version = name.partition("@")
+        tree = checkout(version, folder / f"tree-{len(list(folder.iterdir()))}") if version else REPOSITORY
+        command = [sys.executable, str(Path(__file__).resolve()), "--system", system, "--batch", str(batch)]
+        log = (folder / f"{name.replace('/', '-')}-{batch}.log").open("w")
         process = subprocess.Popen(
-            [*command, "--folder", str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            [*command, "--folder", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": str(tree)},
+            text=True,
         )
         return cls(name, process, [])
 

@@ -10,7 +10,7 @@ Legend: B utterances, L frames, D hidden, N layers, K tasks, S summed layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from metaser.config.ari import ARI_FORMS
 from metaser.errors import ConfigError
 from metaser.model.encoders.base import LayerMix
+from metaser.model.norm import LayerNorm
 from metaser.model.pooling import masked_mean
 from metaser.model.streams import Stream
 from metaser.registry import imported
@@ -121,7 +122,7 @@ class TaskResiduals(Integration):
 
     def __init__(self, num_layers: int, num_tasks: int, width: int) -> None:
         super().__init__(num_layers, num_tasks, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers - 1))
+        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(num_layers - 1))
         self.task_scalars = nn.Parameter(torch.zeros(num_tasks, num_layers - 1))
 
     def forward(
@@ -143,7 +144,7 @@ class GatedResiduals(Integration):
 
     def __init__(self, num_layers: int, num_tasks: int, width: int) -> None:
         super().__init__(num_layers, num_tasks, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_layers - 1))
+        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(num_layers - 1))
         # One u per task is a vector over the width, not a scalar: at the scalars' rate its sum would saturate tanh.
         self.gate_vectors = nn.Parameter(torch.zeros(num_tasks, width))
         self.gate_scalars = nn.Parameter(torch.zeros(num_tasks, num_layers - 1))
@@ -226,24 +227,9 @@ def build_ari(form: str, num_layers: int, width: int, task_names: Sequence[str])
     return Ari(task_names, integration(num_layers, len(task_names), width), dense)
 
 
-def _normed(norms: Any, layers: tuple[Tensor, ...]) -> Tensor:
-    """Return LN_l(h_l) for 1 <= l < N, stacked, of the type that autocast gives to products: S B L D.
-
-    Autocast itself would norm in float32, to cast what it stacked: twice the bytes.
-    """
-    device = layers[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return torch.stack([norm(frames_BLD) for norm, frames_BLD in zip(norms, layers[1:-1], strict=True)])
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        return torch.stack(
-            [
-                nn.functional.layer_norm(
-                    frames_BLD.to(dtype), norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps
-                )
-                for norm, frames_BLD in zip(norms, layers[1:-1], strict=True)
-            ]
-        )
+def _normed(norms: nn.ModuleList, layers: tuple[Tensor, ...]) -> Tensor:
+    """Return LN_l(h_l) for 1 <= l < N, stacked: S B L D."""
+    return torch.stack([norm(frames_BLD) for norm, frames_BLD in zip(norms, layers[1:-1], strict=True)])
 
 
 def _with_last_layer(inner_KS: Tensor) -> Tensor:

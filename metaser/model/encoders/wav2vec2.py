@@ -9,7 +9,6 @@ Legend: B utterances, T samples, L frames (20 ms), D hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -184,29 +183,18 @@ class Wav2Vec2Encoder(PretrainedEncoder):
 
     def _convolve(self, wave_BT: Tensor, num_samples_B: Tensor) -> Tensor:
         """Return the CNN's features; a frame sees true samples only, so only group norm needs care."""
-        device = wave_BT.device.type
-        # Autocast would compute norms in float32, and what the next convolution sees of that is half of it.
-        dtype = torch.get_autocast_dtype(device) if self._is_half_frozen(device) else None
-        # On a CPU a clip's features stay in its caches where nothing of them is kept for the backward pass.
-        num_together = 1 if device == "cpu" and not torch.is_grad_enabled() else len(wave_BT)
-        with nullcontext() if dtype is None else torch.autocast(device, enabled=False):
-            return torch.cat(
-                [
-                    self._convolve_part(wave_BT[first : first + num_together], num_samples_B[first:], dtype)
-                    for first in range(0, len(wave_BT), num_together)
-                ]
-            )
+        # On a CPU a clip's features stay in its caches where nothing of them is kept for the backward pass. Several
+        # processes call each layer alike often, whatever clips they have: ZeRO 3 gathers its weights at each call.
+        is_by_clip = wave_BT.device.type == "cpu" and not torch.is_grad_enabled() and not _is_one_of_several()
+        num_together = 1 if is_by_clip else len(wave_BT)
+        parts = [slice(first, first + num_together) for first in range(0, len(wave_BT), num_together)]
+        return torch.cat([self._convolve_part(wave_BT[part], num_samples_B[part]) for part in parts])
 
-    def _convolve_part(self, wave_BT: Tensor, num_samples_B: Tensor, dtype: torch.dtype | None) -> Tensor:
-        num_samples_B = num_samples_B[: len(wave_BT)]
+    def _convolve_part(self, wave_BT: Tensor, num_samples_B: Tensor) -> Tensor:
         features_BLD = wave_BT[:, :, None]
         for index, layer in enumerate(self.feature_extractor.conv_layers):
-            num_frames_B = self._num_outputs(num_samples_B, self._windows[: index + 1])
-            features_BLD = layer(features_BLD, num_frames_B, dtype)
+            features_BLD = layer(features_BLD, self._num_outputs(num_samples_B, self._windows[: index + 1]))
         return features_BLD
-
-    def _is_half_frozen(self, device: str) -> bool:
-        return self._freeze_feature_encoder and torch.is_autocast_enabled(device)
 
     def _position(self, frames_BLD: Tensor, real_BL1: Tensor) -> Tensor:
         """Return the convolutional positions; padded frames are zero before each convolution."""
@@ -239,6 +227,10 @@ class Wav2Vec2Encoder(PretrainedEncoder):
         if layer.adapter_layer is not None:
             frames_BLD = frames_BLD + layer.adapter_layer(frames_BLD)
         return frames_BLD
+
+
+def _is_one_of_several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _normalised(wave_BT: Float[Tensor, "B T"], real_BT: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
