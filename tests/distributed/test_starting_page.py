@@ -71,7 +71,7 @@ def test_training_evaluating_and_predicting_as_on_the_page(place, tmp_path, monk
     assert {verb: run.count(verb) for verb in ("train", "evaluate", "predict", "status")} == {
         "train": 3,
         "evaluate": 1,
-        "predict": 6,
+        "predict": 7,
         "status": 1,
     }
     exec(block("from metaser.predict import load_model"), {})
