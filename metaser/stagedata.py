@@ -16,9 +16,26 @@ from metaser.tasks.spec import TaskSpec
 from shards.config import DataConfig
 from shards.filter import select_rows
 from shards.index import Index
-from shards.splits import SplitAssignment
+from shards.indexload import load_index
+from shards.splits import SplitAssignment, assign_splits
 
 log = logging.getLogger(__name__)
+
+
+def load_split_index(data: DataConfig) -> tuple[Index, SplitAssignment]:
+    """Return the utterances of an experiment's shards, and who is in which split.
+
+    Raises:
+        InputError: if the shards cannot be read or split so.
+    """
+    index = load_index(data.shard_folders, data.remote)
+    splits = assign_splits(
+        index,
+        data.splits,
+        allow_speaker_overlap=data.allow_speaker_overlap,
+        allow_recording_overlap=data.allow_recording_overlap,
+    )
+    return index, splits
 
 
 def passes_filter(stage: StageConfig, index: Index) -> np.ndarray:

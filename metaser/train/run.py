@@ -28,7 +28,7 @@ from metaser.runfiles import reading, write_whole, writing
 from metaser.runlock import RunLock
 from metaser.runlog import logging_to
 from metaser.seeding import seed_generators
-from metaser.stagedata import training_rows
+from metaser.stagedata import load_split_index, training_rows
 from metaser.sums import sealed_yaml
 from metaser.tracking import KeyLog, OnMetrics, Recorder, Tracker, cut_back_keys
 from metaser.train.build import Stage, build_stage_engine, build_stages, build_step_runner
@@ -42,8 +42,7 @@ from metaser.train.state import TrainState
 from metaser.train.stop import StopNow, StopRequest
 from metaser.train.timing import CpuWait, StepProfiler
 from shards.index import Index
-from shards.indexload import load_index
-from shards.splits import SplitAssignment, assign_splits, describe_splits
+from shards.splits import SplitAssignment, describe_splits
 
 log = logging.getLogger(__name__)
 
@@ -150,13 +149,7 @@ class _Training:
     def run(self) -> bool:
         """Train what is left of all stages and evaluate; return False when stopped on request."""
         config = self.config
-        index = load_index(config.data.shard_folders, config.data.remote)
-        splits = assign_splits(
-            index,
-            config.data.splits,
-            allow_speaker_overlap=config.data.allow_speaker_overlap,
-            allow_recording_overlap=config.data.allow_recording_overlap,
-        )
+        index, splits = load_split_index(config.data)
         _warn_of_duplicates(index, splits)
         data = check_data(config, index, splits, num_processes=self.processes.info.num_processes)
         stages = build_stages(config, data)

@@ -24,7 +24,7 @@ from metaser.memory import data_bytes, is_lack_of_memory
 from metaser.model.metaser import build_model
 from metaser.processes import Processes
 from metaser.seeding import seed_generators
-from metaser.stagedata import training_rows
+from metaser.stagedata import load_split_index, training_rows
 from metaser.train.build import Stage, build_stage_engine, build_stages, build_step_runner
 from metaser.train.checks import CheckedData, check_data, check_heard
 from metaser.train.state import TrainState
@@ -32,11 +32,10 @@ from metaser.train.step import StepRunner, peak_memory_gib
 from metaser.train.tuning import Outcome
 from shards.errors import InputError
 from shards.index import Index
-from shards.indexload import load_index
 from shards.parentdeath import exit_with_parent
 from shards.plan import MicroBatch
 from shards.schema import RATE_HZ
-from shards.splits import SplitAssignment, assign_splits
+from shards.splits import SplitAssignment
 
 MEMORY_SHARE = 0.85
 """Of what is available, a trial may take so much: steps that it does not try, evaluation and others need some, too."""
@@ -50,13 +49,7 @@ def checked_data(config: ExperimentConfig) -> tuple[Index, SplitAssignment, Chec
     Raises:
         InputError: if they cannot be trained on.
     """
-    index = load_index(config.data.shard_folders, config.data.remote)
-    splits = assign_splits(
-        index,
-        config.data.splits,
-        allow_speaker_overlap=config.data.allow_speaker_overlap,
-        allow_recording_overlap=config.data.allow_recording_overlap,
-    )
+    index, splits = load_split_index(config.data)
     return index, splits, check_data(config, index, splits, num_processes=1)
 
 

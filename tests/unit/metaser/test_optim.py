@@ -209,3 +209,19 @@ def test_setting_the_rate_scales_every_groups_peak_each_time_anew():
         ]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert all(group["betas"] == (0.9, 0.98) for group in optimizer.param_groups)
+
+
+def test_a_blank_model_keeps_frozen_what_is_never_trained() -> None:
+    encoder = ENCODERS["wav2vec2"](FAMILIES["wav2vec2"], do_normalize=True, freeze_feature_encoder=True)
+    settings = ModelConfig(encoder=LogMelEncoderConfig(), coattention=CoattentionConfig(width=8, num_heads=2))
+    form = MetaSERConfig(
+        encoder=encoder.architecture(),
+        model=settings.model_dump(mode="json"),
+        tasks=[task.model_dump(mode="json") for task in TASKS],
+        main_task="emotion",
+    )
+    frozen, again = (
+        {name for name, value in model.named_parameters() if not value.requires_grad}
+        for model in (MetaSERModel(form, encoder), MetaSERModel(form, encoder).blank())
+    )
+    assert frozen == again and all(name.startswith("encoder.feature_extractor.") for name in frozen) and frozen
