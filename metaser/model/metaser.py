@@ -84,7 +84,6 @@ class MetaSERModel(MetaSERNetwork, PreTrainedModel):
         # Random weights of a large encoder take seconds, and each of them is replaced.
         with initialization.no_init_weights():
             model = MetaSERModel(self.config)
-        model._freeze_what_stays()
         for name, view in self.views.items():
             cast(Encoder, model.views[name]).share_files(cast(Encoder, view))
         return model
@@ -102,9 +101,6 @@ class MetaSERModel(MetaSERNetwork, PreTrainedModel):
             reset_lora(self.encoder)
             if self.adapters is not None:
                 self.adapters.reset_outputs()
-        self._freeze_what_stays()
-
-    def _freeze_what_stays(self) -> None:
         for encoder in self.encoders.values():
             for parameter in encoder.frozen_parameters():
                 parameter.requires_grad_(False)
