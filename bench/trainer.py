@@ -9,7 +9,9 @@ IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 30 s) for four emotions. M
 it; the others have decoded clips in memory. Each system is a process of its own that does a few steps when it is its
 turn, and waits meanwhile. `trainer` is the Trainer as it is; `grouped` is that with batches of like lengths; `plain` is
 a loop over padded random batches that lie in memory. `metaser` trains emotion alone, as the others do; `metaser-all`
-transcripts, gender and style, too, with ARI and co-attention.
+transcripts, gender and style, too, with ARI and co-attention. `metaser-cache` keeps the frozen CNN's features
+(`frame_cache`), which are computed beforehand; `metaser-reader` reads ahead in a process of its own, and
+`metaser-memory` does the same steps on batches that lie in memory.
 
 Printed are real (unpadded) audio-seconds per second over all turns, the share of padding, the quartiles of the turns,
 and what MetaSER gains.
@@ -146,11 +148,11 @@ def classifier(folder: Path) -> Any:
 # ---------------------------------------------------------------- the systems
 
 
-def metaser(folder: Path, batch: int, on_step: OnStep, *, precision: str = "float32", every_task: bool = False) -> None:
-    """Train as `metaser train` does, from the shards."""
+def experiment(
+    folder: Path, batch: int, *, precision: str, every_task: bool = False, num_workers: int = 0, has_cache: bool = False
+) -> Any:
+    """Return what MetaSER trains."""
     from metaser.config.schema import ExperimentConfig
-    from metaser.distributed import DistInfo
-    from metaser.train.run import train
 
     others = [("asr", "ctc"), ("gender", "classification"), ("style", "classification")] if every_task else []
     stage = {
@@ -164,22 +166,57 @@ def metaser(folder: Path, batch: int, on_step: OnStep, *, precision: str = "floa
     }
     model = {"encoder": {"kind": "huggingface", "name": str(folder / "encoder")}}
     parts = {} if every_task else {"ari": {"form": "none"}, "coattention": {"form": "none"}}
-    config = ExperimentConfig.model_validate(
+    cache = {"frame_cache": str(folder / "cache")} if has_cache else {}
+    return ExperimentConfig.model_validate(
         {
             "output_dir": str(folder / f"run-{os.getpid()}"),
-            "data": {"shards": str(folder / "shards"), "batch_utterances": batch, "num_workers": 0},
+            "data": {"shards": str(folder / "shards"), "batch_utterances": batch, "num_workers": num_workers},
             "model": model | parts,
             "tasks": [{"name": name, "kind": kind} for name, kind in [("emotion", "classification"), *others]],
             "stages": [stage],
             "parallel": {"device": "cpu", "precision": precision},
+            **cache,
         }
     )
+
+
+def metaser(folder: Path, batch: int, on_step: OnStep, *, precision: str = "float32", **settings: Any) -> None:
+    """Train as `metaser train` does, from the shards."""
+    from metaser.distributed import DistInfo
+    from metaser.train.run import train
 
     def on_metrics(line: dict[str, Any]) -> None:
         real_s = line["audio_s_per_s"] * line["step_s"]
         on_step(real_s, real_s / (1 - line["padding_fraction"]))
 
-    train(config, DistInfo(0, 1, 0), on_metrics=on_metrics)
+    train(experiment(folder, batch, precision=precision, **settings), DistInfo(0, 1, 0), on_metrics=on_metrics)
+
+
+def in_memory(folder: Path, batch: int, on_step: OnStep, *, precision: str = "float32") -> None:
+    """Do MetaSER's steps on batches that lie in memory: what reading costs is the difference."""
+    torch_seeded()
+    from metaser.distributed import DistInfo
+    from metaser.model.metaser import build_model
+    from metaser.processes import Processes
+    from metaser.stagedata import load_split_index
+    from metaser.train.build import build_stage_engine, build_stages, build_step_runner
+    from metaser.train.checks import check_data
+    from metaser.train.state import TrainState
+
+    config = experiment(folder, batch, precision=precision)
+    processes = Processes(config.parallel, DistInfo(0, 1, 0))
+    data = check_data(config, *load_split_index(config.data), num_processes=1)
+    (stage,) = build_stages(config, data)
+    engine = build_stage_engine(processes, build_model(config.model, data.specs, config.main_task), stage.config)
+    runner = build_step_runner(config, stage, engine)
+    steps = range(1, 26)
+    batches = {step: list(runner.read(runner.micro_batches_of(step), num_workers=0)) for step in steps}
+    state = TrainState(stage=1)
+    while True:
+        for step in steps:
+            line, _ = runner.run(step, batches[step], state, stop=None)
+            real_s = line["audio_s_per_s"] * line["step_s"]
+            on_step(real_s, real_s / (1 - line["padding_fraction"]))
 
 
 def trainer(folder: Path, batch: int, on_step: OnStep, **settings: Any) -> None:
@@ -295,6 +332,10 @@ def speechbrain(folder: Path, batch: int, on_step: OnStep) -> None:
 SYSTEMS: dict[str, Callable[[Path, int, OnStep], None]] = {
     "metaser": metaser,
     "metaser-bf16": partial(metaser, precision="bf16"),
+    "metaser-cache": partial(metaser, has_cache=True),
+    "metaser-cache-bf16": partial(metaser, has_cache=True, precision="bf16"),
+    "metaser-reader": partial(metaser, num_workers=1),
+    "metaser-memory": in_memory,
     "metaser-all": partial(metaser, every_task=True),
     "trainer": trainer,
     "grouped": partial(trainer, train_sampling_strategy="group_by_length"),
@@ -341,6 +382,8 @@ class Contestant:
     name: str
     process: subprocess.Popen[str]
     turns: list[tuple[float, float, float]]
+    start_s: float
+    """What came before the first turn: loading, two steps, and all that is computed beforehand."""
 
     @classmethod
     def start(cls, name: str, folder: Path, batch: int) -> Contestant:
@@ -354,10 +397,10 @@ class Contestant:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": str(tree)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])},
             text=True,
         )
-        return cls(name, process, [])
+        return cls(name, process, [], 0.0)
 
     def take(self, num_steps: int) -> tuple[float, float, float]:
         """Do so many steps; return their real and padded seconds of audio, and the seconds they took."""
@@ -384,6 +427,7 @@ class Contestant:
             "audio_s_per_s": self.speed,
             "quartiles": [low, high],
             "padding": 1 - real_s / padded_s,
+            "start_s": self.start_s,
             "turns": self.turns,
         }
 
@@ -394,7 +438,9 @@ def compare(folder: Path, batch: int, names: list[str], turns: int, steps: int) 
     try:
         for contestant in contestants:
             # Loads, allocates, picks kernels.
+            started = time.perf_counter()
             contestant.take(2)
+            contestant.start_s = time.perf_counter() - started
         for number in range(turns):
             for contestant in contestants[:: 1 if number % 2 else -1]:
                 contestant.turns.append(contestant.take(steps))
@@ -408,14 +454,14 @@ def table(batch: int, found: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
     first = next(iter(found))
     lines = [
-        f"| {batch} clips a step | audio-s/s | quartiles of turns | padding | {first} is faster by |",
-        "|---|---|---|---|---|",
+        f"| {batch} clips a step | audio-s/s | quartiles of turns | padding | beforehand, s | {first} is faster by |",
+        "|---|---|---|---|---|---|",
     ]
     for name, figures in found.items():
         low, high = figures["quartiles"]
         gain = found[first]["audio_s_per_s"] / figures["audio_s_per_s"]
         speeds = f"{figures['audio_s_per_s']:.1f} | {low:.1f}-{high:.1f}"
-        lines.append(f"| {name} | {speeds} | {figures['padding']:.0%} | {gain:.2f} x |")
+        lines.append(f"| {name} | {speeds} | {figures['padding']:.0%} | {figures['start_s']:.0f} | {gain:.2f} x |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from metaser.config.schema import ModelConfig
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from shards.index import Index
 
 
-def lookups(model: MetaSERNetwork, index: Index) -> dict[str, Lookup]:
-    """Return what each view is given of the utterances of `index`, by the view's name.
+FramesOf = Callable[["Index"], "Lookup"]
+"""Returns what finds what the main encoder is given of the utterances of an index."""
+
+
+def lookups(model: MetaSERNetwork, index: Index, frames_of: FramesOf | None = None) -> dict[str, Lookup]:
+    """Return what each view is given of the utterances of `index`, by the view's name; the main encoder has none.
 
     Shards without a view's field have nothing to give.
     """
-    return {name: view.lookup(index) for name, view in model.given_views.items()}
+    found = {name: view.lookup(index) for name, view in model.given_views.items()}
+    return found if frames_of is None else {**found, model.encoder.view: frames_of(index)}
 
 
 def given_text(model: MetaSERNetwork, text: str | None) -> dict[str, Lookup]:

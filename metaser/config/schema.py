@@ -251,6 +251,9 @@ class ExperimentConfig(Section):
     checkpoints: CheckpointConfig = CheckpointConfig()
     log_keys: bool = False
     """Write which utterances each process read in each step to `keys/` in the run."""
+    frame_cache: PathText | None = None
+    """Folder that keeps what the encoder's frozen part makes of the clips, without its dropout, so that it is computed
+    once; trainings with the same frozen part share it. Stages that change the sound do without."""
     max_skipped_steps: Count = 20
     """Non-finite steps in a row that stop the run."""
 

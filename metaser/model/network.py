@@ -25,7 +25,7 @@ from metaser.errors import ConfigError, ModelError
 from metaser.model.adapters import Bottlenecks, add_lora, is_lora
 from metaser.model.ari import build_ari
 from metaser.model.coattention import Plan, build_coattention
-from metaser.model.encoders.base import Encoder, FrameMasks, Inputs, LayerMix, SpeechEncoder, Tokens
+from metaser.model.encoders.base import Encoder, FrameMasks, FrozenFrames, Inputs, LayerMix, SpeechEncoder, Tokens
 from metaser.model.encoders.families import build_encoder
 from metaser.model.exported import (
     CONFIG,
@@ -280,6 +280,7 @@ class MetaSERNetwork(nn.Module):
         warp_B: Float[Tensor, "B"] | None = None,
         tokens: Mapping[str, Tokens] | None = None,
         vectors: Mapping[str, Float[Tensor, "B V"]] | None = None,
+        frozen: FrozenFrames | None = None,
         *,
         tasks: Sequence[str] | None = None,
     ) -> MetaSEROutput:
@@ -292,9 +293,10 @@ class MetaSERNetwork(nn.Module):
             warp_B: How far VTLP moves each clip's mel filters; None moves none.
             tokens: The texts of views that read, by the view's name.
             vectors: The numbers of views that are given some, by the view's name.
+            frozen: What the encoder's frozen part would compute; None computes it.
             tasks: Names of the tasks to compute; None computes all.
         """
-        inputs = Inputs(wave_BT, num_samples_B, masks, warp_B, tokens or {}, vectors or {})
+        inputs = Inputs(wave_BT, num_samples_B, masks, warp_B, tokens or {}, vectors or {}, frozen)
         encoded = self.encoder(inputs, mix=self._layer_mix())
         frames = self.ari(encoded.layers, encoded.frame_mask_BL)
         streams = {name: Stream(frames_BLD, encoded.frame_mask_BL) for name, frames_BLD in frames.items()}
@@ -310,13 +312,18 @@ class MetaSERNetwork(nn.Module):
 
     def _view_streams(self, inputs: Inputs) -> dict[str, Stream]:
         """Return the top layers' frames of the views; SpecAugment's masks have the main encoder's shape."""
-        outputs = {name: self.views[name](inputs._replace(masks=None)) for name in self.joined_views}
+        outputs = {name: self.views[name](inputs._replace(masks=None, frozen=None)) for name in self.joined_views}
         return {name: Stream(output.layers[-1], output.frame_mask_BL) for name, output in outputs.items()}
 
     @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
         return next(self.parameters()).device
+
+    @property
+    def mixes_layers(self) -> bool:
+        """Whether something is mixed into the encoder's frames between its layers."""
+        return self._layer_mix() is not None
 
     @property
     def given_views(self) -> dict[str, Encoder]:

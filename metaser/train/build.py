@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from metaser.config.schema import ExperimentConfig, StageConfig
-from metaser.given import lookups
+from metaser.given import FramesOf, lookups
 from metaser.model.metaser import MetaSERModel
 from metaser.processes import Processes
 from metaser.stagedata import StageData, heard_samples, is_cut
@@ -50,10 +50,16 @@ def build_stages(config: ExperimentConfig, data: CheckedData) -> list[Stage]:
     ]
 
 
-def build_stage_engine(processes: Processes, model: MetaSERModel, stage: StageConfig) -> Engine:
-    """Return the stage's engine, which trains exactly what the stage names; `model` as in `build_engine`."""
+def prepare_stage(model: MetaSERModel, stage: StageConfig) -> dict[str, torch.nn.Parameter]:
+    """Let gradients reach exactly what the stage names; return that."""
     trainable = select_parameters(model, stage)
     freeze_all_but(model, trainable)
+    return trainable
+
+
+def build_stage_engine(processes: Processes, model: MetaSERModel, stage: StageConfig) -> Engine:
+    """Return the stage's engine, which trains exactly what the stage names; `model` as in `build_engine`."""
+    trainable = prepare_stage(model, stage)
     model.train()
     return build_engine(
         processes,
@@ -64,8 +70,10 @@ def build_stage_engine(processes: Processes, model: MetaSERModel, stage: StageCo
     )
 
 
-def build_step_runner(config: ExperimentConfig, stage: Stage, engine: Engine) -> StepRunner:
-    """Return what runs the stage's steps through its engine."""
+def build_step_runner(
+    config: ExperimentConfig, stage: Stage, engine: Engine, *, frames_of: FramesOf | None = None
+) -> StepRunner:
+    """Return what runs the stage's steps through its engine; see `lookups`."""
     data, training = config.data, stage.data.training
     return StepRunner(
         config=config,
@@ -83,7 +91,7 @@ def build_step_runner(config: ExperimentConfig, stage: Stage, engine: Engine) ->
         ),
         engine=engine,
         augmenter=stage.augmenter,
-        lookups=lookups(engine.model, training),
+        lookups=lookups(engine.model, training, frames_of),
     )
 
 

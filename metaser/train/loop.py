@@ -16,6 +16,7 @@ from metaser.eval.evaluate import evaluate
 from metaser.eval.metrics import add_interval, evaluate_results, selected_value
 from metaser.inputs import make_inputs
 from metaser.model.encoders.base import Lookup
+from metaser.processes import Processes
 from metaser.tracking import Recorder
 from metaser.train.checkpoint import prune_checkpoints, save_checkpoint
 from metaser.train.state import TrainState
@@ -26,6 +27,23 @@ from shards.batch import Batch
 from shards.index import Index
 
 log = logging.getLogger(__name__)
+
+
+def stop_if_asked(processes: Processes, request: StopRequest) -> None:
+    """Stop all processes here if any of them was asked to; all must call this.
+
+    Raises:
+        StopNow: if so.
+    """
+    flags = torch.tensor(reason_flags(request.look()))
+    _stop_for(strongest_reason(processes.all_reduce(flags).tolist()), request)
+
+
+def _stop_for(reason: str | None, request: StopRequest) -> None:
+    if reason is not None:
+        # The same in all processes, also where a signal or the file is yet to be seen.
+        request.agree(reason)
+        raise StopNow
 
 
 @dataclass
@@ -66,14 +84,7 @@ class StageLoop:
         Raises:
             StopNow: if so.
         """
-        flags = torch.tensor(reason_flags(self.stop_request.look()))
-        self._stop_for(strongest_reason(self.runner.engine.processes.all_reduce(flags).tolist()))
-
-    def _stop_for(self, reason: str | None) -> None:
-        if reason is not None:
-            # The same in all processes, also where a signal or the file is yet to be seen.
-            self.stop_request.agree(reason)
-            raise StopNow
+        stop_if_asked(self.runner.engine.processes, self.stop_request)
 
     def _run(self) -> None:
         runner, state = self.runner, self.state
@@ -90,7 +101,7 @@ class StageLoop:
             reason = self._step(batches)
             self._evaluate_if_due()
             if state.step < runner.stage.num_steps:
-                self._stop_for(reason)
+                _stop_for(reason, self.stop_request)
             if state.step % runner.stage.save_every_steps == 0:
                 self._save()
         self._save()

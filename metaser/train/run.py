@@ -18,7 +18,7 @@ from metaser.environment import append_start
 from metaser.errors import RunError, TrainingError
 from metaser.eval.protocol import evaluate_run_split
 from metaser.eval.start import Start, check_start, describe_start, read_start
-from metaser.given import fit_views, lookups
+from metaser.given import FramesOf, fit_views, lookups
 from metaser.memory import refusing_lack_of_memory, training_advice
 from metaser.model.metaser import MetaSERModel, build_model
 from metaser.processes import Processes
@@ -31,11 +31,12 @@ from metaser.seeding import seed_generators
 from metaser.stagedata import load_split_index, training_rows
 from metaser.sums import sealed_yaml
 from metaser.tracking import KeyLog, OnMetrics, Recorder, Tracker, cut_back_keys
-from metaser.train.build import Stage, build_stage_engine, build_stages, build_step_runner
+from metaser.train.build import Stage, build_stage_engine, build_stages, build_step_runner, prepare_stage
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, step_folders
 from metaser.train.checks import check_data, check_heard
+from metaser.train.framecache import fill, frozen_depth, open_cache
 from metaser.train.initial import InitialWeights, load_initial_weights
-from metaser.train.loop import StageLoop
+from metaser.train.loop import StageLoop, stop_if_asked
 from metaser.train.selected import BestExport, load_weights, next_stage_model
 from metaser.train.stage import select_parameters
 from metaser.train.state import TrainState
@@ -242,7 +243,13 @@ class _Training:
                     model = next_stage_model(self.run_dir, model, stage.number - 1, self.processes.device)
                 elif resumed is None and stage.number > 1:
                     raise RunError(f"run {str(self.run_dir.root)!r} has no checkpoint of stage {stage.number}")
-                loop = self._stage_loop(stage, model, resumed, recorder, cpu_wait)
+                if resumed is not None:
+                    load_weights(model, resumed.model_tensors(), resumed.path)
+                try:
+                    frames_of = self._kept_frames(stage, model)
+                except StopNow:
+                    return None
+                loop = self._stage_loop(stage, model, resumed, recorder, cpu_wait, frames_of)
                 done = loop.run()
                 loop.runner.engine.close()
                 if not done:
@@ -258,17 +265,49 @@ class _Training:
         key_log = KeyLog(self.run_dir, self.processes.info.rank) if self.config.log_keys else None
         return Recorder(tracker, key_log, self.on_metrics)
 
+    def _kept_frames(self, stage: Stage, model: MetaSERModel) -> FramesOf | None:
+        """Keep what the stage cannot change of the encoder's frames, before the strategy spreads the weights.
+
+        Return what finds it, None if the stage computes all itself.
+
+        Raises:
+            StopNow: if any process was asked to stop; what is kept so far stays.
+        """
+        if self.config.frame_cache is None:
+            return None
+        prepare_stage(model, stage.config)
+        depth = frozen_depth(self.config, stage.config, model, stage.data)
+        if isinstance(depth, str):
+            log.info("stage %d keeps no frames: %s", stage.number, depth)
+            return None
+        cache = open_cache(Path(self.config.frame_cache), model.encoder, depth, self.config.parallel.precision)
+        model.train(mode=False)
+        for part in (stage.data.training, stage.data.dev):
+            problem = fill(cache, model, part, self.config, self.processes, self.stop_request)
+            stop_if_asked(self.processes, self.stop_request)
+            if problem is not None:
+                log.info("stage %d keeps no frames: %s", stage.number, problem)
+                return None
+        return cache.lookup
+
     def _stage_loop(
-        self, stage: Stage, model: MetaSERModel, resumed: Checkpoint | None, recorder: Recorder, cpu_wait: CpuWait
+        self,
+        stage: Stage,
+        model: MetaSERModel,
+        resumed: Checkpoint | None,
+        recorder: Recorder,
+        cpu_wait: CpuWait,
+        frames_of: FramesOf | None,
     ) -> StageLoop:
-        """Return the stage's loop at its first step, or behind that of `resumed`; `model` lies on the device."""
-        if resumed is not None:
-            load_weights(model, resumed.model_tensors(), resumed.path)
+        """Return the stage's loop at its first step, or behind that of `resumed`, whose weights `model` has.
+
+        `model` lies on the device.
+        """
         engine = build_stage_engine(self.processes, model, stage.config)
         if resumed is not None:
             engine.load_optimizer_state(resumed.optimizer_tensors())
             engine.load_average_state(resumed.average_tensors(), num_updates=resumed.state.num_updates)
-        runner = build_step_runner(self.config, stage, engine)
+        runner = build_step_runner(self.config, stage, engine, frames_of=frames_of)
         log.info(
             "stage %d (%s): %d steps over %d utterances (%.2f h), dev %d, %d trainable parameters",
             stage.number,
@@ -294,7 +333,7 @@ class _Training:
         return StageLoop(
             runner=runner,
             dev=stage.data.dev,
-            dev_lookups=lookups(runner.engine.model, stage.data.dev),
+            dev_lookups=lookups(runner.engine.model, stage.data.dev, frames_of),
             state=state,
             checkpoints=self.run_dir.checkpoints(stage.number),
             recorder=recorder,

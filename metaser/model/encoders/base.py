@@ -55,8 +55,21 @@ class Tokens(NamedTuple):
         return Tokens(*(part.to(device, non_blocking=True) for part in self))
 
 
-Given = Tokens | Tensor
-"""What a view is given beside the sound: `Tokens`, or a vector for each utterance (B V)."""
+class FrozenFrames(NamedTuple):
+    """What the main encoder's frozen part makes of clips, computed beforehand; see `SpeechEncoder.frozen_depth`."""
+
+    depth: int
+    frames: tuple[Float[Tensor, "B L _"], ...]
+    """Padded at the end with zeros: with depth 0 the features before SpecAugment's masks, else h0 .. h(depth - 1)."""
+
+    def to(self, device: torch.device) -> FrozenFrames:
+        """Return the frames on `device`."""
+        return FrozenFrames(self.depth, tuple(frames.to(device, non_blocking=True) for frames in self.frames))
+
+
+Given = Tokens | FrozenFrames | Tensor
+"""What an encoder is given beside the sound: a view `Tokens` or a vector for each utterance (B V), the main encoder
+what its frozen part makes of the sound."""
 
 Lookup = Callable[[np.ndarray], Given]
 """Returns, on the CPU, what a view is given of a split's utterances at some positions."""
@@ -77,6 +90,8 @@ class Inputs(NamedTuple):
     """The texts of views that read, by the view's name."""
     vectors: Mapping[str, Float[Tensor, "B V"]] = {}
     """The numbers of views that are given some, by the view's name; NaN where there is none."""
+    frozen: FrozenFrames | None = None
+    """What the main encoder's frozen part would compute of the clips; None lets it compute."""
 
     def to(self, device: torch.device) -> Inputs:
         """Return the inputs on `device`."""
@@ -87,13 +102,15 @@ class Inputs(NamedTuple):
             None if self.warp_B is None else self.warp_B.to(device, non_blocking=True),
             {view: tokens.to(device) for view, tokens in self.tokens.items()},
             {view: vectors_BV.to(device, non_blocking=True) for view, vectors_BV in self.vectors.items()},
+            None if self.frozen is None else self.frozen.to(device),
         )
 
     def with_given(self, given: Mapping[str, Given]) -> Inputs:
-        """Return the inputs with what each view is given, by the view's name."""
+        """Return the inputs with what each view is given, by the view's name; the main encoder has none."""
         tokens = {view: some for view, some in given.items() if isinstance(some, Tokens)}
         vectors = {view: some for view, some in given.items() if isinstance(some, Tensor)}
-        return self._replace(tokens=tokens, vectors=vectors)
+        frozen = [some for some in given.values() if isinstance(some, FrozenFrames)]
+        return self._replace(tokens=tokens, vectors=vectors, frozen=frozen[0] if frozen else None)
 
 
 class EncoderOutput(NamedTuple):
@@ -243,14 +260,24 @@ class Encoder(nn.Module):
     def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:
         raise NotImplementedError
 
-    def _run_layers(self, frames_BLD: Tensor, real_BL: Tensor, mix: LayerMix | None) -> EncoderOutput:
-        layers = [frames_BLD]
-        mask = self._attention_mask(real_BL)
-        for number, layer in enumerate(self.transformer_layers, start=1):
-            frames_BLD = self._checkpointed(layer, layers[-1], mask)
-            layers.append(frames_BLD if mix is None else mix(number, tuple(layers), frames_BLD))
-        layers[-1] = self._final_norm(layers[-1])
+    def _run_layers(self, frames: Sequence[Tensor], real_BL: Tensor, mix: LayerMix | None) -> EncoderOutput:
+        """Return all layers' frames, given those of the lowest, g_0 at least; of all layers, they are the output."""
+        num_layers = self.num_layers + 1
+        layers = frames if len(frames) == num_layers else self._run_more_layers(frames, real_BL, mix, num_layers)
         return EncoderOutput(tuple(layers), real_BL)
+
+    def _run_more_layers(
+        self, frames: Sequence[Tensor], real_BL: Tensor, mix: LayerMix | None, until: int
+    ) -> list[Tensor]:
+        """Return h_0 .. h_(until - 1), given the first of them."""
+        layers = list(frames)
+        mask = self._attention_mask(real_BL)
+        for number in range(len(layers), until):
+            frames_BLD = self._checkpointed(self.transformer_layers[number - 1], layers[-1], mask)
+            layers.append(frames_BLD if mix is None else mix(number, tuple(layers), frames_BLD))
+        if until > self.num_layers:
+            layers[-1] = self._final_norm(layers[-1])
+        return layers
 
     def _final_norm(self, frames_BLD: Tensor) -> Tensor:
         norm = self.top_norm()
@@ -275,6 +302,9 @@ class SpeechEncoder(Encoder):
     Attributes:
         num_mask_features: F, the features that `FrameMasks.feature_BD` hides.
     """
+
+    masks_features: ClassVar[bool] = True
+    """Whether SpecAugment's masks act on what `_features` gives; otherwise on what becomes of it."""
 
     def __init__(
         self, num_layers: int, hidden_size: int, num_mask_features: int, windows: Sequence[tuple[int, int]]
@@ -313,9 +343,71 @@ class SpeechEncoder(Encoder):
         wave_BT = nn.functional.pad(wave_BT.float(), (0, max(0, self._min_samples - wave_BT.shape[1])))
         real_BL = real_mask(self.num_frames(num_samples_B), self.num_frames(wave_BT.shape[1]))
         inputs = inputs._replace(wave_BT=wave_BT, num_samples_B=num_samples_B)
-        return self._run_layers(self._embed(inputs, real_BL), real_BL, mix)
+        if inputs.frozen is None:
+            frames: Sequence[Tensor] = [self._embed(self._features(inputs, real_BL), inputs, real_BL)]
+        elif inputs.frozen.depth == 0:
+            frames = [self._embed(inputs.frozen.frames[0], inputs, real_BL)]
+        else:
+            frames = inputs.frozen.frames
+        return self._run_layers(frames, real_BL, mix)
 
-    def _embed(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
+    def frozen_depth(self, *, masked: bool, mixed: bool) -> int | None:
+        """Return how far up the encoder nothing is trained, so that a clip's frames stay the same from step to step.
+
+        0 stands for the features before the layers, 1 for h0, and so on to N + 1 for the frames of all layers, the
+        final norm included. None: the features are trained, or so cheap that nobody keeps them.
+
+        Args:
+            masked: SpecAugment hides something of the clips, anew in each step.
+            mixed: Something is mixed into the frames between the layers.
+        """
+        features = self._feature_modules()
+        if masked or _is_trained(self, but=(self.transformer_layers, self.top_norm())):
+            keeps_features = features and not (masked and self.masks_features)
+            return 0 if keeps_features and not any(map(_is_trained, features)) else None
+        if mixed:
+            return 1
+        num_frozen = next(
+            (number for number, layer in enumerate(self.transformer_layers) if _is_trained(layer)), self.num_layers
+        )
+        top_norm = self.top_norm()
+        if num_frozen == self.num_layers and top_norm is not None and _is_trained(top_norm):
+            return self.num_layers
+        return num_frozen + 1
+
+    def frozen_frames(self, inputs: Inputs, depth: int) -> FrozenFrames:
+        """Return what `forward` may be given instead of computing it, up to `depth`; in `eval` mode without dropout."""
+        wave_BT = nn.functional.pad(inputs.wave_BT.float(), (0, max(0, self._min_samples - inputs.wave_BT.shape[1])))
+        real_BL = real_mask(self.num_frames(inputs.num_samples_B), self.num_frames(wave_BT.shape[1]))
+        inputs = inputs._replace(wave_BT=wave_BT)
+        features = self._features(inputs, real_BL)
+        if depth == 0:
+            return FrozenFrames(0, (features,))
+        layers = self._run_more_layers([self._embed(features, inputs, real_BL)], real_BL, None, depth)
+        return FrozenFrames(depth, tuple(layers))
+
+    def frozen_tensors(self, depth: int) -> dict[str, Tensor]:
+        """Return the weights and buffers that `frozen_frames` depends on, by name."""
+        above: list[nn.Module] = [*self.transformer_layers[max(depth - 1, 0) :]]
+        top_norm = self.top_norm()
+        if top_norm is not None and depth <= self.num_layers:
+            above.append(top_norm)
+        left_out = {id(tensor) for part in above for tensor in _tensors_of(part).values()}
+        if depth == 0:
+            kept = {id(tensor) for part in self._feature_modules() for tensor in _tensors_of(part).values()}
+            left_out = {id(tensor) for tensor in _tensors_of(self).values()} - kept
+        return {name: tensor for name, tensor in _tensors_of(self).items() if id(tensor) not in left_out}
+
+    def _feature_modules(self) -> tuple[nn.Module, ...]:
+        """Return the modules with the weights that `_features` depends on, if its result is worth keeping."""
+        return ()
+
+    def _features(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        """Return what is made of the sound alone."""
+        raise NotImplementedError
+
+    def _embed(self, features_BLD: Tensor, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        """Return h0."""
         raise NotImplementedError
 
     def _num_outputs(self, num_samples: Count, windows: Sequence[tuple[int, int]]) -> Count:
@@ -360,6 +452,15 @@ def init_encoder_weights(module: nn.Module) -> None:
         init.zeros_(held.num_batches_tracked)
     if isinstance(getattr(module, "bias", None), Tensor):
         init.zeros_(held.bias)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _is_trained(module: nn.Module, *, but: Sequence[nn.Module | None] = ()) -> bool:
+    left_out = {id(weight) for part in but if part is not None for weight in part.parameters()}
+    return any(weight.requires_grad for weight in module.parameters() if id(weight) not in left_out)
 
 
 def real_mask(num_B: Int[Tensor, "B"], length: int) -> Bool[Tensor, "B length"]:

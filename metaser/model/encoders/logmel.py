@@ -212,7 +212,7 @@ class LogMelEncoder(SpeechEncoder):
         """Return what of `architecture` decides the weights' form: all but the dropout."""
         return {name: value for name, value in architecture.items() if name not in ("kind", "dropout")}
 
-    def _embed(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
+    def _features(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
         wave_BT, num_samples_B, masks = inputs.wave_BT, inputs.num_samples_B, inputs.masks
         real_BT = real_mask(num_samples_B, wave_BT.shape[1])
         # Powers of a spectrum span more than bfloat16 resolves.
@@ -223,9 +223,14 @@ class LogMelEncoder(SpeechEncoder):
         if masks is not None:
             time_BM = masks.time_BL.repeat_interleave(2, dim=1)[:, : mel_BMF.shape[1]]
             seen_BMF = seen_BMF & ~time_BM[:, :, None] & ~masks.feature_BD[:, None, :]
+        return mel_BMF * seen_BMF
+
+    def _embed(self, features_BLD: Tensor, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        mel_BMF = features_BLD
+        real_BM = real_mask(self._num_outputs(inputs.num_samples_B, self._windows[:1]), mel_BMF.shape[1])
         # Frames that masks hide entirely are constant: through each of two norms their gradients grow by 1 / sqrt(eps).
-        with _without_float16(wave_BT.device):
-            frames_BLD: Tensor = self.subsampling(mel_BMF * seen_BMF, real_BM, real_BL)
+        with _without_float16(mel_BMF.device):
+            frames_BLD: Tensor = self.subsampling(mel_BMF, real_BM, real_BL)
         return frames_BLD
 
     def _run_layer(self, layer: Any, frames_BLD: Tensor, mask: AttentionMask) -> Tensor:

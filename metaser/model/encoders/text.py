@@ -283,7 +283,7 @@ class TextEncoder(Encoder):
         embedded_BMD = self.embeddings(
             input_ids=ids_BM, token_type_ids=torch.zeros_like(ids_BM), position_ids=positions_BM
         )
-        return self._run_layers(embedded_BMD, real_BM, mix)
+        return self._run_layers([embedded_BMD], real_BM, mix)
 
     def _without_text(self, inputs: Inputs) -> Tokens:
         num_utterances, device = len(inputs.num_samples_B), inputs.wave_BT.device

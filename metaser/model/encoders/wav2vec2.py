@@ -94,6 +94,7 @@ class Wav2Vec2Encoder(PretrainedEncoder):
         *("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"),
     )
     anchor: ClassVar[str] = "feature_projection.projection.weight"
+    masks_features: ClassVar[bool] = False
     zero_if_absent: ClassVar[Mapping[str, str]] = {"masked_spec_embed": "time masks hide frames by zeros"}
 
     masked_spec_embed: Tensor
@@ -161,13 +162,19 @@ class Wav2Vec2Encoder(PretrainedEncoder):
         """Hide frames by zeros."""
         init.zeros_(self.masked_spec_embed)
 
-    def _embed(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
-        wave_BT, num_samples_B, masks = inputs.wave_BT, inputs.num_samples_B, inputs.masks
+    def _feature_modules(self) -> tuple[nn.Module, ...]:
+        return (self.feature_extractor,)
+
+    def _features(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        wave_BT, num_samples_B = inputs.wave_BT, inputs.num_samples_B
         real_BT = real_mask(num_samples_B, wave_BT.shape[1])
         if self._do_normalize:
             wave_BT = _normalised(wave_BT, real_BT)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._freeze_feature_encoder):
-            features_BLD = self._convolve(wave_BT * real_BT, num_samples_B)
+            return self._convolve(wave_BT * real_BT, num_samples_B)
+
+    def _embed(self, features_BLD: Tensor, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        masks = inputs.masks
         frames_BLD = self.feature_projection(features_BLD)
         if masks is not None:
             hidden_D = self.masked_spec_embed.to(frames_BLD.dtype)

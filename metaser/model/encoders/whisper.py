@@ -164,12 +164,14 @@ class WhisperEncoder(PretrainedEncoder):
             yield from self.conv1.parameters()
             yield from self.conv2.parameters()
 
-    def _embed(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
-        num_frames = real_BL.shape[1]
-        positions_LD: Any = self.embed_positions.weight
-        if num_frames > len(positions_LD):
+    def _feature_modules(self) -> tuple[nn.Module, ...]:
+        return (self.conv1, self.conv2)
+
+    def _features(self, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        num_positions = len(self.embed_positions.weight)
+        if real_BL.shape[1] > num_positions:
             raise ModelError(
-                f"this encoder hears at most {len(positions_LD) * _FRAME_SAMPLES / RATE_HZ:g} s at once, got "
+                f"this encoder hears at most {num_positions * _FRAME_SAMPLES / RATE_HZ:g} s at once, got "
                 f"{inputs.wave_BT.shape[1] / RATE_HZ:g} s; cut the clips into windows"
             )
         wave_BT, num_samples_B, masks = inputs.wave_BT, inputs.num_samples_B, inputs.masks
@@ -187,10 +189,13 @@ class WhisperEncoder(PretrainedEncoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._freeze_feature_encoder):
             frames_BDM = gelu(self.conv1(mel_BMF.transpose(1, 2)))
             frames_BDM = frames_BDM * real_mask(num_mels_B, frames_BDM.shape[2])[:, None, :]
-            frames_BLD = gelu(self.conv2(frames_BDM)).transpose(1, 2)
-        if masks is not None:
-            frames_BLD = frames_BLD.masked_fill(masks.time_BL[:, :, None], 0.0)
-        frames_BLD = (frames_BLD + positions_LD[:num_frames]) * real_BL[:, :, None]
+            return gelu(self.conv2(frames_BDM)).transpose(1, 2)
+
+    def _embed(self, features_BLD: Tensor, inputs: Inputs, real_BL: Tensor) -> Tensor:
+        frames_BLD, positions_LD = features_BLD, self.embed_positions.weight
+        if inputs.masks is not None:
+            frames_BLD = frames_BLD.masked_fill(inputs.masks.time_BL[:, :, None], 0.0)
+        frames_BLD = (frames_BLD + positions_LD[: frames_BLD.shape[1]]) * real_BL[:, :, None]
         dropped_BLD: Tensor = self.dropout(frames_BLD)
         return dropped_BLD
 
