@@ -472,7 +472,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Of a turn.")] = 13,
     out: Annotated[Path | None, typer.Option(help="For the figures as JSON.")] = None,
     system: Annotated[str | None, typer.Option(hidden=True)] = None,
-    folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    folder: Annotated[Path | None, typer.Option(help="For the clips, found again there; by default a new one.")] = None,
 ) -> None:
     batches = batch or [8, 32]
     if system is not None and folder is not None:
@@ -488,9 +488,12 @@ def main(
         print("speechbrain is left out: it is not installed")
     found = {}
     with tempfile.TemporaryDirectory(prefix="metaser-bench-") as name:
-        make_input(Path(name))
+        root = Path(name) if folder is None else folder
+        if not (root / "encoder").exists():
+            root.mkdir(exist_ok=True)
+            make_input(root)
         for size in batches:
-            found[size] = compare(Path(name), size, names, turns, steps)
+            found[size] = compare(root, size, names, turns, steps)
             print(table(size, found[size]) + "\n", flush=True)
     if out is not None:
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
