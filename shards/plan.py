@@ -8,8 +8,9 @@ number of processes nor that of reader workers.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,17 +123,18 @@ def cut_micro_batches(
             f"data.max_micro_batch_s must hold the longest clip, but {longest} samples exceed "
             f"{max_micro_batch_samples}; raise it or filter by duration_s"
         )
-    num_rounds = math.ceil(_num_micro_batches(num_samples, max_micro_batch_samples) / num_processes)
+    lengths = num_samples.tolist()
+    num_rounds = math.ceil(_num_micro_batches(lengths, max_micro_batch_samples) / num_processes)
     num_micro_batches = num_rounds * num_processes
     low, high = longest, max_micro_batch_samples
     while low < high:
         bound = (low + high) // 2
-        if _num_micro_batches(num_samples, bound) <= num_micro_batches:
+        if _num_micro_batches(lengths, bound) <= num_micro_batches:
             high = bound
         else:
             low = bound + 1
-    micro_batches = _fill(num_samples, low)
-    micro_batches = _split_largest(micro_batches, num_samples, num_micro_batches)
+    parts = _split_largest(_parts(lengths, low), lengths, num_micro_batches)
+    micro_batches = [np.arange(start, end) for start, end in parts]
     empty = np.empty(0, dtype=np.int64)
     micro_batches += [empty] * (num_micro_batches - len(micro_batches))
     return [micro_batches[start : start + num_processes] for start in range(0, num_micro_batches, num_processes)]
@@ -140,36 +142,42 @@ def cut_micro_batches(
 
 def _fill(num_samples: np.ndarray, bound: int) -> list[np.ndarray]:
     """Return contiguous micro-batches, longest clips first, each filled to `bound` padded samples, or of one clip."""
-    micro_batches = []
-    end = len(num_samples)
+    return [np.arange(start, end) for start, end in _parts(num_samples.tolist(), bound)]
+
+
+def _parts(lengths: Sequence[int], bound: int) -> Iterator[tuple[int, int]]:
+    """Yield where the micro-batches of `_fill` start, and end."""
+    end = len(lengths)
     while end > 0:
-        start = max(0, end - max(1, bound // max(1, int(num_samples[end - 1]))))
-        micro_batches.append(np.arange(start, end))
+        start = max(0, end - max(1, bound // max(1, lengths[end - 1])))
+        yield start, end
         end = start
-    return micro_batches
 
 
-def _num_micro_batches(num_samples: np.ndarray, bound: int) -> int:
-    return len(_fill(num_samples, bound))
+def _num_micro_batches(lengths: Sequence[int], bound: int) -> int:
+    return sum(1 for _ in _parts(lengths, bound))
 
 
 def _split_largest(
-    micro_batches: list[np.ndarray], num_samples: np.ndarray, num_micro_batches: int
-) -> list[np.ndarray]:
-    """Halve the costliest until there are `num_micro_batches`: no process idles while another has two clips."""
-    micro_batches = list(micro_batches)
-    while len(micro_batches) < num_micro_batches:
-        costs = [
-            len(micro_batch) * int(num_samples[micro_batch[-1]]) if len(micro_batch) > 1 else 0
-            for micro_batch in micro_batches
-        ]
-        at = int(np.argmax(costs))
-        if costs[at] == 0:
-            break
-        micro_batch = micro_batches[at]
-        middle = len(micro_batch) // 2
-        micro_batches[at : at + 1] = [micro_batch[middle:], micro_batch[:middle]]
-    return micro_batches
+    parts: Iterable[tuple[int, int]], lengths: Sequence[int], num_micro_batches: int
+) -> list[tuple[int, int]]:
+    """Halve the costliest until there are `num_micro_batches`: no process idles while another has two clips.
+
+    Of several that cost the same, the one of the longest clips is halved; the order stays.
+    """
+
+    def costing(start: int, end: int) -> tuple[int, int, int]:
+        return (-(end - start) * lengths[end - 1] if end - start > 1 else 0, -start, end)
+
+    costliest = [costing(*part) for part in parts]
+    heapq.heapify(costliest)
+    while len(costliest) < num_micro_batches and costliest[0][0] < 0:
+        _, negative_start, end = heapq.heappop(costliest)
+        start = -negative_start
+        middle = start + (end - start) // 2
+        heapq.heappush(costliest, costing(middle, end))
+        heapq.heappush(costliest, costing(start, middle))
+    return sorted(((-negative_start, end) for _, negative_start, end in costliest), reverse=True)
 
 
 def step_micro_batches(
