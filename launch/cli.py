@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from launch.exits import App, exit_with_code
 from launch.train import train
+from launch.verbs.ablate import ablate
+from launch.verbs.compare import compare
 from launch.verbs.crossval import crossval
 from launch.verbs.demo import demo
 from launch.verbs.evaluate import evaluate
@@ -23,7 +25,7 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, pack, inspect, train, tune, evaluate, crossval, predict, submit, status, stop):
+for verb in (demo, pack, inspect, train, tune, evaluate, crossval, ablate, compare, predict, submit, status, stop):
     app.command()(verb)
 
 

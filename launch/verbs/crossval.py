@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +64,7 @@ def crossval(
     if cluster is None:
         _train_here(plan, parallel or 1)
     else:
-        _train_on_cluster(plan, cluster, changes, dry_run=dry_run, follow=follow)
+        train_on_cluster(plan, cluster, changes, dry_run=dry_run, follow=follow)
 
 
 def _show_table(plan: CrossValidation) -> None:
@@ -76,7 +76,7 @@ def _show_table(plan: CrossValidation) -> None:
     render_folds(write_crossval(plan), Console())
 
 
-def _describe(plan: CrossValidation, fold: int) -> str:
+def describe_fold(plan: CrossValidation, fold: int) -> str:
     """Return a finished fold's line."""
     from metaser.eval.crossval import read_fold_report
 
@@ -119,7 +119,7 @@ def _train_here(plan: CrossValidation, parallel: int) -> None:
                 elif fold in plan.missing:
                     asked.append("metaser stop")
                 else:
-                    say(_describe(plan, fold))
+                    say(describe_fold(plan, fold))
     if failed:
         fold, code = next(iter(failed.items()))
         said = _console_log(plan, fold)
@@ -199,9 +199,16 @@ def _signals_forwarded(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[
 # ---------------------------------------------------------------- on a cluster
 
 
-def _train_on_cluster(
-    plan: CrossValidation, cluster: str, changes: tuple[str, ...], *, dry_run: bool, follow: bool
+def train_on_cluster(
+    plan: CrossValidation,
+    cluster: str,
+    changes: tuple[str, ...],
+    *,
+    dry_run: bool = False,
+    follow: bool = False,
+    folds: Sequence[int] | None = None,
 ) -> None:
+    """Submit the folds that are missing and in no job, of all or of `folds`, as one array."""
     from dataclasses import replace
 
     from launch import submission
@@ -224,23 +231,23 @@ def _train_on_cluster(
         if not is_finished(run) and (found := submission.live_job(run)) is not None
     }
     check_crossval(plan, is_queued=bool(queued))
-    missing = plan.missing
+    missing = [fold for fold in plan.missing if folds is None or fold in folds]
     live = {fold: queued[fold] for fold in missing if fold in queued}
-    folds = [fold for fold in missing if fold not in live]
+    new = [fold for fold in missing if fold not in live]
     for fold, job in live.items():
         say(f"fold {fold} ({plan.groups[fold]}) is in job {job} already")
-    if folds:
+    if new:
         submission.prepare_checks(where, executor, cluster)
-        for fold in folds:
+        for fold in new:
             submission.check_run_folder(plan.run(fold))
             submission.check_continues(plan.run(fold), plan.experiment(fold))
         start_crossval(plan)
         root = str(plan.root.absolute())
-        jobs = [submission.prepare_job(plan.run(fold), plan.experiment(fold), where, crossval=root) for fold in folds]
-        done = submission.submit_slurm(executor, where, [plan.run(fold) for fold in folds], jobs)
-        for fold, new in zip(folds, done, strict=True):
-            tell(f"job {new.job_id}, fold {fold} ({plan.groups[fold]}), run {plan.run(fold).root}")
-            live[fold] = new.job_id
+        jobs = [submission.prepare_job(plan.run(fold), plan.experiment(fold), where, crossval=root) for fold in new]
+        done = submission.submit_slurm(executor, where, [plan.run(fold) for fold in new], jobs)
+        for fold, submitted in zip(new, done, strict=True):
+            tell(f"job {submitted.job_id}, fold {fold} ({plan.groups[fold]}), run {plan.run(fold).root}")
+            live[fold] = submitted.job_id
         say(f"  how far they are  metaser status {shlex.quote(str(plan.root))}")
         say(f"  the table         {plan.root}/report/report.md when all are finished, or this command again")
     if follow:
@@ -260,7 +267,11 @@ def _wait(plan: CrossValidation, live: dict[int, str]) -> None:
             if states.get(job) in JOB_IS_LIVE:
                 continue
             del waiting[fold]
-            say(_describe(plan, fold) if fold not in plan.missing else f"fold {fold}: job {job} ended before its end")
+            say(
+                describe_fold(plan, fold)
+                if fold not in plan.missing
+                else f"fold {fold}: job {job} ended before its end"
+            )
         if waiting:
             time.sleep(_ASK_EVERY_S)
     if plan.missing:

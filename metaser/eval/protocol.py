@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from metaser.eval.evaluate import evaluate
 from metaser.eval.figures import ari_figure, confusion_figure, curves_figure
 from metaser.eval.report import build_report, write_report
 from metaser.eval.start import describe_start, is_same_shards, known_start, start_facts, start_notes
+from metaser.framecache import kept_frames
 from metaser.given import given_notes, lookups
 from metaser.inputs import make_inputs
 from metaser.model.metaser import MetaSERModel, MetaSEROutput, load_export
@@ -87,7 +88,7 @@ def evaluate_run_split(
     Raises:
         RunError: if the run has no best model yet.
     """
-    choice = _own_choice(config, index, splits, split)
+    choice = own_choice(config, index, splits, split)
 
     def made_from(specs: tuple[TaskSpec, ...]) -> Material | str:
         if config.init_from is not None:
@@ -126,47 +127,29 @@ def _judge(
         raise RunError(f"run {str(run.root)!r} has no best model yet; its last stage must be evaluated on dev first")
     model = load_export(run.best, setting="RUN")
     specs = model.task_specs
-    chosen = choice.index.take(choice.rows)
-    by_stage = [select_utterances(stage, specs, chosen) for stage in config.stages]
-    part = chosen.take(np.unique(np.concatenate(by_stage)))
-    left_out = all_left_out(config, specs, chosen)
-    if not len(part):
-        notes = "".join(f"; {some.describe(name)}" for name, some in left_out.items() if some.num_left_out)
-        log.warning("no %s utterances to evaluate on%s", choice.split, notes)
+
+    def answer(part: Index) -> list[UtteranceResult]:
+        model.to(processes.device)  # type: ignore[arg-type]
+        heard = _heard(config.data, model, part)
+        found = lookups(model, part, kept_frames(config, heard, model, part, processes))
+
+        def forward(batch: Batch) -> MetaSEROutput:
+            with autocast(processes.device, config.parallel.precision):
+                output: MetaSEROutput = model(*make_inputs(batch, processes.device, found))
+            return output
+
+        results = evaluate(
+            forward, specs, part, heard, processes, at_boundary=at_boundary, hop_samples=model.encoder.hop_samples
+        )
+        _refuse_no_numbers(results, run)
+        return results
+
+    judged = judge_answers(
+        run, config, choice, specs, made_from, answer, accept=accept, notes_of=lambda part: given_notes(model, part)
+    )
+    if judged is None:
         return None
-    record = read_record(run)
-    protocol = _protocol(config, specs, choice, part, made_from(specs), record, accept=accept)
-    protocol |= _used(config, specs, choice, chosen, by_stage)
-    protocol["notes"] = [*protocol["notes"], *given_notes(model, part)]
-    model.to(processes.device)  # type: ignore[arg-type]
-    found = lookups(model, part)
-
-    def forward(batch: Batch) -> MetaSEROutput:
-        with autocast(processes.device, config.parallel.precision):
-            output: MetaSEROutput = model(*make_inputs(batch, processes.device, found))
-        return output
-
-    results = evaluate(
-        forward,
-        specs,
-        part,
-        _heard(config.data, model, part),
-        processes,
-        at_boundary=at_boundary,
-        hop_samples=model.encoder.hop_samples,
-    )
-    _refuse_no_numbers(results, run)
-    main_keys = set(chosen.take(by_stage[-1]).values("key"))
-    results = [result if result.key in main_keys else _without_task(result, config.main_task) for result in results]
-    report = build_report(
-        specs,
-        config.main_task,
-        results,
-        split=choice.split,
-        protocol=protocol,
-        run={"folder": run.root.name, "seed": config.seed},
-        left_out=left_out,
-    )
+    report, results = judged
 
     def write() -> None:
         with writing(folder):
@@ -177,6 +160,56 @@ def _judge(
 
     processes.on_main(write)
     return report
+
+
+def judge_answers(
+    run: RunDir,
+    config: ExperimentConfig,
+    choice: Choice,
+    specs: tuple[TaskSpec, ...],
+    made_from: Callable[[tuple[TaskSpec, ...]], Material | str],
+    answer: Callable[[Index], Sequence[UtteranceResult]],
+    *,
+    accept: bool = True,
+    notes_of: Callable[[Index], Iterable[str]] = lambda part: (),
+) -> tuple[dict[str, Any], list[UtteranceResult]] | None:
+    """Return the report on what anything answers for chosen utterances, and its results; None if there are none.
+
+    Args:
+        run: what is judged, for its name and its record.
+        config: its experiment, whose stages' filters say who is judged.
+        choice: what is judged.
+        specs: the tasks.
+        made_from: returns what moved or chose the weights, or why that is unknown.
+        answer: returns the results on some utterances.
+        accept: whether recordings and speakers that made the weights may be judged.
+        notes_of: returns what else the report must say.
+    """
+    chosen = choice.index.take(choice.rows)
+    by_stage = [select_utterances(stage, specs, chosen) for stage in config.stages]
+    part = chosen.take(np.unique(np.concatenate(by_stage)))
+    left_out = all_left_out(config, specs, chosen)
+    if not len(part):
+        notes = "".join(f"; {some.describe(name)}" for name, some in left_out.items() if some.num_left_out)
+        log.warning("no %s utterances to evaluate on%s", choice.split, notes)
+        return None
+    protocol = _protocol(config, specs, choice, part, made_from(specs), read_record(run), accept=accept)
+    protocol |= _used(config, specs, choice, chosen, by_stage)
+    protocol["notes"] = [*protocol["notes"], *notes_of(part)]
+    main_keys = set(chosen.take(by_stage[-1]).values("key"))
+    results = [
+        result if result.key in main_keys else _without_task(result, config.main_task) for result in answer(part)
+    ]
+    report = build_report(
+        specs,
+        config.main_task,
+        results,
+        split=choice.split,
+        protocol=protocol,
+        run={"folder": run.root.name, "seed": config.seed},
+        left_out=left_out,
+    )
+    return report, results
 
 
 def _heard(data: DataConfig, model: MetaSERModel, part: Index) -> DataConfig:
@@ -226,7 +259,7 @@ def evaluate_run(
     index = load_index(folders, config.data.remote)
     record = read_record(run)
     if shards is None or is_own_folder(config, record, shards):
-        choice = _own_choice(config, index, _own_splits(config, index), split)
+        choice = own_choice(config, index, _own_splits(config, index), split)
     else:
         choice = _other_choice(index, split, shards)
     own_test = shards is None and split == "test"
@@ -260,7 +293,8 @@ def _own_splits(config: ExperimentConfig, index: Index) -> SplitAssignment:
     return assign_splits(index, _rules_for(config, index), allow_speaker_overlap=overlap, allow_recording_overlap=True)
 
 
-def _own_choice(config: ExperimentConfig, index: Index, splits: SplitAssignment, split: str) -> Choice:
+def own_choice(config: ExperimentConfig, index: Index, splits: SplitAssignment, split: str) -> Choice:
+    """Return the utterances of a split of the run's own shards."""
     if split == ALL:
         counts = splits.protocol["num_utterances"]
         reason = f"all were asked for: {counts['train']} of train, {counts['dev']} of dev, {counts['test']} of test"

@@ -18,6 +18,7 @@ from metaser.environment import append_start
 from metaser.errors import RunError, TrainingError
 from metaser.eval.protocol import evaluate_run_split
 from metaser.eval.start import Start, check_start, describe_start, read_start
+from metaser.framecache import fill, frozen_depth, open_cache
 from metaser.given import FramesOf, fit_views, lookups
 from metaser.memory import refusing_lack_of_memory, training_advice
 from metaser.model.metaser import MetaSERModel, build_model
@@ -34,7 +35,6 @@ from metaser.tracking import KeyLog, OnMetrics, Recorder, Tracker, cut_back_keys
 from metaser.train.build import Stage, build_stage_engine, build_stages, build_step_runner, prepare_stage
 from metaser.train.checkpoint import Checkpoint, newest_checkpoint, step_folders
 from metaser.train.checks import check_data, check_heard
-from metaser.train.framecache import fill, frozen_depth, open_cache
 from metaser.train.initial import InitialWeights, load_initial_weights
 from metaser.train.loop import StageLoop, stop_if_asked
 from metaser.train.selected import BestExport, load_weights, next_stage_model
@@ -265,6 +265,9 @@ class _Training:
         key_log = KeyLog(self.run_dir, self.processes.info.rank) if self.config.log_keys else None
         return Recorder(tracker, key_log, self.on_metrics)
 
+    def _is_stopped(self) -> bool:
+        return self.stop_request.look() is not None
+
     def _kept_frames(self, stage: Stage, model: MetaSERModel) -> FramesOf | None:
         """Keep what the stage cannot change of the encoder's frames, before the strategy spreads the weights.
 
@@ -283,7 +286,7 @@ class _Training:
         cache = open_cache(Path(self.config.frame_cache), model.encoder, depth, self.config.parallel.precision)
         model.train(mode=False)
         for part in (stage.data.training, stage.data.dev):
-            problem = fill(cache, model, part, self.config, self.processes, self.stop_request)
+            problem = fill(cache, model.encoder, part, self.config, self.processes, self._is_stopped)
             stop_if_asked(self.processes, self.stop_request)
             if problem is not None:
                 log.info("stage %d keeps no frames: %s", stage.number, problem)

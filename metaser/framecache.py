@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,14 @@ from torch import Tensor
 
 from metaser.config.schema import ExperimentConfig, StageConfig
 from metaser.errors import RunError
+from metaser.given import FramesOf
 from metaser.model.encoders.base import FrozenFrames, Inputs, Lookup, SpeechEncoder
 from metaser.model.metaser import MetaSERModel
 from metaser.processes import Processes, autocast
 from metaser.runfiles import writing
 from metaser.stagedata import StageData, is_cut
-from metaser.train.stop import StopRequest
-from shards.batch import Batch
+from shards.config import DataConfig
+from shards.errors import ShardError
 from shards.files import whole_file
 from shards.index import Index
 from shards.plan import MicroBatch
@@ -164,13 +165,52 @@ def open_cache(root: Path, encoder: SpeechEncoder, depth: int, precision: str) -
     return FrameCache(root / digest.hexdigest()[:32], depth)
 
 
+def kept_frames(
+    config: ExperimentConfig, data: DataConfig, model: MetaSERModel, judged: Index, processes: Processes
+) -> FramesOf | None:
+    """Return what finds the frames of all layers of the utterances to be judged, computing what is missing.
+
+    None if a training has not kept those of this very encoder, or they are heard in windows.
+    """
+    if config.frame_cache is None or is_cut(judged, data).any() or model.mixes_layers:
+        return None
+    depth = model.encoder.num_layers + 1
+    cache = open_cache(Path(config.frame_cache), model.encoder, depth, config.parallel.precision)
+    if not any(processes.all_gather(cache.folder.is_dir())):
+        return None
+    problem = fill(cache, model.encoder, judged, config, processes, lambda: False)
+    return cache.lookup if problem is None else None
+
+
+def clip_frames(
+    encoder: SpeechEncoder, index: Index, config: ExperimentConfig, processes: Processes
+) -> Iterator[Shaped[Tensor, "K L D"]]:
+    """Yield the frames of all layers of each utterance of `index`, heard whole: kept ones if there are, or computed.
+
+    Raises:
+        ShardError: if one cannot be decoded.
+    """
+    depth = encoder.num_layers + 1
+    if config.frame_cache is None:
+        for frames_KLD in _compute(encoder, depth, index, range(len(index)), config, processes):
+            if isinstance(frames_KLD, str):
+                raise ShardError(f"every utterance is needed, but {frames_KLD}")
+            yield frames_KLD
+        return
+    cache = open_cache(Path(config.frame_cache), encoder, depth, config.parallel.precision)
+    problem = fill(cache, encoder, index, config, processes, lambda: False)
+    if problem is not None:
+        raise ShardError(f"every utterance is needed, but {problem}")
+    yield from map(cache.read, sounds_of(index))
+
+
 def fill(
     cache: FrameCache,
-    model: MetaSERModel,
+    encoder: SpeechEncoder,
     index: Index,
     config: ExperimentConfig,
     processes: Processes,
-    request: StopRequest,
+    is_stopped: Callable[[], bool],
 ) -> str | None:
     """Compute what is missing of the utterances of `index`; return a clip's problem if one cannot be decoded.
 
@@ -187,55 +227,58 @@ def fill(
         missing = cache.missing(sounds)
         # All look before the first of them writes.
         processes.barrier()
-        problem = _compute(cache, model, index, missing[number::count], config, processes, request)
+        mine = missing[number::count]
+        problem = None
+        if mine:
+            log.info("keeping the frames of %d clips in %s", len(mine), cache.folder)
+            found = _compute(encoder, cache.depth, index, mine, config, processes)
+            problem = _keep(cache, [sounds[item] for item in mine], found, is_stopped)
         problems = [each for each in processes.all_gather(problem) if each is not None]
-        if problems or any(processes.all_gather(request.look() is not None)):
+        if problems or any(processes.all_gather(is_stopped())):
             return problems[0] if problems else None
     cache.refresh()
     return None
 
 
+def _keep(
+    cache: FrameCache, sounds: Sequence[str], found: Iterable[Tensor | str], is_stopped: Callable[[], bool]
+) -> str | None:
+    """Write frames as they are computed; return the first problem of a clip."""
+    piece: dict[str, Tensor] = {}
+    num_bytes = 0
+    told = time.monotonic()
+    for number, (sound, frames_KLD) in enumerate(zip(sounds, found, strict=True), start=1):
+        if isinstance(frames_KLD, str):
+            return frames_KLD
+        piece[sound] = frames_KLD
+        num_bytes += frames_KLD.nbytes
+        stopped = is_stopped()
+        if num_bytes > _PIECE_BYTES or number == len(sounds) or stopped:
+            cache.add(piece)
+            piece, num_bytes = {}, 0
+        if stopped:
+            break
+        if time.monotonic() - told > _REPORT_EVERY_S:
+            told = time.monotonic()
+            log.info("kept the frames of %d of %d clips", number, len(sounds))
+    return None
+
+
 def _compute(
-    cache: FrameCache,
-    model: MetaSERModel,
+    encoder: SpeechEncoder,
+    depth: int,
     index: Index,
     items: Sequence[int],
     config: ExperimentConfig,
     processes: Processes,
-    request: StopRequest,
-) -> str | None:
-    if not items:
-        return None
-    log.info("keeping the frames of %d clips in %s", len(items), cache.folder)
-    sounds = sounds_of(index)
-    piece: dict[str, Tensor] = {}
-    num_bytes = 0
-    told = time.monotonic()
-    for number, (item, batch) in enumerate(zip(items, _read(index, items, config, processes), strict=True), start=1):
-        if batch.problems:
-            return batch.problems[0]
-        inputs = Inputs(batch.wave_BT, batch.num_samples_B).to(processes.device)
-        # One at a time, so that a clip's frames are the same whoever else is missing.
-        with torch.no_grad(), autocast(processes.device, config.parallel.precision):
-            kept = model.encoder.frozen_frames(inputs, cache.depth)
-        frames_KLD = torch.cat(kept.frames).cpu()
-        piece[sounds[item]] = frames_KLD
-        num_bytes += frames_KLD.nbytes
-        if num_bytes > _PIECE_BYTES or number == len(items) or request.look() is not None:
-            cache.add(piece)
-            piece, num_bytes = {}, 0
-        if request.look() is not None:
-            break
-        if time.monotonic() - told > _REPORT_EVERY_S:
-            told = time.monotonic()
-            log.info("kept the frames of %d of %d clips", number, len(items))
-    return None
+) -> Iterator[Tensor | str]:
+    """Yield the frames of the utterances at `items`, or why one cannot be decoded.
 
-
-def _read(index: Index, items: Sequence[int], config: ExperimentConfig, processes: Processes) -> Iterator[Batch]:
+    One at a time, so that a clip's frames are the same whoever else is computed.
+    """
     data = config.data
     micro_batches = (MicroBatch(np.asarray([item])) for item in items)
-    return read_batches(
+    batches = read_batches(
         index,
         micro_batches,
         num_workers=min(data.num_workers, len(items)),
@@ -243,6 +286,14 @@ def _read(index: Index, items: Sequence[int], config: ExperimentConfig, processe
         remote=data.remote,
         pin_memory=processes.device.type == "cuda",
     )
+    for batch in batches:
+        if batch.problems:
+            yield batch.problems[0]
+            continue
+        inputs = Inputs(batch.wave_BT, batch.num_samples_B).to(processes.device)
+        with torch.no_grad(), autocast(processes.device, config.parallel.precision):
+            kept = encoder.frozen_frames(inputs, depth)
+        yield torch.cat(kept.frames).cpu()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
