@@ -20,6 +20,7 @@ class Form(NamedTuple):
 ARI_FORMS: dict[str, Form] = {
     "none": Form("metaser.model.ari:LastLayer"),
     "weighted_sum": Form("metaser.model.ari:WeightedSum"),
+    "normed_weighted_sum": Form("metaser.model.ari:NormedWeightedSum"),
     "task": Form("metaser.model.ari:TaskResiduals"),
     "dense": Form("metaser.model.ari:LastLayer", is_dense=True),
     "gated": Form("metaser.model.ari:GatedResiduals"),

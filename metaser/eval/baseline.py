@@ -92,9 +92,9 @@ def judge_baseline(config: ExperimentConfig, kind: BaselineKind, processes: Proc
 
     judged = judge_answers(
         run,
-        config,
+        config.model_copy(update={"stages": (stage,)}),
         own_choice(config, index, splits, "test"),
-        (main,),
+        specs,
         lambda specs: material(index, used_rows(config, specs, index, splits)),
         answer,
         notes_of=lambda part: [f"a baseline: logistic regression over {model.describe(features)}"],

@@ -20,6 +20,7 @@ _PITCH_FRAME, _PITCH_FFT = 640, 2048
 _LOWEST_HZ, _HIGHEST_HZ = 60.0, 450.0
 _VOICED_FROM = 0.5
 """Normalised autocorrelation at the pitch period."""
+_NEARLY = 0.9
 _NUM_MELS, _NUM_CEPSTRA = 26, 12
 _FLOOR = 1e-8
 _TRACKS = (
@@ -101,7 +102,11 @@ def _pitch(wave_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     window = np.fft.irfft(np.abs(np.fft.rfft(np.hanning(_PITCH_FRAME), _PITCH_FFT)) ** 2)[:_PITCH_FRAME]
     lags = np.arange(int(RATE_HZ / _HIGHEST_HZ), int(RATE_HZ / _LOWEST_HZ) + 1)
     normalised = correlation[:, lags] / window[lags] * window[0] / (correlation[:, :1] + _FLOOR)
-    best = normalised.argmax(axis=1)
+    # Multiples of the period fit as well: the first peak that is nearly the highest is the period.
+    is_peak = np.ones_like(normalised, bool)
+    is_peak[:, 1:] &= normalised[:, 1:] >= normalised[:, :-1]
+    is_peak[:, :-1] &= normalised[:, :-1] >= normalised[:, 1:]
+    best = (is_peak & (normalised >= _NEARLY * normalised.max(axis=1, keepdims=True))).argmax(axis=1)
     voicing_L = np.clip(normalised[np.arange(len(best)), best], 0, 1)
     return 12 * np.log2(RATE_HZ / lags[best] / 55.0), voicing_L
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-Counts = Float[np.ndarray, "M S C 3"]
+Counts = Float[np.ndarray, "_ S C 3"]
 """Of each model, speaker and class: utterances of it, those of them that are recognised, and how often it is said."""
 
 MAX_EXACT_SPEAKERS = 12
@@ -29,19 +29,16 @@ MIN_SPEAKERS = 4
 
 def _ua(total_C: np.ndarray, right_C: np.ndarray, _said_C: np.ndarray) -> np.ndarray:
     recall_C = np.divide(right_C, total_C, out=np.zeros_like(right_C), where=total_C > 0)
-    ua: np.ndarray = recall_C.sum(-1) / (total_C > 0).sum(-1)
-    return ua
+    return np.asarray(recall_C.sum(-1) / (total_C > 0).sum(-1))
 
 
 def _wa(total_C: np.ndarray, right_C: np.ndarray, _said_C: np.ndarray) -> np.ndarray:
-    wa: np.ndarray = right_C.sum(-1) / total_C.sum(-1)
-    return wa
+    return np.asarray(right_C.sum(-1) / total_C.sum(-1))
 
 
 def _macro_f1(total_C: np.ndarray, right_C: np.ndarray, said_C: np.ndarray) -> np.ndarray:
     f1_C = np.divide(2 * right_C, total_C + said_C, out=np.zeros_like(right_C), where=total_C + said_C > 0)
-    macro: np.ndarray = f1_C.sum(-1) / (total_C > 0).sum(-1)
-    return macro
+    return np.asarray(f1_C.sum(-1) / (total_C > 0).sum(-1))
 
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -135,8 +132,7 @@ def compare(ours: Counts, theirs: Counts, metric: str, *, seed: int = 0) -> Diff
 
 def _over_models(counts: np.ndarray, metric: str) -> np.ndarray:
     """Return the metric of counts `M ... C 3`, averaged over M."""
-    values: np.ndarray = METRICS[metric](counts[..., 0], counts[..., 1], counts[..., 2]).mean(axis=0)
-    return values
+    return np.asarray(METRICS[metric](counts[..., 0], counts[..., 1], counts[..., 2]).mean(axis=0))
 
 
 def _jackknife_error(ours: Counts, theirs: Counts, metric: str) -> float:

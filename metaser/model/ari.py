@@ -1,7 +1,7 @@
 """Augmented Residual Integration: how the features of all encoder layers reach every task.
 
 The layers' frames are h0 .. hN (hN final-normed); every task k gets frames z_k. Coefficients are scalars that start at
-zero, so that the model starts exactly as the plain encoder (except `weighted_sum`, the SUPERB baseline). A
+zero, so that the model starts exactly as the plain encoder (except the weighted sums, SUPERB's baseline and ours). A
 reconstruction of arXiv 2412.20707, whose equations are not public.
 
 Legend: B utterances, L frames, D hidden, N layers, K tasks, S summed layers.
@@ -113,6 +113,29 @@ class WeightedSum(Integration):
     def coefficients(self) -> Float[Tensor, "K S"]:
         """Return the weights of h0 .. hN; S = N + 1."""
         return self.mix_scalars.detach().softmax(dim=0).expand(self.num_tasks, -1)
+
+
+class NormedWeightedSum(Integration):
+    """`z_k = (N + 1) sum_l softmax(a_k)_l LN_l(h_l)` over h0 .. hN: a weighted sum whose layers all have the same scale.
+
+    Without norms the layer with the largest features is most of the sum, whatever its weight.
+    """
+
+    def __init__(self, num_layers: int, num_tasks: int, width: int) -> None:
+        super().__init__(num_layers, num_tasks, width)
+        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(num_layers + 1))
+        self.mix_scalars = nn.Parameter(torch.zeros(num_tasks, num_layers + 1))
+
+    def forward(
+        self, layers: tuple[Float[Tensor, "B L D"], ...], frame_mask_BL: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "K B L D"]:
+        """Return every task's frames."""
+        normed_SBLD = torch.stack([norm(frames_BLD) for norm, frames_BLD in zip(self.norms, layers, strict=True)])
+        return torch.einsum("ks,sbld->kbld", len(layers) * self.mix_scalars.softmax(dim=1), normed_SBLD)
+
+    def coefficients(self) -> Float[Tensor, "K S"]:
+        """Return the weights of h0 .. hN; S = N + 1."""
+        return self.mix_scalars.detach().softmax(dim=1)
 
 
 class TaskResiduals(Integration):

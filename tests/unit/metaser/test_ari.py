@@ -15,6 +15,8 @@ NUM_LAYERS = 4
 WIDTH = 6
 TASKS = ("asr", "gender", "emotion")
 FORMS = tuple(ARI_FORMS)
+SUMS = ("weighted_sum", "normed_weighted_sum")
+"""Start from all layers, the others from the last."""
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_zero_initialised_forms_are_the_last_layer_exactly(
     frames = ari(layers, mask_BL)
     assert list(frames) == list(TASKS)
     for frames_BLD in frames.values():
-        assert torch.equal(frames_BLD, layers[-1]) == (form != "weighted_sum")
+        assert torch.equal(frames_BLD, layers[-1]) == (form not in SUMS)
 
 
 @pytest.mark.parametrize("form", ["dense", "dense+task"])
@@ -73,6 +75,17 @@ def test_weighted_sum_is_the_mean_at_the_start_and_the_softmax_later(
     expected = sum(weight * frames for weight, frames in zip(weights, layers, strict=True))
     for frames_BLD in ari(layers, mask_BL).values():
         torch.testing.assert_close(frames_BLD, expected)
+
+
+def test_normed_weighted_sum_is_the_definition(layers: tuple[Tensor, ...], mask_BL: Tensor) -> None:
+    ari = perturbed("normed_weighted_sum")
+    norms = ari.get_submodule("integration.norms")
+    assert isinstance(norms, nn.ModuleList)
+    weights = ari.get_parameter("integration.mix_scalars").softmax(1)
+    frames = ari(layers, mask_BL)
+    for k, name in enumerate(TASKS):
+        parts = [weights[k, layer] * normed(norms, layer, layers[layer]) for layer in range(NUM_LAYERS + 1)]
+        torch.testing.assert_close(frames[name], (NUM_LAYERS + 1) * sum(parts))
 
 
 @pytest.mark.parametrize("form", ["task", "dense+task"])
@@ -144,7 +157,7 @@ def test_coefficients_have_a_row_per_task_and_a_column_per_layer(form: AriForm) 
     assert not any(values.requires_grad for values in maps.values())
     if form == "task":
         assert torch.equal(maps["task"][:, 1:-1], ari.get_parameter("integration.task_scalars"))
-    if form == "weighted_sum":
+    if form in SUMS:
         torch.testing.assert_close(maps["task"].sum(1), torch.ones(len(TASKS)))
     else:
         assert torch.equal(maps["task"][:, -1], torch.ones(len(TASKS)))
@@ -162,6 +175,7 @@ def test_coefficients_have_a_row_per_task_and_a_column_per_layer(form: AriForm) 
     [
         ("none", set()),
         ("weighted_sum", {"integration.mix_scalars"}),
+        ("normed_weighted_sum", {"integration.mix_scalars"}),
         ("task", {"integration.task_scalars"}),
         ("dense", {"dense.dense_scalars"}),
         ("gated", {"integration.gate_scalars"}),
@@ -191,6 +205,9 @@ def test_reset_returns_to_the_start(form: AriForm, layers: tuple[Tensor, ...], m
     ari = perturbed(form)
     ari.reset_coefficients()
     fresh = build_ari(form, NUM_LAYERS, WIDTH, TASKS)
+    if form == "normed_weighted_sum":
+        # Its norms, which are no coefficients, are seen from the start.
+        fresh.get_submodule("integration.norms").load_state_dict(ari.get_submodule("integration.norms").state_dict())
     torch.testing.assert_close(ari(layers, mask_BL), fresh(layers, mask_BL))
 
 
