@@ -5,6 +5,7 @@ from __future__ import annotations
 from launch.exits import App, exit_with_code
 from launch.train import train
 from launch.verbs.ablate import ablate
+from launch.verbs.baseline import baseline
 from launch.verbs.compare import compare
 from launch.verbs.crossval import crossval
 from launch.verbs.demo import demo
@@ -25,7 +26,22 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (demo, pack, inspect, train, tune, evaluate, crossval, ablate, compare, predict, submit, status, stop):
+for verb in (
+    demo,
+    pack,
+    inspect,
+    train,
+    tune,
+    evaluate,
+    crossval,
+    ablate,
+    baseline,
+    compare,
+    predict,
+    submit,
+    status,
+    stop,
+):
     app.command()(verb)
 
 
