@@ -24,6 +24,9 @@ def refuse_changes(before: ExperimentConfig, now: ExperimentConfig, run: RunDir)
         config.model_dump(mode="json", exclude={"output_dir": True, "parallel": True, "data": {_ACCEPTED}})
         for config in (before, now)
     )
+    # Where frames are kept changes no number, that they are does: dropout of the frozen part is left out.
+    for tree in (old, new):
+        tree["frame_cache"] = tree["frame_cache"] is not None
     for number, (old_stage, new_stage) in enumerate(zip(old["stages"], new["stages"], strict=False), start=1):
         is_built_on = run.checkpoints(number + 1).is_dir()
         if new_stage["num_steps"] >= old_stage["num_steps"] and not is_built_on:

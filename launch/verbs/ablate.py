@@ -102,6 +102,8 @@ def _train_beside(ablation: Ablation) -> None:
 
 
 def _train_missing(ablation: Ablation) -> bool:
+    from transformers.utils.logging import disable_progress_bar
+
     from metaser.distributed import DistInfo
     from metaser.eval.crossval import check_crossval, start_crossval
     from metaser.progress import is_finished
@@ -110,6 +112,7 @@ def _train_missing(ablation: Ablation) -> bool:
     from shards.errors import InputError
 
     logging.getLogger().setLevel(logging.ERROR)
+    disable_progress_bar()
     for cell in ablation.cells:
         if cell.baseline is not None or not cell.missing:
             continue

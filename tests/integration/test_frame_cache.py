@@ -74,6 +74,16 @@ def test_a_run_learns_the_same_from_kept_frames_and_others_share_them(corpus, en
     assert pieces(tmp_path / "cache") == before
 
 
+@pytest.mark.parametrize("piece_bytes", [1 << 10, 1 << 15])
+def test_frames_fill_as_many_files_as_they_need(corpus, encoders, tmp_path, monkeypatch, piece_bytes):
+    plain = corpus.train(tmp_path / "plain", encoders["whisper"], *PLAIN)
+    # Of the two, the smaller holds not even one clip.
+    monkeypatch.setattr("metaser.framecache._PIECE_BYTES", piece_bytes)
+    run = corpus.train(tmp_path / "run", encoders["whisper"], *PLAIN, f"frame_cache={tmp_path / 'cache'}")
+    same(run, plain)
+    assert len(pieces(tmp_path / "cache")) > 4
+
+
 def test_features_are_kept_under_spec_augment_and_trained_layers(corpus, encoders, tmp_path):
     overrides = (encoders["wav2vec2"], *EXACT)
     plain = corpus.train(tmp_path / "plain", *overrides)
@@ -146,7 +156,10 @@ def test_a_run_continues_from_kept_frames_bit_for_bit(corpus, encoders, tmp_path
     settings = (encoders["whisper"], *PLAIN, constant, f"frame_cache={tmp_path / 'cache'}")
     whole = corpus.train(tmp_path / "whole", *settings)
     part = corpus.train(tmp_path / "part", *settings, "stages.1.num_steps=3")
-    corpus.train(part, *settings)
+    moved = f"frame_cache={(tmp_path / 'cache').rename(tmp_path / 'moved')}"
+    with pytest.raises(RunError, match="frame_cache from True to False"):
+        corpus.train(part, *settings, "frame_cache=null")
+    corpus.train(part, *settings, moved)
     assert losses(part) == losses(whole)
     expected, found = (load_file(run / "best/model.safetensors") for run in (whole, part))
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
