@@ -10,39 +10,24 @@ Legend: U utterances, K kinds of features (layers), D features.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from metaser.config.load import dump_experiment
 from metaser.config.schema import ExperimentConfig
 from metaser.errors import ConfigError, TrainingError
-from metaser.eval.evaluate import utterance_results
+from metaser.eval.foreign import heard_clips, judge_scores, judged_task
 from metaser.eval.functionals import functionals
-from metaser.eval.protocol import judge_answers, own_choice
-from metaser.eval.report import write_report
 from metaser.framecache import clip_frames
 from metaser.model.encoders.base import SpeechEncoder
 from metaser.model.encoders.families import load_encoder
 from metaser.model.network import hearing
 from metaser.processes import Processes
-from metaser.record import material, used_rows
-from metaser.rundir import RunDir, refuse_output_dir
-from metaser.runfiles import write_whole, writing
-from metaser.stagedata import experiment_specs, load_split_index, select_utterances
-from metaser.sums import sealed_yaml
+from metaser.stagedata import select_utterances
 from metaser.targets import Targets
-from metaser.tasks.kinds import kind_of
-from metaser.tasks.results import UtteranceResult
 from metaser.tasks.spec import TaskSpec
-from metaser.windows import JoinedOutput
-from shards.errors import ShardError
 from shards.index import Index
-from shards.plan import MicroBatch
-from shards.read import read_batches
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +46,7 @@ def judge_baseline(config: ExperimentConfig, kind: BaselineKind, processes: Proc
         ConfigError: if the main task has no classes, or the probe's encoder is trained from scratch.
         InputError: if the data does not allow it.
     """
-    run = RunDir(Path(config.output_dir))
-    refuse_output_dir(run)
-    index, splits = load_split_index(config.data)
-    specs = experiment_specs(config, index, splits)
-    main = next(spec for spec in specs if spec.name == config.main_task)
-    if not kind_of(main).has_classes:
-        raise ConfigError(f"a baseline needs a main task with classes, got {main.name!r} of kind {main.kind}")
+    index, splits, specs, main = judged_task(config)
     stage = config.stages[-1]
     parts = {}
     for split in ("train", "dev"):
@@ -85,28 +64,11 @@ def judge_baseline(config: ExperimentConfig, kind: BaselineKind, processes: Proc
     )
     log.info("%s: %s, dev UA %.3f", kind, model.describe(features), model.dev_ua)
 
-    def answer(part: Index) -> list[UtteranceResult]:
-        logits_UC = torch.from_numpy(model.log_probabilities(features.of(part), len(main.labels)))
-        said = JoinedOutput({main.name: logits_UC}, dict.fromkeys([main.name], 1))
-        return list(utterance_results([main], part, np.arange(len(part)), said, Targets([main], part)))
+    def scores(part: Index, spec: TaskSpec) -> np.ndarray:
+        return model.probabilities(features.of(part), len(spec.labels))
 
-    judged = judge_answers(
-        run,
-        config.model_copy(update={"stages": (stage,)}),
-        own_choice(config, index, splits, "test"),
-        specs,
-        lambda specs: material(index, used_rows(config, specs, index, splits)),
-        answer,
-        notes_of=lambda part: [f"a baseline: logistic regression over {model.describe(features)}"],
-    )
-    if judged is None:
-        raise TrainingError("a baseline must be judged, but the test split is empty")
-    report, results = judged
-    with writing(run.root):
-        run.root.mkdir(parents=True, exist_ok=True)
-        write_whole(run.config, sealed_yaml(dump_experiment(config)))
-        write_report(run.report, report, results, (main,))
-    return report
+    note = f"a baseline: logistic regression over {model.describe(features)}"
+    return judge_scores(config, scores, note, trained_here=True)
 
 
 def _classes(spec: TaskSpec, part: Index) -> np.ndarray:
@@ -137,16 +99,7 @@ class _Features:
         if self._encoder is not None:
             frames = clip_frames(self._encoder, part, self._config, self._processes)
             return np.stack([frames_KLD.float().mean(dim=1).numpy() for frames_KLD in frames])
-        data = self._config.data
-        micro_batches = (MicroBatch(np.asarray([item])) for item in range(len(part)))
-        found = []
-        for batch in read_batches(
-            part, micro_batches, num_workers=0, timeout_s=data.worker_timeout_s, remote=data.remote
-        ):
-            if batch.problems:
-                raise ShardError(f"a baseline needs every utterance, but {batch.problems[0]}")
-            found.append(functionals(batch.wave_BT[0].numpy())[None])
-        return np.stack(found)
+        return np.stack([functionals(wave_T)[None] for wave_T in heard_clips(part, self._config)])
 
 
 class _Linear:
@@ -162,12 +115,10 @@ class _Linear:
         """Return what was chosen on dev."""
         return f"{features.names[self._which]}, C = {self._penalty:g}"
 
-    def log_probabilities(self, features_UKD: np.ndarray, num_classes: int) -> np.ndarray:
-        """Return the log-probability of each class; of one that training did not have, a very low one."""
-        found = np.full((len(features_UKD), num_classes), -100.0, np.float32)
-        found[:, self._fitted[-1].classes_] = self._fitted.predict_log_proba(features_UKD[:, self._which]).clip(
-            min=-100.0
-        )
+    def probabilities(self, features_UKD: np.ndarray, num_classes: int) -> np.ndarray:
+        """Return the probability of each class; of one that training did not have, zero."""
+        found = np.zeros((len(features_UKD), num_classes))
+        found[:, self._fitted[-1].classes_] = self._fitted.predict_proba(features_UKD[:, self._which])
         return found
 
 

@@ -116,7 +116,7 @@ class WeightedSum(Integration):
 
 
 class NormedWeightedSum(Integration):
-    """`z_k = (N + 1) sum_l softmax(a_k)_l LN_l(h_l)` over h0 .. hN: a weighted sum whose layers all have the same scale.
+    """`z_k = (N + 1) sum_l softmax(a_k)_l LN_l(h_l)` over h0 .. hN: a weighted sum of layers of one scale.
 
     Without norms the layer with the largest features is most of the sum, whatever its weight.
     """
