@@ -105,6 +105,7 @@ def _train_missing(ablation: Ablation) -> bool:
     from transformers.utils.logging import disable_progress_bar
 
     from metaser.distributed import DistInfo
+    from metaser.eval.ablation import drop_models
     from metaser.eval.crossval import check_crossval, start_crossval
     from metaser.progress import is_finished
     from metaser.runlock import lock_holder
@@ -130,6 +131,8 @@ def _train_missing(ablation: Ablation) -> bool:
                 say(f"error: {_name(cell)}, fold {fold}: {error}")
                 continue
             say(f"{_name(cell)}, {_describe(cell, fold)}")
+            if not ablation.config.keep_models:
+                drop_models(run)
     return True
 
 

@@ -7,6 +7,7 @@ folds may be left out; `OUT/report` has the table.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -58,6 +59,9 @@ class AblationConfig(Section):
     """Rows without any training by steps; see `metaser baseline`. They have one model, whatever the seeds."""
     arms: dict[ArmName, dict[str, Any]] = Field(min_length=1)
     """By name what changes in the experiment: values by their paths, as in overrides."""
+    keep_models: bool = False
+    """Keep the checkpoints and the best model of every fold that was trained here; otherwise, once it is judged, only what
+    it said: hundreds of models fill a disk."""
     contrasts: tuple[tuple[str, str], ...] = ()
     """Pairs of rows to compare: how much more the first has than the second."""
 
@@ -94,6 +98,22 @@ class Cell:
 def has_report(run: RunDir) -> bool:
     """Return whether a baseline's fold is judged."""
     return run.report_json.exists()
+
+
+def drop_models(run: RunDir) -> None:
+    """Delete the weights of a run that is finished.
+
+    Raises:
+        RunError: if the system refuses.
+    """
+    with writing(run.root):
+        for folder in (run.best, *(run.checkpoints(number) for number in range(1, _num_stages(run) + 1))):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
+
+def _num_stages(run: RunDir) -> int:
+    return len(load_experiment(run.config).stages)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from tinyruns import EXACT, losses, train_ranks
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("strategy", ["single", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "zero1", "zero2", "zero3"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_on_a_gpu_learns_what_float32_does_on_a_cpu(corpus, tmp_path, strategy, precision):
     alone = corpus.train(tmp_path / "alone", *EXACT)

@@ -58,6 +58,7 @@ def test_every_arm_seed_and_fold_is_trained_once_and_told_in_one_table(speakers,
         assert folds == ["fold0", "fold2", "fold3"]
         for fold in folds:
             assert len(read_json(root / arm / f"seed{seed}" / fold / "environment.json")["starts"]) == 1
+            assert not list((root / arm / f"seed{seed}" / fold).rglob("*.safetensors"))
     report = read_json(root / "report/report.json")
     assert list(report["arms"]) == ["functionals", "full", "last layer"]
     assert [report["arms"][arm]["num_models"] for arm in report["arms"]] == [1, 2, 2]
