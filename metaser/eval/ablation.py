@@ -60,8 +60,8 @@ class AblationConfig(Section):
     arms: dict[ArmName, dict[str, Any]] = Field(min_length=1)
     """By name what changes in the experiment: values by their paths, as in overrides."""
     keep_models: bool = False
-    """Keep the checkpoints and the best model of every fold that was trained here; otherwise, once it is judged, only what
-    it said: hundreds of models fill a disk."""
+    """Keep checkpoints and best model of every fold that was trained here; otherwise, once it is judged, only what it
+    said: hundreds of models fill a disk."""
     contrasts: tuple[tuple[str, str], ...] = ()
     """Pairs of rows to compare: how much more the first has than the second."""
 
