@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from sklearn.metrics import balanced_accuracy_score
-from tinyruns import TinyCorpus, clip, error_line, metaser, read_json, write_experiment
+from tinyruns import REPOSITORY, TinyCorpus, clip, error_line, metaser, read_json, write_experiment
 from tones import pack_items
 
+from metaser.config.load import load_experiment, load_section
 from metaser.errors import ConfigError, RunError
-from metaser.eval.ablation import plan_ablation, write_ablation
+from metaser.eval.ablation import AblationConfig, plan_ablation, write_ablation
 from metaser.eval.compare import compare_systems, pooled_system, read_system
 from metaser.eval.functionals import NAMES, functionals
 from shards.labels import FOUR_EMOTIONS
@@ -184,3 +185,18 @@ def test_functionals_are_finite_ignore_the_level_and_follow_the_pitch():
         found = functionals(wave.astype(np.float32))
         assert found.shape == (len(NAMES),)
         assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/ablation").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_set_that_is_shipped_fits_its_experiment(path):
+    config = load_section(AblationConfig, path, name="SET", whole="the ablation")
+    experiment = REPOSITORY / "configs/experiment" / path.name
+    plain = load_experiment(experiment)
+    arms = {
+        name: load_experiment(experiment, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+        for name, changes in config.arms.items()
+    }
+    assert len({arm.model_dump_json() for arm in arms.values()}) == len(arms)
+    for arm in arms.values():
+        assert arm.data == plain.data
+        assert arm.stages[-1].filter == plain.stages[-1].filter
