@@ -223,7 +223,8 @@ def fill(
     info = processes.info
     sounds = sounds_of(index)
     num_local = max(processes.all_gather(info.local_rank)) + 1
-    for number, count in ((info.rank, info.num_processes), (info.local_rank, num_local)):
+    # By machine for disks of their own; alone where machines have differently many processes.
+    for number, count in ((info.rank, info.num_processes), (info.local_rank, num_local), (0, 1)):
         cache.refresh()
         missing = cache.missing(sounds)
         # All look before the first of them writes.
