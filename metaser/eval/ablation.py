@@ -32,7 +32,7 @@ from metaser.eval.crossval import CrossValidation, plan_folds
 from metaser.eval.metrics import rounded
 from metaser.eval.paired import METRICS, Difference, metric_of_answers
 from metaser.progress import is_finished
-from metaser.rundir import RunDir
+from metaser.rundir import REPORT, REPORT_PAGE, RunDir
 from metaser.runfiles import write_whole, writing
 from metaser.tasks.kinds import all_metrics
 from shards.config import PathText
@@ -70,7 +70,7 @@ class AblationConfig(Section):
         for part in (self.seeds, self.folds):
             if part != "all" and len(set(part)) < len(part):
                 raise ValueError(f"seeds and folds must be named once each, got {list(part)}")
-        if both := sorted(set(self.arms) & {*self.baselines, "report"}):
+        if both := sorted(set(self.arms) & {*self.baselines, RunDir(Path()).report.name}):
             raise ValueError(f"arms must have other names than baselines and the report, got {both}")
         names = [*self.baselines, *self.arms]
         for pair in self.contrasts:
@@ -127,7 +127,7 @@ class Ablation:
     @property
     def report(self) -> Path:
         """The folder of the table."""
-        return self.root / "report"
+        return RunDir(self.root).report
 
     @property
     def num_missing(self) -> int:
@@ -206,8 +206,8 @@ def write_ablation(ablation: Ablation) -> dict[str, Any]:
     }
     with writing(ablation.report):
         ablation.report.mkdir(parents=True, exist_ok=True)
-        write_whole(ablation.report / "report.md", _markdown(report))
-        write_whole(ablation.report / "report.json", dump_json(report, indent=2) + "\n")
+        write_whole(ablation.report / REPORT_PAGE, _markdown(report))
+        write_whole(ablation.report / REPORT, dump_json(report, indent=2) + "\n")
     return report
 
 

@@ -20,9 +20,9 @@ from jaxtyping import Float
 Counts = Float[np.ndarray, "_ S C 3"]
 """Of each model, speaker and class: utterances of it, those of them that are recognised, and how often it is said."""
 
-MAX_EXACT_SPEAKERS = 12
-"""Up to so many, all ways to exchange the systems are tried; beyond, `NUM_EXCHANGES` at random."""
-NUM_EXCHANGES = 4095
+_MAX_EXACT_SPEAKERS = 12
+"""Up to so many, all ways to exchange the systems are tried; beyond, `_NUM_EXCHANGES` at random."""
+_NUM_EXCHANGES = 4095
 _POWER = 0.8
 MIN_SPEAKERS = 4
 
@@ -166,10 +166,10 @@ def _independent_error(ours: Counts, theirs: Counts, metric: str) -> float:
 def _exchange_test(ours: Counts, theirs: Counts, metric: str, difference: float, seed: int) -> tuple[float, float]:
     """Return the two-sided p value, and the smallest that there can be."""
     num_speakers = ours.shape[1]
-    if num_speakers <= MAX_EXACT_SPEAKERS:
+    if num_speakers <= _MAX_EXACT_SPEAKERS:
         ways = np.asarray(list(itertools.product((False, True), repeat=num_speakers)))
     else:
-        drawn = np.random.default_rng(seed).random((NUM_EXCHANGES, num_speakers)) < 0.5
+        drawn = np.random.default_rng(seed).random((_NUM_EXCHANGES, num_speakers)) < 0.5
         ways = np.concatenate([np.zeros((1, num_speakers), bool), drawn])
     sums = ours.sum(axis=1), theirs.sum(axis=1)
     if ours.shape[0] == theirs.shape[0]:
