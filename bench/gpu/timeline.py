@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,8 +105,8 @@ def marked(model: Any, mark: Mark) -> Iterator[None]:
     encoder = model.encoder
     run_layers = encoder._run_layers
 
-    def run_marked_layers(frames_BLD: Tensor, *others: Any) -> Any:
-        return run_layers(boundary(frames_BLD, POSITIONS, LAYERS), *others)
+    def run_marked_layers(frames: Sequence[Tensor], *others: Any) -> Any:
+        return run_layers([boundary(frames_BLD, POSITIONS, LAYERS) for frames_BLD in frames], *others)
 
     encoder._run_layers = run_marked_layers
     handles = [
