@@ -95,10 +95,8 @@ class FrameCache:
         """
         sums = json.dumps({sound: _crc32(frames_KLD) for sound, frames_KLD in frames.items()})
         path = self.folder / f"{uuid4().hex}.safetensors"
-        with writing(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
-                file.write(save(frames, {_SUMS: sums}))
+        with writing(path), whole_file(path) as file:
+            file.write(save(frames, {_SUMS: sums}))
 
     def read(self, sound: str) -> Shaped[Tensor, "K L D"]:
         """Return a clip's frames.
@@ -232,6 +230,9 @@ def fill(
         mine = missing[number::count]
         problem = None
         if mine:
+            # Before what may take hours.
+            with writing(cache.folder):
+                cache.folder.mkdir(parents=True, exist_ok=True)
             log.info("keeping the frames of %d clips in %s", len(mine), cache.folder)
             found = _compute(encoder, cache.depth, index, mine, config, processes)
             problem = _keep(cache, [sounds[item] for item in mine], found, is_stopped)
