@@ -38,6 +38,7 @@ ELSEWHERE = {
     r"crossval configs/experiment/emodb\.yaml$": "EMO-DB, an hour",
     r"train configs/experiment/emodb_an4\.yaml$": "EMO-DB and AN4, half an hour",
     r"evaluate runs/emodb_an4/fold0 ": "that run",
+    r"ablate configs/experiment/emodb_an4_whisper\.yaml ": "EMO-DB, AN4 and Whisper, hours",
     r"train mine\.yaml .*microsoft/wavlm-large": "the hub; tests/distributed/test_starting_page.py has a stand-in",
     r"submit ": "a SLURM; tests/slurm",
 }
