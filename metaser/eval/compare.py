@@ -164,9 +164,8 @@ def compare_systems(systems: Sequence[System]) -> Comparison:
         names = ", ".join(system.name for system in systems)
         raise RunError(f"runs must have judged the same utterances to be compared, but {names} have none in common")
     warnings = list(_warnings(systems, keys))
-    known = [key for key in keys if all(_same_reference(systems, key))]
-    keys = known or keys
-    if not known:
+    keys = [key for key in keys if all(_same_reference(systems, key))]
+    if not keys:
         raise RunError("runs must agree on what is true of the utterances that they judged, but do so of none")
     nameless = [key for key in keys if systems[0].speaker_of[key] is None]
     if nameless:
