@@ -31,12 +31,13 @@ def ablate(
     Started several times, on one machine or on several with the same disk, each takes the next fold that nobody trains.
     """
     from metaser.errors import ConfigError, RunError
-    from metaser.eval.ablation import plan_ablation
+    from metaser.eval.ablation import check_ablation, plan_ablation
     from metaser.train.checks import check_folds
 
     if cluster is None and changes:
         raise ConfigError(f"options of the cluster belong to --cluster, which is not given, got {', '.join(changes)}")
     ablation = plan_ablation(config, variants, tuple(overrides or ()))
+    check_ablation(ablation)
     for cell in ablation.cells:
         if cell.missing and cell.baseline is None:
             for note in dict.fromkeys(check_folds(cell.plan)):
@@ -50,12 +51,12 @@ def ablate(
     elif not _train_here(ablation, parallel):
         say("stopped; the same command continues")
         return
+    _show(ablation)
     if cluster is None and ablation.num_missing:
         raise RunError(
             f"every fold must finish, but {ablation.num_missing} of {num_folds} did not; what they said stands above "
             "and in their train.log; the same command runs only these again"
         )
-    _show(ablation)
 
 
 def _judge_baseline(cell: Cell) -> None:
@@ -85,12 +86,15 @@ def _train_here(ablation: Ablation, parallel: int) -> bool:
     others = [context.Process(target=_train_beside, args=(ablation,)) for _ in range(parallel - 1)]
     for other in others:
         other.start()
-    is_done = _train_missing(ablation)
-    for other in others:
-        if not is_done:
-            # It saves and stops, too.
-            other.terminate()
-        other.join()
+    is_done = False
+    try:
+        is_done = _train_missing(ablation)
+    finally:
+        for other in others:
+            if not is_done:
+                # It saves and stops, too.
+                other.terminate()
+            other.join()
     return is_done
 
 
@@ -106,7 +110,7 @@ def _train_missing(ablation: Ablation) -> bool:
 
     from metaser.distributed import DistInfo
     from metaser.eval.ablation import drop_models
-    from metaser.eval.crossval import check_crossval, start_crossval
+    from metaser.eval.crossval import start_crossval
     from metaser.progress import is_finished
     from metaser.runlock import lock_holder
     from metaser.train.run import train
@@ -117,7 +121,6 @@ def _train_missing(ablation: Ablation) -> bool:
     for cell in ablation.cells:
         if cell.baseline is not None or not cell.missing:
             continue
-        check_crossval(cell.plan)
         start_crossval(cell.plan)
         for fold in cell.missing:
             run = cell.plan.run(fold)

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from metaser import markdown
 from metaser.config.load import load_experiment, load_section
+from metaser.continuing import refuse_changes
 from metaser.errors import ConfigError, RunError
 from metaser.eval.baseline import BaselineKind
 from metaser.eval.compare import (
@@ -28,7 +29,7 @@ from metaser.eval.compare import (
     difference_cells,
     pooled_system,
 )
-from metaser.eval.crossval import CrossValidation, plan_folds
+from metaser.eval.crossval import CrossValidation, check_crossval, plan_folds
 from metaser.eval.metrics import rounded
 from metaser.eval.paired import METRICS, Difference, metric_of_answers
 from metaser.progress import is_finished
@@ -98,6 +99,22 @@ class Cell:
 def has_report(run: RunDir) -> bool:
     """Return whether a baseline's fold is judged."""
     return run.report_json.exists()
+
+
+def check_ablation(ablation: Ablation) -> None:
+    """Refuse what the folders hold of other experiments: it would be told as that of these arms.
+
+    Raises:
+        RunError: saying what differs.
+    """
+    for cell in ablation.cells:
+        if cell.baseline is None:
+            check_crossval(cell.plan)
+            continue
+        for fold in cell.folds:
+            run = cell.plan.run(fold)
+            if run.is_run():
+                refuse_changes(load_experiment(run.config), cell.plan.experiment(fold), run)
 
 
 def drop_models(run: RunDir) -> None:

@@ -35,7 +35,7 @@ from metaser.tasks.spec import TaskSpec
 from metaser.windows import JoinedOutput
 from shards.errors import ShardError
 from shards.index import Index
-from shards.inputfile import MAX_TEXT_BYTES, read_regular
+from shards.inputfile import MAX_TEXT_BYTES, is_there, read_regular
 from shards.plan import MicroBatch
 from shards.read import read_batches
 from shards.schema import RATE_HZ
@@ -71,8 +71,8 @@ def judge_scores(
     """
     run = RunDir(Path(config.output_dir))
     refuse_output_dir(run)
-    if run.is_run() and run.best.exists():
-        raise RunError(f"{str(run.root)!r} holds a trained run, whose report stays as it is; choose another output_dir")
+    if is_there(run.environment) or is_there(run.data) or run.is_crossval():
+        raise RunError(f"{str(run.root)!r} holds a training, whose files stay as they are; choose another output_dir")
     index, splits, specs, main = judged_task(config)
     last = config.model_copy(update={"stages": config.stages[-1:]})
 

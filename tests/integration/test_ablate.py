@@ -130,12 +130,26 @@ def test_a_set_that_cannot_be_is_refused_with_its_value(speakers, tmp_path, chan
 
 
 def test_an_arm_that_fails_ends_no_other_and_is_told(speakers, tmp_path):
-    # A limit that no clip's frames pass: the run is refused before its first step.
-    arms = {"bad": {"init_from": str(tmp_path / "nothing")}, "good": {}}
-    path = write_set(tmp_path / "set.yaml", arms=arms, contrasts=[], seeds=[0], folds=[1], baselines=[])
+    path = write_set(
+        tmp_path / "set.yaml", arms={"bad": {}, "good": {}}, contrasts=[], seeds=[0], folds=[1], baselines=[]
+    )
+    (tmp_path / "set/bad/seed0/fold1/train.log").mkdir(parents=True)
     result = metaser("ablate", speakers.yaml, path, *SHORT, folder=tmp_path)
     assert result.returncode == 2
-    assert "nothing" in result.stderr
+    assert "error: bad, seed 0, fold 1: " in result.stderr
+    assert "every fold must finish, but 1 of 2 did not" in result.stderr
+    assert list(read_json(tmp_path / "set/report/report.json")["arms"]) == ["good"]
+    assert "good" in result.stdout
+
+
+def test_what_was_trained_otherwise_is_not_told_as_this(speakers, done, tmp_path):
+    root = done[0].with_suffix("")
+    arms = {**SET["arms"], "full": {"seed": 0, "model.head_dropout": 0.5}}
+    for changes, more in (({"arms": arms}, ()), ({}, ("model.head_dropout=0.5",))):
+        path = write_set(tmp_path / "set.yaml", output_dir=str(root), **changes)
+        refused = metaser("ablate", speakers.yaml, path, *SHORT, *more, folder=tmp_path)
+        assert refused.returncode == 2
+        assert "choose another output_dir" in error_line(refused)
 
 
 def test_compare_tells_differences_warnings_and_json(done, tmp_path):

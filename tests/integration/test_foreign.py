@@ -88,7 +88,7 @@ def test_options_that_do_not_go_together_and_folders_that_hold_a_run_are_refused
             (corpus.yaml, "--predictions", tmp_path / "gone.csv", f"output_dir={tmp_path / 'o'}"),
             "must be a readable table",
         ),
-        ((corpus.yaml, "--predictions", table, f"output_dir={finished}"), "holds a trained run"),
+        ((corpus.yaml, "--predictions", table, f"output_dir={finished}"), "holds a training, whose files stay"),
         ((corpus.yaml, "--hf", tmp_path / "gone", f"output_dir={tmp_path / 'o'}"), "must be a folder with a model"),
         (
             (corpus.yaml, "--hf", tmp_path, f"output_dir={tmp_path / 'o'}"),
